@@ -1,0 +1,33 @@
+"""Visual anomaly detection for scikit-learn users.
+
+Learn from images of good parts only, then say for a new image whether it is
+defective, and where. Every method is a scikit-learn estimator.
+
+Importing this package is cheap: torch and timm are imported by the first
+estimator that needs them.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0.dev0"
+
+_EXPORTS = {
+    "PCANetFeatures": "skad.features",
+    "PatchCoreDetector": "skad.detectors",
+    "PatchFeatures": "skad.features",
+    "Pipeline": "skad.pipeline",
+    "anomaly_map": "skad.pipeline",
+    "make_pipeline": "skad.pipeline",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'skad' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_EXPORTS])

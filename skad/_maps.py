@@ -1,0 +1,81 @@
+"""From patch grids to pixels: upsampling, smoothing and undoing a crop.
+
+Bilinear upsampling and Gaussian smoothing are linear and separable, so both
+together are one small matrix per image axis: a map of any size costs two thin
+matrix products.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+WHOLE = ((0.0, 1.0), (0.0, 1.0))  # the window of a grid that covers its image
+
+
+def render(grids, size, *, sigma=4.0, window=WHOLE):
+    """Draw patch grids at pixel size.
+
+    Bilinear interpolation with half-pixel centres, then a Gaussian with
+    `scipy.ndimage` borders (edge pixels repeated).
+
+    Parameters
+    ----------
+    grids : ndarray of shape (n, h, w)
+        Patch scores, larger is more anomalous.
+
+    size : (int, int)
+        Height and width of the result in pixels.
+
+    sigma : float, default=4.0
+        Standard deviation of the Gaussian in pixels of the result; 0 leaves
+        it out.
+
+    window : ((float, float), (float, float)), default=((0, 1), (0, 1))
+        The part of the image that the grid covers, as fractions of its height
+        and of its width. Outside, each map takes the smallest score of its
+        grid: nothing was looked at there, so nothing fires there.
+
+    Returns
+    -------
+    maps : ndarray of shape (n, H, W), float32
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad._maps import render
+    >>> render(np.array([[[0.0, 1.0]]]), (1, 4), sigma=0)
+    array([[[0.  , 0.25, 0.75, 1.  ]]], dtype=float32)
+    """
+    height, width = size
+    rows, top = _axis_operator(grids.shape[1], height, *window[0], sigma)
+    cols, left = _axis_operator(grids.shape[2], width, *window[1], sigma)
+    seen = rows @ np.asarray(grids, np.float32) @ cols.T
+    if seen.shape[1:] == (height, width):
+        return seen
+    maps = np.empty((len(grids), height, width), np.float32)
+    maps[:] = grids.min(axis=(1, 2))[:, None, None]
+    maps[:, top : top + seen.shape[1], left : left + seen.shape[2]] = seen
+    return maps
+
+
+@lru_cache(maxsize=512)
+def _axis_operator(n_cells, n_pixels, start, stop, sigma):
+    """Matrix (pixels inside the window, cells) and the first such pixel."""
+    position = (np.arange(n_pixels) + 0.5) / n_pixels
+    inside = np.flatnonzero((position >= start) & (position < stop))
+    if len(inside) == 0:  # a window thinner than one pixel
+        inside = np.array([int((start + stop) / 2 * n_pixels)])
+    cell = (position[inside] - start) / (stop - start) * n_cells - 0.5
+    cell = np.clip(cell, 0, n_cells - 1)
+    low = np.minimum(cell.astype(int), n_cells - 1)
+    high = np.minimum(low + 1, n_cells - 1)
+    operator = np.zeros((len(inside), n_cells))
+    pixel = np.arange(len(inside))
+    np.add.at(operator, (pixel, low), 1 - (cell - low))
+    np.add.at(operator, (pixel, high), cell - low)
+    if sigma > 0:
+        operator = gaussian_filter1d(operator, sigma, axis=0, mode="reflect")
+    operator = operator.astype(np.float32)
+    operator.flags.writeable = False
+    return operator, int(inside[0])

@@ -1,0 +1,447 @@
+"""What every detector shares: input, scores, maps and a threshold to trust.
+
+A detector on features implements two hooks, `_fit` and `_score`; one that can
+score its own training data as if unseen adds `_score_left_out`. Everything
+that a user calls lives here.
+
+Signs follow scikit-learn: scores are larger for normal, `predict` gives +1 for
+normal and -1 for anomalous. Maps run the other way: larger is more anomalous.
+"""
+
+import warnings
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import (
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
+
+from skad._maps import WHOLE, render
+
+_FLOATS = [np.float64, np.float32]
+
+
+class BaseDetector(OutlierMixin, BaseEstimator):
+    """Base of the detectors that work on patch features.
+
+    Subclasses define ``_fit(X)``, where X has shape (n, h, w, d), and
+    ``_score(X)``, which returns one anomaly score per image and one per patch,
+    larger for more anomalous. ``_auto_calibration`` names what
+    ``calibration="auto"`` stands for.
+    """
+
+    _auto_calibration = "kfold"
+    _parameter_constraints: dict[str, list[Any]] = {
+        "contamination": [Interval(Real, 0, 0.5, closed="right")],
+        "calibration": [StrOptions({"auto", "loo", "kfold", "split", "train"})],
+        "sigma": [Interval(Real, 0, None, closed="left")],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def fit(self, X, y=None):
+        """Learn from features of good images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, h, w, d) or (n, d)
+            Patch features, float32 or float64. Rows of a 2-D array are samples
+            of one patch each.
+
+        y : array-like of shape (n,), optional
+            +1 for good, -1 for anomalous. Anomalous images are left out of
+            training; y has no other use.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If X is empty, not finite or of another number of dimensions, if no
+            good image is left, or if a parameter is out of range.
+        """
+        self._validate_params()
+        good = self._good(X, y)
+        X, present = self._check_features(X, reset=True)
+        good = present & good
+        if not good.any():
+            raise ValueError(
+                "no good image is left to learn from: every image is labelled -1 "
+                "or was skipped."
+            )
+        if not good.all():
+            X = X[good]
+        self._fit_and_calibrate(X)
+        return self
+
+    def score_samples(self, X):
+        """Score images; larger is more normal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, h, w, d) or (n, d)
+            Patch features.
+
+        Returns
+        -------
+        scores : ndarray of shape (n,), float64
+            NaN for an image that was skipped when it was read.
+        """
+        return -self._score_present(X)[0]
+
+    def decision_function(self, X):
+        """Score images against the threshold; negative is anomalous.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, h, w, d) or (n, d)
+            Patch features.
+
+        Returns
+        -------
+        decision : ndarray of shape (n,), float64
+            ``score_samples(X) - offset_``.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X):
+        """Decide for each image: +1 is normal, -1 is anomalous.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, h, w, d) or (n, d)
+            Patch features.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,), int64
+            0 for an image that was skipped when it was read.
+        """
+        return decide(self.decision_function(X))
+
+    def p_value(self, X):
+        """How usual each image is among good ones.
+
+        The share of held-out good images, the image itself counted, that look
+        at least as anomalous. Where training and new good images are
+        exchangeable, a good image gets p <= a with a probability of at most a.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, h, w, d) or (n, d)
+            Patch features.
+
+        Returns
+        -------
+        p : ndarray of shape (n,), float64
+            In (0, 1], small for anomalies.
+        """
+        scores = self.score_samples(X)
+        held_out = np.sort(self.calibration_scores_)
+        below = np.searchsorted(held_out, scores, side="right")
+        p = (1 + below) / (len(held_out) + 1)
+        return np.where(np.isnan(scores), np.nan, p)
+
+    def anomaly_map(self, X, size=None):
+        """Say where images are anomalous; larger is more anomalous.
+
+        Mind the sign: scores are larger for normal images, maps for anomalous
+        patches.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, h, w, d) or (n, d)
+            Patch features.
+
+        size : (int, int), optional
+            Height and width of the maps in pixels: the patch scores are
+            upsampled bilinearly and smoothed by a Gaussian of `sigma` pixels.
+            Without it, the raw scores of the patch grid.
+
+        Returns
+        -------
+        maps : ndarray of shape (n, h, w) or (n, *size), float32
+            NaN for an image that was skipped when it was read.
+        """
+        maps = self._score_present(X)[1]
+        if size is None:
+            return maps
+        return render(maps, check_size(size), sigma=self.sigma)
+
+    def predict_mask(self, X, size=None):
+        """Mark the anomalous pixels.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, h, w, d) or (n, d)
+            Patch features.
+
+        size : (int, int), optional
+            As in `anomaly_map`.
+
+        Returns
+        -------
+        masks : ndarray of shape (n, h, w) or (n, *size), bool
+            True where the map exceeds `pixel_threshold`.
+        """
+        return self.anomaly_map(X, size) > self.pixel_threshold(size)
+
+    def pixel_threshold(self, size=None, window=WHOLE):
+        """Threshold for the pixels of maps of a given size.
+
+        It is taken from the largest value of each held-out good map, drawn at
+        that size, so that "no pixel of a good image fires" carries the same
+        promise as the threshold of the image scores.
+
+        Parameters
+        ----------
+        size : (int, int), optional
+            Height and width of the maps; without it, the patch grid.
+
+        window : ((float, float), (float, float)), default=((0, 1), (0, 1))
+            The part of the image that the patch grid covers.
+
+        Returns
+        -------
+        threshold : float
+        """
+        check_is_fitted(self, "calibration_maps_")
+        maps = self.calibration_maps_
+        if size is None:
+            peaks = maps.max(axis=(1, 2))
+        else:
+            size = check_size(size)
+            step = max(1, 2**24 // (size[0] * size[1]))
+            parts = (maps[lo : lo + step] for lo in range(0, len(maps), step))
+            peaks = np.concatenate(
+                [
+                    render(part, size, sigma=self.sigma, window=window).max((1, 2))
+                    for part in parts
+                ]
+            )
+        return self._threshold(peaks.astype(np.float64), self.contamination)[0]
+
+    def calibrate(self, X, y=None):
+        """Set the threshold anew from good images that were not trained on.
+
+        The model itself stays as it is: for a new camera, new lighting, or a
+        threshold from more images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, h, w, d) or (n, d)
+            Patch features of good images that `fit` has not seen.
+
+        y : array-like of shape (n,), optional
+            Images labelled -1 are left out.
+
+        Returns
+        -------
+        self : object
+        """
+        self._validate_params()
+        check_is_fitted(self)
+        good = self._good(X, y)
+        X, present = self._check_features(X, reset=False)
+        good = present & good
+        if not good.any():
+            raise ValueError("no good image is left to calibrate with.")
+        self._set_threshold(*self._score(X[good]))
+        return self
+
+    # -- input ---------------------------------------------------------------
+
+    def _check_features(self, X, *, reset):
+        """Patch grids (n, h, w, d), and which images are present.
+
+        An image that was skipped when it was read is all NaN; any other NaN is
+        an error.
+        """
+        if getattr(X, "ndim", 0) != 4:
+            if getattr(X, "ndim", 0) == 3 or getattr(X, "ndim", 0) > 4:
+                raise ValueError(
+                    f"X has shape {X.shape}: expected patch features of shape "
+                    "(n, h, w, d), or (n, d). A single image is X[None]; images "
+                    "first pass through PatchFeatures. Found array with dim "
+                    f"{X.ndim}."
+                )
+            X = validate_data(self, X, dtype=_FLOATS, reset=reset)
+            return X[:, None, None, :], np.ones(len(X), bool)
+        X = check_array(
+            X, dtype=_FLOATS, allow_nd=True, ensure_all_finite=False, input_name="X"
+        )
+        if 0 in X.shape:
+            raise ValueError(f"X has shape {X.shape}: every axis needs an entry.")
+        n_features = X.shape[3]
+        validate_data(self, X.reshape(-1, n_features), reset=reset, skip_check_array=True)
+        return X, _present(X)
+
+    @staticmethod
+    def _good(X, y):
+        """Which samples to learn from: those that y does not call anomalous."""
+        if y is None:
+            return True
+        check_consistent_length(X, y)
+        y = np.asarray(y)
+        if getattr(X, "ndim", 0) == 4:
+            return check_labels(y) == 1
+        # Rows may come with any y: only the label -1 means something.
+        return y != -1 if y.ndim == 1 and y.dtype.kind in "if" else True
+
+    def _score_present(self, X):
+        check_is_fitted(self)
+        X, present = self._check_features(X, reset=False)
+        if present.all():
+            return self._score(X)
+        scores = np.full(len(X), np.nan)
+        maps = np.full(X.shape[:3], np.nan, np.float32)
+        if present.any():
+            scores[present], maps[present] = self._score(X[present])
+        return scores, maps
+
+    # -- threshold -----------------------------------------------------------
+
+    def _fit_and_calibrate(self, X):
+        how = self.calibration
+        if how == "auto":
+            how = self._auto_calibration
+        if how == "loo" and not hasattr(self, "_score_left_out"):
+            raise ValueError(
+                f"calibration='loo' is not offered by {type(self).__name__}; use "
+                "'auto', 'kfold', 'split' or 'train'."
+            )
+        if len(X) == 1 and how in ("kfold", "split"):
+            how = "train"
+            warnings.warn(
+                "one training image leaves none to hold out: the threshold comes "
+                "from the training image itself and will reject most good images. "
+                "Call calibrate with more good images.",
+                stacklevel=3,
+            )
+        if how == "split":
+            order = check_random_state(self.random_state).permutation(len(X))
+            n_held_out = max(1, len(X) // 5)
+            self._fit(X[np.sort(order[n_held_out:])])
+            self._set_threshold(*self._score(X[np.sort(order[:n_held_out])]))
+            return
+        self._fit(X)
+        if how == "loo":
+            self._set_threshold(*self._score_left_out(X))
+        elif how == "kfold":
+            self._set_threshold(*self._score_out_of_fold(X))
+        else:
+            scores, maps = self._score(X)
+            self._set_threshold(scores, maps)
+            self.offset_ = float(
+                np.percentile(self.calibration_scores_, 100 * self.contamination)
+            )
+
+    def _score_out_of_fold(self, X, n_folds=5):
+        scores = np.empty(len(X))
+        maps = np.empty(X.shape[:3], np.float32)
+        for fold in np.array_split(np.arange(len(X)), min(n_folds, len(X))):
+            other = clone(self)
+            other.n_features_in_ = self.n_features_in_
+            other._fit(np.delete(X, fold, axis=0))
+            scores[fold], maps[fold] = other._score(X[fold])
+        return scores, maps
+
+    def _set_threshold(self, scores, maps):
+        """Keep held-out anomaly scores and maps, and set `offset_` from them."""
+        known = np.isfinite(scores)
+        self.calibration_scores_ = -scores[known]
+        self.calibration_maps_ = np.asarray(maps[known], np.float32)
+        threshold, certified = self._threshold(scores[known], self.contamination)
+        self.offset_ = -threshold
+        if not certified:
+            n = int(known.sum())
+            warnings.warn(
+                f"{n} held-out images cannot certify a false-alarm rate of "
+                f"{self.contamination:g}; the smallest rate that they can certify is "
+                f"{1 / (n + 1):.2g}. The threshold is the log-normal quantile of "
+                "their scores instead: an estimate without a guarantee.",
+                stacklevel=4,
+            )
+
+    @staticmethod
+    def _threshold(scores, contamination):
+        """Conformal order statistic of held-out anomaly scores.
+
+        Rank ceil((n + 1) (1 - contamination)); where that exceeds n no rank
+        exists, and a fitted quantile stands in, flagged by the second result.
+        """
+        n = len(scores)
+        rank = int(np.ceil((n + 1) * (1 - contamination) - 1e-9))
+        if rank <= n:
+            return float(np.partition(scores, rank - 1)[rank - 1]), True
+        if n == 0:
+            return np.inf, False
+        if n == 1:
+            return float(scores[0]), False
+        z = norm.ppf(1 - contamination)
+        if scores.min() > 0:
+            logs = np.log(scores)
+            return float(np.exp(logs.mean() + z * logs.std(ddof=1))), False
+        return float(scores.mean() + z * scores.std(ddof=1)), False
+
+
+def decide(decision):
+    """Labels from decisions: +1, -1, or 0 where there is no decision (NaN)."""
+    labels = np.where(decision >= 0, 1, -1)
+    labels[np.isnan(decision)] = 0
+    return labels
+
+
+def check_labels(y):
+    """Check labels of images: +1 is good, -1 is anomalous."""
+    y = np.asarray(y)
+    if y.ndim != 1:
+        raise ValueError(f"y has shape {y.shape}; expected one label per image.")
+    unknown = set(np.unique(y).tolist()) - {1, -1}
+    if unknown:
+        raise ValueError(
+            f"y has the labels {sorted(map(str, unknown))}; expected +1 for good and "
+            "-1 for anomalous images. Convert other labels with "
+            "skad.datasets.to_outlier_labels."
+        )
+    return y
+
+
+def check_size(size):
+    """Check a (height, width) pair given by a user."""
+    try:
+        height, width = size
+    except TypeError:
+        height = width = None
+    if not all(
+        isinstance(side, Integral) and not isinstance(side, bool) and side > 0
+        for side in (height, width)
+    ):
+        raise ValueError(
+            f"size={size!r} is not a pair of positive integers (height, width)."
+        )
+    return int(height), int(width)
+
+
+def _present(X):
+    """Images that are not skipped; raise for any other value that is not finite."""
+    bad = ~np.isfinite(X.reshape(len(X), -1)).all(axis=1)
+    if not bad.any():
+        return ~bad
+    skipped = np.zeros(len(X), bool)
+    skipped[bad] = np.isnan(X[bad]).all(axis=(1, 2, 3))
+    if (bad & ~skipped).any():
+        first = int(np.flatnonzero(bad & ~skipped)[0])
+        raise ValueError(
+            f"X[{first}] contains NaN or infinity; features must be finite."
+        )
+    return ~bad

@@ -1,0 +1,5 @@
+"""The methods, one module each."""
+
+from skad.detectors._patchcore import PatchCoreDetector
+
+__all__ = ["PatchCoreDetector"]

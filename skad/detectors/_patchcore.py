@@ -1,0 +1,276 @@
+"""PatchCore (Roth et al., CVPR 2022): a memory bank of good patches.
+
+The bank is a coreset of the training patches (Section 3.2 of the paper). A
+patch scores by its distance to the bank; an image by its worst patch, weighted
+down where the bank around the nearest row is itself sparse (Equations 6, 7).
+"""
+
+import warnings
+from numbers import Integral, Real
+
+import numpy as np
+from scipy.special import logsumexp
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from skad.base import BaseDetector
+from skad.neighbors import greedy_coreset
+from skad.neighbors._distances import direct
+from skad.neighbors._nearest import search
+
+
+class PatchCoreDetector(BaseDetector):
+    """Detect anomalies by their distance to a memory bank of good patches.
+
+    Parameters
+    ----------
+    coreset_ratio : float, default=0.1
+        Share of the training patches that the bank keeps, in (0, 1], chosen by
+        exact greedy farthest-first selection. 1.0 keeps all of them in order.
+
+    n_neighbors : int, default=1
+        A patch scores by its mean distance to so many rows of the bank.
+
+    reweight : int or None, default=9
+        Number b of bank rows around the nearest one that weigh an image's
+        score (Equation 7 of the paper, `b` unspecified there). None or 1 gives
+        the plain maximum over the patches.
+
+    top_ratio : float or None, default=None
+        Score an image by the mean of this share of its highest patch scores,
+        0.01 for AnomalyDINO, in place of the re-weighted maximum.
+
+    metric : {"euclidean", "cosine"}, default="euclidean"
+        Distance between patches; "cosine" is one minus the cosine similarity.
+
+    algorithm : {"exact", "nndescent"}, default="exact"
+        "nndescent" searches an approximate index of pynndescent instead. It
+        pays for banks far beyond 100,000 rows only, compiles for a minute at
+        first use, and misses neighbours: see Notes.
+
+    contamination : float, default=0.05
+        Tolerated false-alarm rate on good images, in (0, 0.5].
+
+    calibration : {"auto", "loo", "kfold", "split", "train"}, default="auto"
+        How the scores behind the threshold are held out. "auto" is "loo":
+        every training image is scored against the bank without its own rows.
+        "train" takes the training scores as they are, which rejects nearly
+        every good image.
+
+    sigma : float, default=4.0
+        Standard deviation in pixels of the Gaussian that smooths maps drawn at
+        pixel size.
+
+    random_state : int, RandomState instance or None, default=0
+        Picks the row that the coreset starts from.
+
+    verbose : bool, default=False
+        Report progress on the standard error stream.
+
+    Attributes
+    ----------
+    bank_ : ndarray of shape (n_bank, n_features)
+        Training patches kept, in the order of selection.
+
+    coreset_indices_ : ndarray of shape (n_bank,), intp
+        Their rows among the flattened training patches.
+
+    offset_ : float
+        Threshold of `score_samples`.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of good images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their patch scores, larger is more anomalous.
+
+    n_features_in_ : int
+        Number of channels of a patch.
+
+    See Also
+    --------
+    skad.PatchFeatures : Features from a pretrained network.
+    skad.neighbors.greedy_coreset : The selection.
+
+    Notes
+    -----
+    ``metric="cosine", top_ratio=0.01, coreset_ratio=1.0`` on features of a
+    DINOv2 transformer is AnomalyDINO [2]_.
+
+    The official code scores by squared distances and takes the plain maximum;
+    ranks of images agree with ``reweight=None``.
+
+    With ``algorithm="nndescent"``, leave-one-image-out scores and weights still
+    come from the exact search. Measured on 128-dimensional features of real
+    photographs with a bank of 16,384 rows, its recall at one neighbour was
+    {recall}; on data of high intrinsic dimension it falls to about a third.
+
+    References
+    ----------
+    .. [1] K. Roth et al., "Towards Total Recall in Industrial Anomaly
+       Detection", CVPR 2022. Sections 3.2 and 3.3, Equations 5 to 7.
+    .. [2] S. Damm et al., "AnomalyDINO: Boosting Patch-based Few-shot Anomaly
+       Detection with DINOv2", WACV 2025.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad import PatchCoreDetector
+    >>> rng = np.random.default_rng(0)
+    >>> good = rng.normal(size=(40, 4, 4, 8))
+    >>> odd = rng.normal(size=(1, 4, 4, 8))
+    >>> odd[0, 2, 1] += 6
+    >>> detector = PatchCoreDetector().fit(good)
+    >>> detector.predict(odd)
+    array([-1])
+    >>> heat = detector.anomaly_map(odd)[0]
+    >>> [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]
+    [2, 1]
+    """
+
+    _auto_calibration = "loo"
+    _parameter_constraints = {
+        **BaseDetector._parameter_constraints,
+        "coreset_ratio": [Interval(Real, 0, 1, closed="right")],
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "reweight": [Interval(Integral, 1, None, closed="left"), None],
+        "top_ratio": [Interval(Real, 0, 1, closed="right"), None],
+        "metric": [StrOptions({"euclidean", "cosine"})],
+        "algorithm": [StrOptions({"exact", "nndescent"})],
+    }
+
+    def __init__(
+        self,
+        coreset_ratio=0.1,
+        n_neighbors=1,
+        reweight=9,
+        *,
+        top_ratio=None,
+        metric="euclidean",
+        algorithm="exact",
+        contamination=0.05,
+        calibration="auto",
+        sigma=4.0,
+        random_state=0,
+        verbose=False,
+    ):
+        self.coreset_ratio = coreset_ratio
+        self.n_neighbors = n_neighbors
+        self.reweight = reweight
+        self.top_ratio = top_ratio
+        self.metric = metric
+        self.algorithm = algorithm
+        self.contamination = contamination
+        self.calibration = calibration
+        self.sigma = sigma
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fit(self, X):
+        patches = X.reshape(-1, X.shape[-1])
+        if self.coreset_ratio == 1:
+            self.coreset_indices_ = np.arange(len(patches))
+        else:
+            n_bank = max(1, int(len(patches) * self.coreset_ratio))
+            start = check_random_state(self.random_state).randint(len(patches))
+            self.coreset_indices_ = greedy_coreset(
+                self._space(patches), n_bank, start=start, verbose=self.verbose
+            )
+        self.bank_ = patches[self.coreset_indices_]
+        self._index = _build_index(self) if self.algorithm == "nndescent" else None
+
+    def _space(self, rows):
+        """Rows in the space where Euclidean distance ranks as the metric does."""
+        if self.metric == "euclidean":
+            return rows
+        length = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        return rows / np.maximum(length, np.finfo(rows.dtype).tiny)[:, None]
+
+    def _score(self, X):
+        queries = self._space(X.reshape(-1, X.shape[-1]))
+        bank = self._space(self.bank_).astype(queries.dtype, copy=False)
+        k = self._available(self.n_neighbors, len(bank), "n_neighbors")
+        if self._index is not None:
+            indices, distances = self._index.query(queries, k=k)
+            squared = distances.astype(np.float64) ** 2
+        else:
+            squared, indices = search(queries, bank, k)
+        return self._scores(X, queries, bank, squared, indices)
+
+    def _score_left_out(self, X):
+        """Score each training image against the bank without its own rows."""
+        queries = self._space(X.reshape(-1, X.shape[-1]))
+        bank = self._space(self.bank_)
+        n_patches = X.shape[1] * X.shape[2]
+        owner = self.coreset_indices_ // n_patches
+        images = np.repeat(np.arange(len(X)), n_patches)
+        if len(X) == 1:
+            warnings.warn(
+                "one training image cannot be held out: each of its patches is "
+                "scored against the other ones, and the threshold is a guess. "
+                "Call calibrate with more good images.",
+                stacklevel=4,
+            )
+            owner, images = self.coreset_indices_, np.arange(n_patches)
+        others = len(bank) - np.bincount(owner).max()
+        k = min(self.n_neighbors, max(1, others))
+        squared, indices = search(queries, bank, k, groups=(images, owner))
+        return self._scores(X, queries, bank, squared, indices, (images, owner))
+
+    def _scores(self, X, queries, bank, squared, indices, groups=None):
+        distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
+        maps = distances.mean(axis=1).reshape(X.shape[:3])
+        flat = maps.reshape(len(X), -1)
+        if self.top_ratio is not None:
+            n_top = max(1, int(round(flat.shape[1] * self.top_ratio)))
+            scores = np.sort(flat, axis=1)[:, -n_top:].mean(axis=1)
+        else:
+            worst = flat.argmax(axis=1) + np.arange(len(X)) * flat.shape[1]
+            scores = flat.max(axis=1) * self._weights(
+                queries, bank, worst, indices[worst, 0], groups
+            )
+        return scores, maps.astype(np.float32)
+
+    def _weights(self, queries, bank, worst, nearest_row, groups):
+        """Weight of each image's score (Equation 7), safe from overflow."""
+        b = 1 if self.reweight is None else self.reweight
+        b = min(b, len(bank))
+        if b < 2:
+            return 1.0
+        if groups is not None:
+            groups = groups[0][worst], groups[1]
+            b = min(b, len(bank) - np.bincount(groups[1]).max())
+            if b < 2:
+                return 1.0
+        # The nearest row counts itself among its b neighbours.
+        _, around = search(bank[nearest_row], bank, b, groups=groups)
+        squared = direct(
+            queries, bank, np.repeat(worst, b), around.ravel()
+        ).reshape(-1, b)
+        distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
+        own = direct(queries, bank, worst, nearest_row)
+        own = own / 2 if self.metric == "cosine" else np.sqrt(own)
+        # 1 - exp(own) / sum(exp(distances)), with the quotient in logarithms.
+        return -np.expm1(own - logsumexp(distances, axis=1))
+
+    def _available(self, k, available, name):
+        if k > available:
+            warnings.warn(
+                f"{name}={k} exceeds the {available} rows of the bank; using "
+                f"{available}.",
+                stacklevel=4,
+            )
+        return min(k, available)
+
+
+def _build_index(detector):
+    """Approximate index over the bank; the same seed gives the same index."""
+    from pynndescent import NNDescent
+
+    index = NNDescent(
+        detector._space(detector.bank_),
+        n_neighbors=30,
+        random_state=check_random_state(detector.random_state),
+    )
+    index.prepare()
+    return index

@@ -1,0 +1,10 @@
+"""From images to patch features, the currency between transformers and detectors."""
+
+from skad.features._base import PatchFeatureTransformer, SkippedImageWarning
+from skad.features._network import PatchFeatures
+
+__all__ = [
+    "PatchFeatureTransformer",
+    "PatchFeatures",
+    "SkippedImageWarning",
+]

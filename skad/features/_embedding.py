@@ -1,0 +1,88 @@
+"""From feature maps of several levels to one embedding per patch.
+
+All three embeddings are linear. The official PatchCore code unfolds p x p
+patches and pools the flattened (channel, row, column) axis twice; pooling of
+neighbours in a fixed order is a grouped convolution with fixed weights, which
+needs no unfolded copy.
+"""
+
+from functools import lru_cache
+from math import gcd
+
+import numpy as np
+
+
+def mean1d(levels, grid, patch_size, pretrain_dim, target_dim):
+    """Embedding of the official PatchCore implementation.
+
+    Every level's p x p patches are average-pooled to `pretrain_dim` entries,
+    brought to one grid, concatenated, and pooled to `target_dim`.
+    """
+    import torch
+    from torch.nn.functional import conv2d
+
+    pooled = []
+    for level in levels:
+        weight, groups = _pooling(level.shape[1], patch_size, pretrain_dim)
+        weight = torch.as_tensor(weight, dtype=level.dtype, device=level.device)
+        patches = conv2d(level, weight, padding=patch_size // 2, groups=groups)
+        pooled.append(_to_grid(patches, grid))
+    stacked = torch.cat(pooled, dim=1)
+    weight, groups = _pooling(stacked.shape[1], 1, target_dim)
+    weight = torch.as_tensor(weight, dtype=stacked.dtype, device=stacked.device)
+    return conv2d(stacked, weight, groups=groups)
+
+
+def concat(levels, grid, patch_size):
+    """Channels of all levels, each averaged over p x p patches.
+
+    The zero padding counts in the average at the border, as in the official
+    code.
+    """
+    import torch
+    from torch.nn.functional import avg_pool2d
+
+    return torch.cat(
+        [
+            _to_grid(avg_pool2d(level, patch_size, 1, patch_size // 2), grid)
+            for level in levels
+        ],
+        dim=1,
+    )
+
+
+def replicate(levels, grid):
+    """Channels of all levels, coarse ones repeated to the grid (PaDiM)."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    return torch.cat(
+        [interpolate(level, size=grid, mode="nearest") for level in levels], dim=1
+    )
+
+
+def _to_grid(level, grid):
+    from torch.nn.functional import interpolate
+
+    if tuple(level.shape[2:]) == tuple(grid):
+        return level
+    return interpolate(level, size=grid, mode="bilinear", align_corners=False)
+
+
+@lru_cache(maxsize=64)
+def _pooling(n_channels, patch_size, n_out):
+    """Adaptive average pooling over flattened patches, as convolution weights.
+
+    Output i averages the entries from floor(i K / n) up to ceil((i + 1) K / n)
+    of the K flattened ones. The pattern repeats with the greatest common
+    divisor of channels and outputs, which makes the groups.
+    """
+    groups = gcd(n_channels, n_out)
+    channels, outputs = n_channels // groups, n_out // groups
+    entries = channels * patch_size**2
+    weight = np.zeros((outputs, entries))
+    for i in range(outputs):
+        start, stop = i * entries // outputs, -(-(i + 1) * entries // outputs)
+        weight[i, start:stop] = 1 / (stop - start)
+    weight = weight.reshape(outputs, channels, patch_size, patch_size)
+    return np.tile(weight, (groups, 1, 1, 1)), groups

@@ -1,0 +1,360 @@
+"""Patch features of a pretrained network (Section 3.1 of the PatchCore paper)."""
+
+from numbers import Integral
+from pathlib import Path
+
+import numpy as np
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+
+from skad.features._backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    automatic_layers,
+    available_layers,
+    named_backbone,
+)
+from skad.features._base import PatchFeatureTransformer, _pair
+from skad.features._embedding import concat, mean1d, replicate
+
+
+class PatchFeatures(PatchFeatureTransformer):
+    """Patch features from the middle of a pretrained network.
+
+    Parameters
+    ----------
+    backbone : str or torch.nn.Module, default="wide_resnet50_2"
+        Name of a timm model, optionally with its weight tag
+        ("wide_resnet50_2.tv_in1k" has the weights of the papers), or your own
+        network, which is used in evaluation mode as it is.
+
+    layers : sequence of str or "auto", default=("layer2", "layer3")
+        Modules whose outputs are taken: names from timm's ``feature_info``, or
+        any dotted module name. "auto" takes strides 8 and 16 of a convnet, or
+        blocks at half and three quarters of a transformer. The network runs no
+        further than the last of them.
+
+    weights : None, path or False, default=None
+        None takes timm's pretrained weights, downloaded once. A path names a
+        .safetensors or .pth file. False takes random weights.
+
+    backbone_kwargs : dict, default=None
+        Passed to ``timm.create_model``.
+
+    image_size : int or (int, int), default=224
+        Every image is resized to exactly this height and width (bilinear,
+        antialiased).
+
+    crop_size : int or (int, int), default=None
+        Centre of the resized image to keep. None keeps the whole image: a crop
+        hides defects at the border. ``image_size=256, crop_size=224`` is the
+        protocol of the papers.
+
+    patch_size : int, default=3
+        Side p, odd, of the neighbourhood that a patch feature averages over.
+
+    embedding : {"mean1d", "concat", "replicate"}, default="mean1d"
+        "mean1d" pools as the official PatchCore code does; "concat" keeps the
+        channels of every level, averaged over the neighbourhood; "replicate"
+        repeats coarse levels to the finest grid without averaging, as PaDiM
+        does.
+
+    pretrain_dim, target_dim : int, default=1024
+        Sizes of the two poolings of "mean1d".
+
+    n_components : int, default=None
+        Keep so many dimensions, drawn once at random (PaDiM). None keeps all.
+
+    grid : int or (int, int), default=None
+        Rows and columns of the patch grid. None takes the finest level's.
+
+    mean, std : sequence of 3 floats, default=None
+        Normalisation of RGB values in [0, 1]; None takes the backbone's own,
+        or ImageNet's for your own network.
+
+    batch_size : int, default=16
+        Images per pass through the network.
+
+    device : str, default="auto"
+        "auto" is a CUDA device where there is one, else the CPU.
+
+    precision : {"float32", "bfloat16", "float16"}, default="float32"
+        Arithmetic of the network. The features are float32 always.
+
+    cache_dir : path, default=None
+        Folder that keeps the features of every image, keyed by its content,
+        the weights and the settings, so that a search over detectors extracts
+        each image once, also across processes and sessions.
+
+    on_error : {"raise", "skip"}, default="raise"
+        What to do about an image that cannot be read. "skip" warns, gives NaN
+        for it, and detectors then neither learn from it nor score it.
+
+    n_jobs : int, default=None
+        Threads that read images beside the network; None is up to four.
+
+    random_state : int, RandomState instance or None, default=0
+        Draws random weights and random dimensions.
+
+    verbose : bool, default=False
+        Report progress on the standard error stream.
+
+    Attributes
+    ----------
+    grid_shape_ : (int, int)
+        Rows and columns of the patch grid.
+
+    n_features_out_ : int
+        Channels of a patch feature.
+
+    layers_ : tuple of str
+        The modules taken.
+
+    weights_sha256_ : str
+        SHA-256 of the network's parameters. A loaded estimator refuses to run
+        with other ones.
+
+    components_ : ndarray of shape (n_components,) or None
+        Dimensions kept.
+
+    skipped_ : list of (int, str)
+        Images that `fit_transform` could not read, and why.
+
+    Notes
+    -----
+    A backbone given by name is not part of the pickle; it is built again, once
+    per process. A network of your own travels with the estimator.
+
+    References
+    ----------
+    .. [1] K. Roth et al., "Towards Total Recall in Industrial Anomaly
+       Detection", CVPR 2022. Equations 1 to 4.
+    .. [2] T. Defard et al., "PaDiM", ICPR workshops 2021. Section III-A.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad import PatchFeatures
+    >>> images = np.random.default_rng(0).random((2, 64, 64, 3))
+    >>> features = PatchFeatures(
+    ...     "test_resnet.r160_in1k", layers="auto", weights=False, image_size=64
+    ... )
+    >>> features.fit_transform(images).shape
+    (2, 8, 8, 1024)
+    """
+
+    _parameter_constraints = {
+        **PatchFeatureTransformer._parameter_constraints,
+        "backbone": [str, HasMethods(["forward", "state_dict"])],
+        "layers": [StrOptions({"auto"}), tuple, list],
+        "weights": [str, Path, None, bool],
+        "backbone_kwargs": [dict, None],
+        "patch_size": [Interval(Integral, 1, None, closed="left")],
+        "embedding": [StrOptions({"mean1d", "concat", "replicate"})],
+        "pretrain_dim": [Interval(Integral, 1, None, closed="left")],
+        "target_dim": [Interval(Integral, 1, None, closed="left")],
+        "n_components": [Interval(Integral, 1, None, closed="left"), None],
+        "grid": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "mean": ["array-like", None],
+        "std": ["array-like", None],
+        "device": [str],
+        "precision": [StrOptions({"float32", "bfloat16", "float16"})],
+        "cache_dir": [str, Path, None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        backbone="wide_resnet50_2",
+        layers=("layer2", "layer3"),
+        *,
+        weights=None,
+        backbone_kwargs=None,
+        image_size=224,
+        crop_size=None,
+        patch_size=3,
+        embedding="mean1d",
+        pretrain_dim=1024,
+        target_dim=1024,
+        n_components=None,
+        grid=None,
+        mean=None,
+        std=None,
+        batch_size=16,
+        device="auto",
+        precision="float32",
+        cache_dir=None,
+        on_error="raise",
+        n_jobs=None,
+        random_state=0,
+        verbose=False,
+    ):
+        self.backbone = backbone
+        self.layers = layers
+        self.weights = weights
+        self.backbone_kwargs = backbone_kwargs
+        self.image_size = image_size
+        self.crop_size = crop_size
+        self.patch_size = patch_size
+        self.embedding = embedding
+        self.pretrain_dim = pretrain_dim
+        self.target_dim = target_dim
+        self.n_components = n_components
+        self.grid = grid
+        self.mean = mean
+        self.std = std
+        self.batch_size = batch_size
+        self.device = device
+        self.precision = precision
+        self.cache_dir = cache_dir
+        self.on_error = on_error
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fit_extractor(self, images):
+        self._check_settings()
+        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        backbone = self._backbone()
+        self.layers_ = self._check_layers(backbone.module)
+        self.weights_sha256_ = backbone.sha256
+        self.components_ = None
+        # A black image tells the shapes, and which layer the network ends with.
+        probe = np.zeros((1, *self._input_size(), 3), np.float32)
+        levels, self._last_layer = self._levels(backbone, probe)
+        self.grid_shape_ = self._grid(levels)
+        n_features = self._embed(levels).shape[1]
+        if self.n_components is not None:
+            if self.n_components > n_features:
+                raise ValueError(
+                    f"n_components={self.n_components} exceeds the {n_features} "
+                    f"dimensions of layers {self.layers_}."
+                )
+            draw = np.random.RandomState(self._seed).permutation(n_features)
+            self.components_ = np.sort(draw[: self.n_components])
+        self.n_features_out_ = self.n_components or n_features
+
+    def _extract(self, batch):
+        import torch
+
+        backbone = self._backbone()
+        if isinstance(self.backbone, str) and backbone.sha256 != self.weights_sha256_:
+            raise ValueError(
+                f"backbone={self.backbone!r} has other weights (sha256 "
+                f"{backbone.sha256[:12]}...) than at fit "
+                f"({self.weights_sha256_[:12]}...); provide the same file or fit again."
+            )
+        with torch.inference_mode():
+            levels, _ = self._levels(backbone, batch, self._last_layer)
+            embedded = self._embed(levels)
+            if self.components_ is not None:
+                embedded = embedded[:, torch.as_tensor(self.components_)]
+            return embedded.permute(0, 2, 3, 1).float().cpu().numpy()
+
+    def _as_input(self, batch, backbone):
+        import torch
+
+        mean = np.asarray(backbone.mean if self.mean is None else self.mean)
+        std = np.asarray(backbone.std if self.std is None else self.std)
+        batch = (batch - mean.astype(np.float32)) / std.astype(np.float32)
+        # Channels stay last in memory: the layout of images, and faster on CPUs.
+        return torch.from_numpy(batch).permute(0, 3, 1, 2).to(self._device())
+
+    def _levels(self, backbone, batch, last=None):
+        """Levels of a batch, in the arithmetic that `precision` asks for."""
+        import torch
+
+        with torch.autocast(
+            self._device().type,
+            dtype=getattr(torch, self.precision),
+            enabled=self.precision != "float32",
+        ):
+            return backbone.levels(self._as_input(batch, backbone), self.layers_, last)
+
+    def _embed(self, levels):
+        if self.embedding == "mean1d":
+            return mean1d(
+                levels,
+                self.grid_shape_,
+                self.patch_size,
+                self.pretrain_dim,
+                self.target_dim,
+            )
+        if self.embedding == "concat":
+            return concat(levels, self.grid_shape_, self.patch_size)
+        return replicate(levels, self.grid_shape_)
+
+    def _grid(self, levels):
+        if self.grid is not None:
+            return _pair(self.grid, "grid")
+        return max((tuple(level.shape[2:]) for level in levels), key=np.prod)
+
+    def _device(self):
+        import torch
+
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    def _backbone(self):
+        if not isinstance(self.backbone, str):
+            return Backbone(self.backbone.to(self._device()), IMAGENET_MEAN, IMAGENET_STD)
+        return named_backbone(
+            self.backbone,
+            self.weights,
+            self.backbone_kwargs or {},
+            self._seed,
+            self._device(),
+        )
+
+    def _check_settings(self):
+        if self.patch_size % 2 == 0:
+            raise ValueError(
+                f"patch_size={self.patch_size} is even; a neighbourhood has a centre "
+                "only if it is odd."
+            )
+        if self.weights is True:
+            raise ValueError(
+                "weights=True is ambiguous; None takes the pretrained weights, a path "
+                "names a file."
+            )
+        if not isinstance(self.backbone, str):
+            if self.weights is not None:
+                raise ValueError(
+                    f"weights={self.weights!r} goes with a backbone given by name; load "
+                    "the weights of your own network before you pass it."
+                )
+        elif isinstance(self.weights, (str, Path)) and not Path(self.weights).is_file():
+            raise FileNotFoundError(
+                f"weights={str(self.weights)!r} does not exist; give a .safetensors or "
+                ".pth file, or None to download timm's weights."
+            )
+
+    def _check_layers(self, module):
+        if self.layers == "auto":
+            return automatic_layers(module)
+        known = dict(module.named_modules())
+        absent = [name for name in self.layers if name not in known or name == ""]
+        if absent or len(self.layers) == 0:
+            name = self.backbone if isinstance(self.backbone, str) else "your network"
+            raise ValueError(
+                f"layers={tuple(self.layers)!r}: {name} has no module "
+                f"{', '.join(map(repr, absent))}. Choose from "
+                f"{', '.join(available_layers(module))}, or layers='auto'."
+            )
+        return tuple(self.layers)
+
+    def _signature(self):
+        settings = self.get_params()
+        for irrelevant in (
+            *("backbone", "weights", "layers", "batch_size", "cache_dir", "device"),
+            *("on_error", "n_jobs", "verbose", "random_state"),
+        ):
+            del settings[irrelevant]
+        backbone = self._backbone()
+        components = None if self.components_ is None else self.components_.tolist()
+        return (
+            f"1 {backbone.sha256} {backbone.module} {self.layers_} {components} "
+            f"{sorted(settings.items())}"
+        )

@@ -1,0 +1,108 @@
+"""Images in batches: read, resized and cropped in threads, ahead of their use."""
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from skad.images import ImageError, center_crop_box, read_image, resize_image, to_float
+
+
+class ImageReader:
+    """A sequence of images of one size, read lazily.
+
+    Parameters
+    ----------
+    X : sequence
+        Images as `skad.images.check_images` returns them.
+
+    image_size : (int, int)
+        Every image is resized to this height and width.
+
+    crop_size : (int, int) or None
+        The centre of the resized image that is kept.
+
+    on_error : {"raise", "skip"}
+        What to do about an image that cannot be read.
+
+    n_threads : int
+        Threads that read ahead.
+
+    Attributes
+    ----------
+    skipped : list of (int, str)
+        Position of each image that could not be read so far, and why.
+    """
+
+    def __init__(self, X, image_size, crop_size, on_error, n_threads):
+        self.X = X
+        self.image_size = image_size
+        self.crop_size = crop_size
+        self.on_error = on_error
+        self.n_threads = n_threads
+        self.skipped = []
+
+    def __len__(self):
+        return len(self.X)
+
+    def read(self, index):
+        """One image, float32 (H, W, 3) in [0, 1]."""
+        image = read_image(self.X[index], where=f"X[{index}]")
+        image = resize_image(image, self.image_size)
+        if self.crop_size is not None:
+            top, left = center_crop_box(self.image_size, self.crop_size)
+            height, width = self.crop_size
+            image = image[top : top + height, left : left + width]
+        return to_float(image)
+
+    def each(self, function, indices):
+        """Yield (index, function(index)) in order; bad images are left out."""
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            waiting = deque()
+            indices = iter(indices)
+            for index in indices:
+                waiting.append((index, pool.submit(function, index)))
+                if len(waiting) < 4 * self.n_threads:
+                    continue
+                yield from self._first(waiting)
+            while waiting:
+                yield from self._first(waiting)
+
+    def _first(self, waiting):
+        index, future = waiting.popleft()
+        try:
+            yield index, future.result()
+        except ImageError as error:
+            if self.on_error == "raise":
+                for _, later in waiting:
+                    later.cancel()
+                raise
+            self.skipped.append((int(index), str(error)))
+
+    def indexed_batches(self, batch_size, indices=None):
+        """Yield (indices, float32 (b, H, W, 3)) for the images that can be read."""
+        if indices is None:
+            indices = range(len(self))
+        members, batch = [], []
+        for index, image in self.each(self.read, indices):
+            members.append(index)
+            batch.append(image)
+            if len(batch) == batch_size:
+                yield np.array(members), np.stack(batch)
+                members, batch = [], []
+        if batch:
+            yield np.array(members), np.stack(batch)
+
+    def batches(self, batch_size):
+        """Yield float32 (b, H, W, 3) for the images that can be read."""
+        for _, batch in self.indexed_batches(batch_size):
+            yield batch
+
+
+def n_threads(n_jobs):
+    """Number of reading threads for a scikit-learn `n_jobs`."""
+    cores = os.cpu_count() or 1
+    if n_jobs is None:
+        return min(4, cores)
+    return max(1, cores + 1 + n_jobs) if n_jobs < 0 else n_jobs

@@ -1,0 +1,175 @@
+"""Greedy k-centre coreset: farthest-first traversal, lazily.
+
+The plain algorithm updates the distance of every row after every pick, one
+memory-bound pass each. Distances to the selected set only ever fall, so a
+distance computed some picks ago is an upper bound. Each round takes the rows
+with the largest bounds, brings only those up to date with one matrix product
+against the centres that they have missed, and picks greedily among them for as
+long as the best beats every row left out. The rows selected, and their order,
+are those of the plain algorithm.
+"""
+
+import numpy as np
+from sklearn.utils import check_array
+
+from skad.neighbors._distances import squared_distances, squared_norms
+
+_CANDIDATES = 1024
+_STALE_GROUPS = 4
+
+
+def greedy_coreset(X, n_samples, *, start=0, verbose=False):
+    """Select rows by farthest-first traversal.
+
+    Every next row is the one farthest from all rows selected before, which
+    makes the covering radius at most twice the best possible for that many
+    rows.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, d)
+        Rows, float32 or float64.
+
+    n_samples : int
+        Number of rows to select, from 1 to n.
+
+    start : int, default=0
+        The row selected first.
+
+    verbose : bool, default=False
+        Print progress to the standard error stream.
+
+    Returns
+    -------
+    indices : ndarray of shape (n_selected,), intp
+        Selected rows in the order of selection, `start` first. Fewer than
+        `n_samples` where every row equals a selected one before that.
+
+    Raises
+    ------
+    ValueError
+        If `X` is empty or not finite, or `n_samples` or `start` is out of range.
+
+    References
+    ----------
+    T. F. Gonzalez, "Clustering to minimize the maximum intercluster distance",
+    Theoretical Computer Science 38, 1985.
+
+    K. Roth et al., "Towards Total Recall in Industrial Anomaly Detection",
+    CVPR 2022, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.neighbors import greedy_coreset
+    >>> greedy_coreset(np.array([[0.0], [1.0], [9.0], [5.0], [0.0]]), 3)
+    array([0, 2, 3])
+    """
+    X = check_array(X, dtype=[np.float64, np.float32])
+    for name, value, low, high in (
+        ("n_samples", n_samples, 1, len(X)),
+        ("start", start, 0, len(X) - 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{name} must be an integer, got {value!r}.")
+        if not low <= value <= high:
+            raise ValueError(
+                f"{name}={value} is out of range: X has {len(X)} rows, so {name} "
+                f"must be between {low} and {high}."
+            )
+    return _Traversal(X, n_samples, start).run(verbose)
+
+
+class _Traversal:
+    """State of one farthest-first traversal over the rows of X."""
+
+    def __init__(self, X, n_samples, start):
+        self.X = X
+        self.n_samples = n_samples
+        # Centring keeps norms, and with them the rounding of products, small.
+        self.origin = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+        self.centres = np.empty((n_samples, X.shape[1]), X.dtype)
+        self.norms = np.empty(n_samples, X.dtype)
+        self.picked = np.empty(n_samples, np.intp)
+        self.n_picked = 0
+        # Squared distance to the first `seen` centres: an upper bound.
+        self.bound = np.full(len(X), np.inf, X.dtype)
+        self.seen = np.zeros(len(X), np.int32)
+        self._add(start, self._rows(np.array([start]))[0])
+        self.bound[start] = 0
+        self._refresh_all()
+
+    def run(self, verbose):
+        from skad._progress import progress
+
+        with progress(self.n_samples, "coreset", verbose) as bar:
+            while self.n_picked < self.n_samples and self._round():
+                bar.reach(self.n_picked)
+        return self.picked[: self.n_picked].copy()
+
+    def _rows(self, index):
+        return self.X[index] - self.origin
+
+    def _add(self, index, row):
+        self.centres[self.n_picked] = row
+        self.norms[self.n_picked] = row @ row
+        self.picked[self.n_picked] = index
+        self.n_picked += 1
+
+    def _refresh_all(self):
+        for lo in range(0, len(self.X), 2**14):
+            rows = np.arange(lo, min(lo + 2**14, len(self.X)))
+            self._refresh(rows, self._rows(rows))
+
+    def _refresh(self, index, rows):
+        """Bring the bounds of some rows up to date, the stalest ones first."""
+        order = np.argsort(self.seen[index], kind="stable")
+        for part in np.array_split(order, _STALE_GROUPS):
+            if len(part) == 0:
+                continue
+            missed = slice(self.seen[index[part[0]]], self.n_picked)
+            if missed.start == missed.stop:
+                continue
+            distances = squared_distances(
+                rows[part], self.centres[missed], self.norms[missed]
+            )
+            reached = index[part]
+            self.bound[reached] = np.minimum(
+                self.bound[reached], distances.min(axis=1)
+            )
+            self.seen[reached] = self.n_picked
+
+    def _round(self):
+        """Refresh the rows with the largest bounds and pick among them."""
+        n_rows = len(self.bound)
+        n_candidates = min(_CANDIDATES, n_rows)
+        if n_candidates < n_rows:
+            split = np.argpartition(self.bound, n_rows - n_candidates)
+            candidates = split[n_rows - n_candidates :]
+            left_out = self.bound[split[: n_rows - n_candidates]].max()
+        else:
+            candidates, left_out = np.arange(n_rows), -np.inf
+        candidates.sort()  # of equally far rows the first is picked
+        rows = self._rows(candidates)
+        self._refresh(candidates, rows)
+        bound = self.bound[candidates]
+        if bound.max() <= 0 and left_out <= 0:
+            return False  # the covering radius is 0
+        self._pick(candidates, rows, bound, left_out)
+        return True
+
+    def _pick(self, candidates, rows, bound, left_out):
+        """Pick while the best candidate beats all rows that were left out."""
+        within = np.flatnonzero(bound > max(left_out, 0))
+        if len(within) == 0:
+            return
+        candidates, rows, bound = candidates[within], rows[within], bound[within]
+        gram = squared_distances(rows, rows)
+        while self.n_picked < self.n_samples:
+            best = int(bound.argmax())
+            if bound[best] <= max(left_out, 0):
+                break
+            self._add(candidates[best], rows[best])
+            np.minimum(bound, gram[best], out=bound)
+        self.bound[candidates] = bound
+        self.seen[candidates] = self.n_picked
