@@ -1,0 +1,29 @@
+"""Reading images and masks of every supported kind.
+
+The normal form of one image is an array (H, W, C) with C 1 or 3, of uint8, or of
+float32 in [0, 1]. Nothing here needs torch; tensors are recognised by their type.
+"""
+
+from skad.images._containers import check_images
+from skad.images._errors import ImageError
+from skad.images._geometry import (
+    center_crop_box,
+    resize_image,
+    resize_short_side,
+    to_float,
+)
+from skad.images._masks import read_mask
+from skad.images._read import content_key, image_size, read_image
+
+__all__ = [
+    "ImageError",
+    "center_crop_box",
+    "check_images",
+    "content_key",
+    "image_size",
+    "read_image",
+    "read_mask",
+    "resize_image",
+    "resize_short_side",
+    "to_float",
+]

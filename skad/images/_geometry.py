@@ -1,0 +1,195 @@
+"""Sizes, crops and resizing of images in their normal form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def _positive_pair(value: Any, name: str) -> tuple[int, int]:
+    try:
+        height, width = (int(v) for v in value)
+        good = height > 0 and width > 0 and (height, width) == tuple(value)
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"{name} must be two positive whole numbers (H, W), got {value!r}."
+        )
+    return height, width
+
+
+def resize_image(
+    image: NDArray[Any], size: tuple[int, int], *, resample: str = "bilinear"
+) -> NDArray[Any]:
+    """Resize an image with antialiasing; the aspect ratio may change.
+
+    Parameters
+    ----------
+    image : ndarray of shape (H, W, C)
+        Normal form: C 1 or 3, uint8 or float32 in [0, 1]; see `read_image`.
+    size : tuple of int
+        Wanted (H, W).
+    resample : {"bilinear", "bicubic", "lanczos", "nearest"}, default="bilinear"
+        Filter of Pillow. Float results are clipped to [0, 1].
+
+    Returns
+    -------
+    ndarray of shape (*size, C)
+        Same dtype; `image` itself when it already has this size.
+
+    Raises
+    ------
+    ValueError
+        The image is not in normal form, or `size` or `resample` is not valid.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.images import resize_image
+    >>> resize_image(np.zeros((8, 6, 3), dtype=np.uint8), (4, 3)).shape
+    (4, 3, 3)
+    """
+    height, width = _positive_pair(size, "size")
+    if resample not in _FILTERS:
+        raise ValueError(
+            f"resample must be one of {sorted(_FILTERS)}, got {resample!r}."
+        )
+    _check_normal_form(image)
+    if image.shape[:2] == (height, width):
+        return image
+    how = _FILTERS[resample]
+    if image.dtype == np.uint8:
+        stored = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        result = np.asarray(stored.resize((width, height), how))
+        return result.reshape(height, width, image.shape[2])
+    result = np.empty((height, width, image.shape[2]), dtype=np.float32)
+    for channel in range(image.shape[2]):
+        plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
+        result[..., channel] = np.asarray(plane.resize((width, height), how))
+    return np.clip(result, 0, 1, out=result)
+
+
+def _check_normal_form(image: Any) -> None:
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"image must be an array, got {type(image).__name__}; use read_image first."
+        )
+    shape_ok = image.ndim == 3 and image.shape[2] in (1, 3) and min(image.shape) > 0
+    if not shape_ok or image.dtype not in (np.uint8, np.float32):
+        raise ValueError(
+            "image must be (H, W, 1|3) of uint8 or float32, got shape "
+            f"{image.shape} and dtype {image.dtype}; use read_image first."
+        )
+
+
+def resize_short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """Size of an image after its short side became `short`, aspect ratio kept.
+
+    Parameters
+    ----------
+    size : tuple of int
+        (H, W) of the image.
+    short : int
+        Wanted length of the short side.
+
+    Returns
+    -------
+    tuple of int
+        New (H, W); the long side is rounded down.
+
+    Examples
+    --------
+    >>> from skad.images import resize_short_side
+    >>> resize_short_side((75, 90), 64)
+    (64, 76)
+    """
+    height, width = _positive_pair(size, "size")
+    if isinstance(short, bool) or int(short) != short or short < 1:
+        raise ValueError(f"short must be a positive whole number, got {short!r}.")
+    short = int(short)
+    if height <= width:
+        return short, int(short * width / height)
+    return int(short * height / width), short
+
+
+def center_crop_box(
+    size: tuple[int, int], crop: int | tuple[int, int]
+) -> tuple[int, int]:
+    """Top left corner of the central window of an image.
+
+    Parameters
+    ----------
+    size : tuple of int
+        (H, W) of the image.
+    crop : int or tuple of int
+        Side of a square window, or its (H, W).
+
+    Returns
+    -------
+    tuple of int
+        (top, left). Half pixels are rounded to the even side.
+
+    Raises
+    ------
+    ValueError
+        The window is larger than the image.
+
+    Examples
+    --------
+    >>> from skad.images import center_crop_box
+    >>> center_crop_box((64, 76), 56)
+    (4, 10)
+    >>> center_crop_box((9, 11), (8, 8))
+    (0, 2)
+    """
+    height, width = _positive_pair(size, "size")
+    window = (crop, crop) if np.ndim(crop) == 0 else crop
+    crop_height, crop_width = _positive_pair(window, "crop")
+    if crop_height > height or crop_width > width:
+        raise ValueError(
+            f"crop {(crop_height, crop_width)} is larger than the image size "
+            f"{(height, width)}; crop less or resize to a larger size first."
+        )
+    return round((height - crop_height) / 2), round((width - crop_width) / 2)
+
+
+def to_float(image: NDArray[Any]) -> NDArray[np.float32]:
+    """Convert an image to three float channels in [0, 1].
+
+    Parameters
+    ----------
+    image : ndarray of shape (H, W, C)
+        Normal form: C 1 or 3, uint8 or float32 in [0, 1]; see `read_image`.
+
+    Returns
+    -------
+    ndarray of shape (H, W, 3), float32
+        Grey is repeated. It may share memory with a float `image`.
+
+    Raises
+    ------
+    ValueError
+        The image is not in normal form.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.images import to_float
+    >>> to_float(np.full((1, 1, 1), 255, dtype=np.uint8))
+    array([[[1., 1., 1.]]], dtype=float32)
+    """
+    _check_normal_form(image)
+    if image.dtype == np.uint8:
+        image = image.astype(np.float32) / np.float32(255)
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image

@@ -1,0 +1,126 @@
+"""Ground-truth masks: True is defective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from skad.images._errors import Source
+from skad.images._files import opened_image
+from skad.images._kinds import as_path, is_tensor, tensor_to_numpy, type_name
+from skad.images._read import oriented_pixels, oriented_pixels_of_object
+
+
+def read_mask(
+    item: Any, *, where: str = "masks[0]", size: tuple[int, int] | None = None
+) -> NDArray[np.bool_]:
+    """Read the mask of one image; every value other than zero is defective.
+
+    EXIF orientation is applied and a transparency channel dropped, as for images.
+
+    Parameters
+    ----------
+    item : str, Path, PIL.Image.Image, ndarray or torch.Tensor
+        A file, an image of Pillow, or an array (H, W) or (H, W, 1|3|4) of bool,
+        integers that are not negative, or floats that are 0 or 1; a tensor (H, W)
+        or (C, H, W). Colour is accepted when the channels are equal; a palette
+        image is defective wherever its colour is not black.
+    where : str, default="masks[0]"
+        Name of the item in error messages.
+    size : tuple of int, optional
+        (H, W) of the image, which the mask must have.
+
+    Returns
+    -------
+    ndarray of shape (H, W), bool
+        True is defective.
+
+    Raises
+    ------
+    ImageError
+        The item cannot be read, is no mask (grey floats, colours, a JPEG file with
+        compression noise) or has another size than `size`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.images import read_mask
+    >>> read_mask(np.array([[0, 255], [0, 0]], dtype=np.uint8))
+    array([[False,  True],
+           [False, False]])
+    """
+    path = as_path(item)
+    source = Source(where, path)
+    if path is not None:
+        with opened_image(source) as (image, _):
+            mask = _mask_of_pillow(image, oriented_pixels(image, source), source)
+    elif isinstance(item, Image.Image):
+        mask = _mask_of_pillow(item, oriented_pixels_of_object(item, source), source)
+    else:
+        mask = _mask_of_array(_mask_array(item, source), source)
+    if size is not None and mask.shape != tuple(size):
+        raise source.error(
+            f"the mask has height and width {mask.shape}, its image {tuple(size)}",
+            "pass the mask in the size of the image as it was given",
+        )
+    return mask
+
+
+def _mask_of_pillow(
+    image: Image.Image, array: NDArray[Any], source: Source
+) -> NDArray[np.bool_]:
+    if image.mode in ("P", "PA"):
+        return np.asarray(array.any(axis=2))
+    if image.format in ("JPEG", "MPO") and not np.isin(array, (0, 255)).all():
+        raise source.error(
+            "the JPEG mask has values between 0 and 255, which compression adds "
+            "around every edge",
+            "save masks as PNG, or pass an array with a threshold: values > 127",
+        )
+    return _mask_of_array(array, source)
+
+
+def _mask_array(item: Any, source: Source) -> NDArray[Any]:
+    if is_tensor(item):
+        array = tensor_to_numpy(item, source)
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    elif isinstance(item, np.ndarray) and not isinstance(item, np.ma.MaskedArray):
+        array = item
+    else:
+        raise source.error(
+            f"{type_name(item)} is no mask",
+            "a mask is a path, a PIL image, an array (H, W) or a torch tensor",
+        )
+    if array.ndim == 2:
+        array = array[..., np.newaxis]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
+        raise source.error(
+            f"the mask has shape {item.shape}", "a mask is (H, W), one value per pixel"
+        )
+    return array[..., :3]
+
+
+def _mask_of_array(array: NDArray[Any], source: Source) -> NDArray[np.bool_]:
+    if array.dtype.kind not in "biuf":
+        raise source.error(
+            f"the mask has dtype {array.dtype}", "use bool, integers, or floats 0 and 1"
+        )
+    if array.dtype.kind == "f" and not np.isin(array, (0, 1)).all():
+        raise source.error(
+            "the mask has float values other than 0 and 1",
+            "choose a threshold, for example mask > 0.5",
+        )
+    if array.dtype.kind == "i" and array.min() < 0:
+        raise source.error(
+            f"the mask has negative values, down to {array.min()}",
+            "use 0 for good pixels and a positive number for defects",
+        )
+    if (array[..., 1:] != array[..., :1]).any():
+        raise source.error(
+            "the mask has colours (its channels differ)",
+            "check that it is not the image itself; pass one channel",
+        )
+    return np.asarray(array[..., 0] != 0)

@@ -1,0 +1,115 @@
+"""One image held by Pillow: orientation, frames, modes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from skad.images._arrays import unit_floats
+from skad.images._errors import ImageError, Source
+
+ORIENTATION = 0x0112
+# Their further frames are previews, depth maps or layers of the first one.
+COMPOSITE_FORMATS = ("MPO", "PSD")
+
+
+@contextmanager
+def decoding(source: Source) -> Iterator[None]:
+    """Turn whatever a decoder raises into an `ImageError`."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    # Decoders meet damaged data with OSError, SyntaxError, struct.error,
+    # IndexError and more, so no shorter list would be complete.
+    except Exception as err:
+        hint = "it is truncated or damaged: replace it or remove it"
+        if source.path is None:
+            hint += " (a PIL image must still be open, or loaded with .load())"
+        raise source.error(
+            f"the image cannot be decoded ({type(err).__name__}: {err})", hint
+        ) from err
+
+
+def check_single_frame(image: Image.Image, source: Source) -> None:
+    """Refuse animations and multi-page files: one frame would be a guess."""
+    try:
+        several = bool(getattr(image, "is_animated", False))
+    except Exception:  # a loaded image whose file is closed shows one frame only
+        return
+    if not several or image.format in COMPOSITE_FORMATS:
+        return
+    raise source.error(
+        f"the {image.format} image has {getattr(image, 'n_frames', 'several')} frames",
+        "save the frame that is meant as a file of its own, or pass a PIL image: "
+        "image.seek(i), then image.copy()",
+    )
+
+
+def orientation(exif_of: Any) -> int:
+    """EXIF orientation 1 to 8 from a ``getexif`` method; 1 when there is none."""
+    try:
+        value = exif_of().get(ORIENTATION, 1)
+    except Exception:  # unreadable EXIF does not make the pixels unreadable
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def oriented_size(image: Image.Image, turn: int) -> tuple[int, int]:
+    """(H, W) of an image after orientation `turn` is applied."""
+    width, height = image.size
+    if turn < 5:
+        return height, width
+    if isinstance(image, TiffImageFile):
+        # Newer Pillow already reports the turned size, older the stored one.
+        return int(image.tag_v2[256]), int(image.tag_v2[257])
+    return width, height
+
+
+def apply_orientation(array: NDArray[Any], turn: int) -> NDArray[Any]:
+    """Turn and mirror stored pixels (H, W, C) as EXIF orientation says."""
+    if turn in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        array = array[::-1]
+    if turn in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
+
+
+def pixels(image: Image.Image, source: Source) -> NDArray[Any]:
+    """Give stored pixels (H, W, C), C 1 or 3, in the value range of the mode."""
+    image.load()  # numpy would hide an error in here behind an array of one object
+    mode = image.mode
+    if mode in ("RGB", "L", "I", "F") or mode.startswith("I;16"):
+        array = np.asarray(image)
+    elif mode == "La":
+        array = np.asarray(image.convert("LA"))[..., :1]
+    else:
+        array = np.asarray(image.convert("L" if mode in ("1", "LA") else "RGB"))
+    if array.size == 0:
+        raise source.error(
+            f"the image is empty, size {image.size}", "an image has at least one pixel"
+        )
+    return array[..., np.newaxis] if array.ndim == 2 else array
+
+
+def unit_range(array: NDArray[Any], source: Source) -> NDArray[Any]:
+    """Bring what `pixels` returns to the normal form."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind == "f":
+        return unit_floats(array, source)
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 65535:
+        raise source.error(
+            f"integer values reach from {low} to {high}, outside 16 bits",
+            "rescale to 0..65535 or to float in [0, 1]",
+        )
+    return array.astype(np.float32) / np.float32(65535)
