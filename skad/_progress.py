@@ -17,7 +17,9 @@ class _Bar:
             return
         self.printed = now
         left = (now - self.started) / max(done, 1) * (self.total - done)
-        sys.stderr.write(f"\r{self.label}: {done}/{self.total}, {left:.0f} s left{note} ")
+        sys.stderr.write(
+            f"\r{self.label}: {done}/{self.total}, {left:.0f} s left{note} "
+        )
         sys.stderr.flush()
 
 

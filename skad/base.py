@@ -9,7 +9,7 @@ normal and -1 for anomalous. Maps run the other way: larger is more anomalous.
 """
 
 import warnings
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -169,7 +169,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
         Returns
         -------
-        maps : ndarray of shape (n, h, w) or (n, *size), float32
+        maps : ndarray of shape (n, h, w) or (n, H, W), float32
             NaN for an image that was skipped when it was read.
         """
         maps = self._score_present(X)[1]
@@ -190,7 +190,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
         Returns
         -------
-        masks : ndarray of shape (n, h, w) or (n, *size), bool
+        masks : ndarray of shape (n, h, w) or (n, H, W), bool
             True where the map exceeds `pixel_threshold`.
         """
         return self.anomaly_map(X, size) > self.pixel_threshold(size)
@@ -282,7 +282,9 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         if 0 in X.shape:
             raise ValueError(f"X has shape {X.shape}: every axis needs an entry.")
         n_features = X.shape[3]
-        validate_data(self, X.reshape(-1, n_features), reset=reset, skip_check_array=True)
+        validate_data(
+            self, X.reshape(-1, n_features), reset=reset, skip_check_array=True
+        )
         return X, _present(X)
 
     @staticmethod
@@ -420,11 +422,10 @@ def check_size(size):
     """Check a (height, width) pair given by a user."""
     try:
         height, width = size
-    except TypeError:
+    except (TypeError, ValueError):
         height = width = None
     if not all(
-        isinstance(side, Integral) and not isinstance(side, bool) and side > 0
-        for side in (height, width)
+        isinstance(side, (int, np.integer)) and side > 0 for side in (height, width)
     ):
         raise ValueError(
             f"size={size!r} is not a pair of positive integers (height, width)."

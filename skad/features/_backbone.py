@@ -119,7 +119,7 @@ def _as_map(output, name, module, image_size):
 def _token_grid(n_tokens, image_size, name):
     """Rows and columns of a token sequence, in the proportion of the image."""
     height, width = image_size
-    rows = int(round((n_tokens * height / width) ** 0.5))
+    rows = round((n_tokens * height / width) ** 0.5)
     if rows < 1 or n_tokens % rows:
         raise ValueError(
             f"layers: {n_tokens} tokens of {name!r} do not form a grid for images of "

@@ -15,7 +15,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from skad._progress import progress
 from skad.features._reading import ImageReader, n_threads
-from skad.images import ImageError, center_crop_box, check_images, content_key, image_size
+from skad.images import (
+    ImageError,
+    center_crop_box,
+    check_images,
+    content_key,
+    image_size,
+)
 
 
 class SkippedImageWarning(UserWarning):
@@ -141,7 +147,7 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
 
     def image_sizes(self, X):
         """Height and width of each image as passed, None where it is unreadable."""
-        sizes = []
+        sizes: list[tuple[int, int] | None] = []
         for item in check_images(X):
             try:
                 sizes.append(image_size(item))
@@ -247,7 +253,9 @@ class _Cache:
 def _pair(value, name):
     """(height, width) from an int or a pair."""
     pair = (value, value) if isinstance(value, Integral) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(s, Integral) and s > 0 for s in pair):
+    if len(pair) != 2 or not all(
+        isinstance(side, (int, np.integer)) and side > 0 for side in pair
+    ):
         raise ValueError(
             f"{name}={value!r} must be a positive integer or a pair of them "
             "(height, width)."

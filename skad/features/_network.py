@@ -299,7 +299,9 @@ class PatchFeatures(PatchFeatureTransformer):
 
     def _backbone(self):
         if not isinstance(self.backbone, str):
-            return Backbone(self.backbone.to(self._device()), IMAGENET_MEAN, IMAGENET_STD)
+            return Backbone(
+                self.backbone.to(self._device()), IMAGENET_MEAN, IMAGENET_STD
+            )
         return named_backbone(
             self.backbone,
             self.weights,

@@ -59,7 +59,7 @@ class ImageReader:
     def each(self, function, indices):
         """Yield (index, function(index)) in order; bad images are left out."""
         with ThreadPoolExecutor(self.n_threads) as pool:
-            waiting = deque()
+            waiting: deque = deque()
             indices = iter(indices)
             for index in indices:
                 waiting.append((index, pool.submit(function, index)))

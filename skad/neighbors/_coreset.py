@@ -12,7 +12,12 @@ are those of the plain algorithm.
 import numpy as np
 from sklearn.utils import check_array
 
-from skad.neighbors._distances import squared_distances, squared_norms
+from skad._progress import progress
+from skad.neighbors._distances import (
+    rounding_bound,
+    squared_distances,
+    squared_norms,
+)
 
 _CANDIDATES = 1024
 _STALE_GROUPS = 4
@@ -87,89 +92,102 @@ class _Traversal:
         self.X = X
         self.n_samples = n_samples
         # Centring keeps norms, and with them the rounding of products, small.
-        self.origin = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+        self.origin = X.mean(axis=0, dtype=np.float64)
         self.centres = np.empty((n_samples, X.shape[1]), X.dtype)
         self.norms = np.empty(n_samples, X.dtype)
         self.picked = np.empty(n_samples, np.intp)
         self.n_picked = 0
-        # Squared distance to the first `seen` centres: an upper bound.
-        self.bound = np.full(len(X), np.inf, X.dtype)
+        # Upper bound of the squared distance to the first `seen` centres, and
+        # its float64 value for the first `settled` ones. Rounding can thus
+        # cost time, but never another row.
+        self.bound = np.full(len(X), np.inf)
         self.seen = np.zeros(len(X), np.int32)
+        self.value = np.full(len(X), np.inf)
+        self.settled = np.zeros(len(X), np.int32)
         self._add(start, self._rows(np.array([start]))[0])
-        self.bound[start] = 0
-        self._refresh_all()
+        for lo in range(0, len(X), 2**14):
+            rows = np.arange(lo, min(lo + 2**14, len(X)))
+            self._refresh(rows, self._rows(rows))
 
     def run(self, verbose):
-        from skad._progress import progress
-
         with progress(self.n_samples, "coreset", verbose) as bar:
             while self.n_picked < self.n_samples and self._round():
                 bar.reach(self.n_picked)
         return self.picked[: self.n_picked].copy()
 
     def _rows(self, index):
-        return self.X[index] - self.origin
+        return self.X[index].astype(np.float64) - self.origin
 
     def _add(self, index, row):
+        row = row.astype(self.X.dtype)
         self.centres[self.n_picked] = row
         self.norms[self.n_picked] = row @ row
         self.picked[self.n_picked] = index
         self.n_picked += 1
 
-    def _refresh_all(self):
-        for lo in range(0, len(self.X), 2**14):
-            rows = np.arange(lo, min(lo + 2**14, len(self.X)))
-            self._refresh(rows, self._rows(rows))
-
-    def _refresh(self, index, rows):
-        """Bring the bounds of some rows up to date, the stalest ones first."""
-        order = np.argsort(self.seen[index], kind="stable")
-        for part in np.array_split(order, _STALE_GROUPS):
-            if len(part) == 0:
-                continue
-            missed = slice(self.seen[index[part[0]]], self.n_picked)
-            if missed.start == missed.stop:
-                continue
-            distances = squared_distances(
-                rows[part], self.centres[missed], self.norms[missed]
-            )
-            reached = index[part]
-            self.bound[reached] = np.minimum(
-                self.bound[reached], distances.min(axis=1)
-            )
-            self.seen[reached] = self.n_picked
-
     def _round(self):
         """Refresh the rows with the largest bounds and pick among them."""
-        n_rows = len(self.bound)
-        n_candidates = min(_CANDIDATES, n_rows)
-        if n_candidates < n_rows:
-            split = np.argpartition(self.bound, n_rows - n_candidates)
-            candidates = split[n_rows - n_candidates :]
-            left_out = self.bound[split[: n_rows - n_candidates]].max()
+        n_left = max(0, len(self.bound) - _CANDIDATES)
+        if n_left:
+            order = np.argpartition(self.bound, n_left - 1)
+            candidates, left_out = order[n_left:], self.bound[order[n_left - 1]]
         else:
-            candidates, left_out = np.arange(n_rows), -np.inf
+            candidates, left_out = np.arange(len(self.bound)), 0.0
         candidates.sort()  # of equally far rows the first is picked
         rows = self._rows(candidates)
         self._refresh(candidates, rows)
-        bound = self.bound[candidates]
-        if bound.max() <= 0 and left_out <= 0:
-            return False  # the covering radius is 0
-        self._pick(candidates, rows, bound, left_out)
-        return True
+        contenders = self.bound[candidates] >= left_out
+        candidates, rows = candidates[contenders], rows[contenders]
+        self._settle(candidates, rows)
+        radius = max(left_out, self.bound[candidates].max(initial=0))
+        self._pick(candidates, rows, left_out)
+        return radius > 0
 
-    def _pick(self, candidates, rows, bound, left_out):
+    def _refresh(self, index, rows):
+        """Bring upper bounds up to date in the arithmetic of X."""
+        rows = rows.astype(self.X.dtype, copy=False)
+        norms = squared_norms(rows)
+        for part, missed in self._missed(self.seen, index):
+            screen = rows[part] @ self.centres[missed].T
+            screen *= -2
+            screen += self.norms[missed]
+            largest = self.norms[missed].max()
+            noise = rounding_bound(norms[part], largest, rows.shape[1], rows.dtype)
+            bound = screen.min(axis=1).astype(np.float64) + norms[part] + 2 * noise
+            reached = index[part]
+            self.bound[reached] = np.minimum(self.bound[reached], bound)
+            self.seen[reached] = self.n_picked
+
+    def _settle(self, index, rows):
+        """Replace upper bounds by values, in float64."""
+        for part, missed in self._missed(self.settled, index):
+            reached = index[part]
+            centres = self._rows(self.picked[missed])
+            value = squared_distances(rows[part], centres).min(axis=1)
+            self.value[reached] = np.minimum(self.value[reached], value)
+            self.settled[reached] = self.n_picked
+        self.bound[index] = self.value[index]
+
+    def _missed(self, seen, index):
+        """Yield groups of rows with the centres that they have missed."""
+        order = np.argsort(seen[index], kind="stable")
+        for part in np.array_split(order, _STALE_GROUPS):
+            if len(part) and seen[index[part[0]]] < self.n_picked:
+                yield part, slice(seen[index[part[0]]], self.n_picked)
+
+    def _pick(self, candidates, rows, left_out):
         """Pick while the best candidate beats all rows that were left out."""
-        within = np.flatnonzero(bound > max(left_out, 0))
+        value = self.value[candidates]
+        within = np.flatnonzero((value >= left_out) & (value > 0))
         if len(within) == 0:
             return
-        candidates, rows, bound = candidates[within], rows[within], bound[within]
-        gram = squared_distances(rows, rows)
+        candidates, rows, value = candidates[within], rows[within], value[within]
+        gaps = squared_distances(rows, rows)
         while self.n_picked < self.n_samples:
-            best = int(bound.argmax())
-            if bound[best] <= max(left_out, 0):
+            best = int(value.argmax())
+            if value[best] < left_out or value[best] <= 0:
                 break
             self._add(candidates[best], rows[best])
-            np.minimum(bound, gram[best], out=bound)
-        self.bound[candidates] = bound
-        self.seen[candidates] = self.n_picked
+            np.minimum(value, gaps[best], out=value)
+        self.value[candidates] = self.bound[candidates] = value
+        self.seen[candidates] = self.settled[candidates] = self.n_picked

@@ -41,14 +41,12 @@ def direct(left, right, left_index, right_index):
     return result
 
 
-def squared_distances(left, right, right_norms=None):
+def squared_distances(left, right):
     """All squared distances; an identical pair of rows is at exactly 0.
 
     Returns an array of shape (len(left), len(right)) in the dtype of `left`.
     """
-    left_norms = squared_norms(left)
-    if right_norms is None:
-        right_norms = squared_norms(right)
+    left_norms, right_norms = squared_norms(left), squared_norms(right)
     result = left @ right.T
     result *= -2
     result += left_norms[:, None]

@@ -1,0 +1,70 @@
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# Before matplotlib or huggingface_hub is imported, which read these only once.
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Before scipy is: scikit-learn skips its array API check without it.
+os.environ.setdefault("SCIPY_ARRAY_API", "1")
+
+# The first example of a property may import torch: no deadline.
+settings.register_profile("skad", deadline=None)
+settings.load_profile("skad")
+
+TESTS = Path(__file__).resolve().parent
+
+
+def pytest_collection_modifyitems(items):
+    """Run the slow tests last, so that a failure shows early."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Folder of real images and weights beside the checkout."""
+    folder = TESTS.parents[1] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder shared/ beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Loader of the reference arrays ``tests/data/NAME.npz``, as a dict."""
+
+    def load(name):
+        with np.load(TESTS / "data" / f"{name}.npz", allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    return load
+
+
+@pytest.fixture
+def one_torch_thread():
+    """Keep torch on one thread: many tiny calls lose time to synchronisation."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def numpy_state_untouched():
+    """Fail if the test moves NumPy's global random state."""
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    yield
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")

@@ -1,0 +1,361 @@
+import copy
+import pickle
+import time
+
+import joblib
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone
+
+from skad import PatchFeatures
+from skad.features import SkippedImageWarning
+from skad.images import ImageError
+
+TINY = {"layers": ("early", "late"), "image_size": 32}
+
+
+@pytest.fixture
+def features(tiny_network):
+    return PatchFeatures(tiny_network, **TINY)
+
+
+def test_own_network_gives_patch_grids(features, images):
+    result = features.fit_transform(images)
+    assert result.shape == (5, 8, 8, 1024)
+    assert result.dtype == np.float32
+    assert np.isfinite(result).all()
+    assert features.grid_shape_ == (8, 8)
+    assert features.n_features_out_ == 1024
+
+
+def test_values_are_those_of_the_network(tiny_network, images):
+    import torch
+
+    features = PatchFeatures(
+        tiny_network,
+        layers=("early",),
+        image_size=(40, 48),
+        embedding="concat",
+        patch_size=1,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+    )
+    result = features.fit_transform(images)
+    with torch.no_grad():
+        x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+        expected = tiny_network.early(x)  # before the ReLU that works in place
+    np.testing.assert_allclose(result, expected.permute(0, 2, 3, 1), atol=1e-5)
+
+
+def test_the_rest_of_the_network_does_not_run(features, images, tiny_network):
+    features.fit(images)
+    calls = []
+    handle = tiny_network.head.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        features.transform(images)
+    finally:
+        handle.remove()
+    assert not calls
+    assert tiny_network.training  # flags of the user's network are as they were
+
+
+def test_network_runs_once_per_image(tiny_network, images):
+    seen = []
+    handle = tiny_network.early.register_forward_hook(
+        lambda module, inputs, output: seen.append(len(output))
+    )
+    try:
+        PatchFeatures(tiny_network, **TINY, batch_size=2).fit_transform(images)
+    finally:
+        handle.remove()
+    assert sum(seen) == len(images) + 1  # one black image tells the shapes
+
+
+def test_batch_size_threads_and_containers_do_not_matter(features, images, tmp_path):
+    expected = features.fit_transform(images)
+    for n_jobs, batch_size in ((1, 1), (3, 2), (-1, 16)):
+        other = clone(features).set_params(n_jobs=n_jobs, batch_size=batch_size)
+        np.testing.assert_allclose(other.fit_transform(images), expected, atol=1e-5)
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(image).save(paths[-1])
+    np.testing.assert_array_equal(features.transform(paths), expected)
+    np.testing.assert_array_equal(features.transform(list(map(str, paths))), expected)
+    pil = [Image.fromarray(image) for image in images]
+    np.testing.assert_array_equal(features.transform(pil), expected)
+
+
+def test_sizes_may_differ(features, images):
+    mixed = [images[0], images[1][:20], np.repeat(images[2], 2, axis=0)]
+    result = features.fit_transform(mixed)
+    assert result.shape[0] == 3
+    assert features.image_sizes(mixed) == [(40, 48), (20, 48), (80, 48)]
+
+
+def test_grey_images_are_colour_images_of_equal_channels(features, images):
+    grey = images[..., :1]
+    np.testing.assert_array_equal(
+        features.fit_transform(grey[..., 0]),
+        features.transform(np.repeat(grey, 3, axis=3)),
+    )
+
+
+def test_crop_is_the_centre_of_the_resized_image(tiny_network, images):
+    square = images[:, :40, :40]
+    cropped = PatchFeatures(
+        tiny_network, layers=("early",), image_size=40, crop_size=24
+    )
+    direct = PatchFeatures(tiny_network, layers=("early",), image_size=24)
+    np.testing.assert_allclose(
+        cropped.fit_transform(square),
+        direct.fit_transform(square[:, 8:32, 8:32]),
+        atol=1e-6,
+    )
+    assert cropped.window() == ((0.2, 0.8), (0.2, 0.8))
+
+
+@pytest.mark.parametrize(
+    ("embedding", "n_features"), [("mean1d", 1024), ("concat", 16), ("replicate", 16)]
+)
+def test_every_embedding(tiny_network, images, embedding, n_features):
+    features = PatchFeatures(tiny_network, **TINY, embedding=embedding)
+    assert features.fit_transform(images).shape == (5, 8, 8, n_features)
+    assert PatchFeatures(
+        tiny_network, **TINY, embedding=embedding, grid=(3, 5)
+    ).fit_transform(images).shape == (5, 3, 5, n_features)
+
+
+def test_random_dimensions_are_a_fixed_choice(tiny_network, images):
+    parameters = {**TINY, "embedding": "replicate"}
+    whole = PatchFeatures(tiny_network, **parameters).fit_transform(images)
+    some = PatchFeatures(tiny_network, **parameters, n_components=4).fit(images)
+    np.testing.assert_array_equal(some.transform(images), whole[..., some.components_])
+    again = PatchFeatures(tiny_network, **parameters, n_components=4).fit(images)
+    np.testing.assert_array_equal(again.components_, some.components_)
+    other = clone(some).set_params(random_state=1).fit(images)
+    assert (other.components_ != some.components_).any()
+
+
+def test_own_network_travels_in_the_pickle(features, images, tmp_path):
+    expected = features.fit_transform(images)
+    joblib.dump(features, tmp_path / "features.joblib")
+    loaded = joblib.load(tmp_path / "features.joblib")
+    np.testing.assert_array_equal(loaded.transform(images), expected)
+    assert clone(features).get_params()["layers"] == ("early", "late")
+
+
+def test_timm_backbones_stay_out_of_the_pickle(images):
+    features = PatchFeatures(
+        "resnet18", weights=False, image_size=64, random_state=0
+    ).fit(images)
+    expected = features.transform(images)
+    data = pickle.dumps(features)
+    assert len(data) < 10_000
+    np.testing.assert_array_equal(pickle.loads(data).transform(images), expected)
+    # Loaded where the weights are other ones, it refuses to run.
+    stranger = pickle.loads(data)
+    stranger._seed += 1
+    with pytest.raises(ValueError, match="has other weights"):
+        stranger.transform(images)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "layers", "grid"),
+    [
+        ("resnet18", 64, ("layer2", "layer3"), (8, 8)),
+        ("mobilenetv2_100", (64, 96), ("blocks.2", "blocks.4"), (8, 12)),
+        ("test_vit.r160_in1k", 64, "auto", (4, 4)),
+        ("test_convnext.r160_in1k", 64, "auto", (8, 8)),
+        ("vit_tiny_patch16_224", (64, 96), ("blocks.1", "norm"), (4, 6)),
+        ("swin_tiny_patch4_window7_224", 224, "auto", (28, 28)),
+    ],
+)
+def test_timm_families(images, name, image_size, layers, grid):
+    features = PatchFeatures(
+        name, layers, weights=False, image_size=image_size, embedding="concat"
+    )
+    result = features.fit_transform(images[:2])
+    assert result.shape[1:3] == grid
+    assert np.isfinite(result).all()
+
+
+def test_half_precision_stays_close(images):
+    parameters = {"backbone": "resnet18", "weights": False, "image_size": 64}
+    full = PatchFeatures(**parameters).fit_transform(images)
+    half = PatchFeatures(**parameters, precision="bfloat16").fit_transform(images)
+    assert half.dtype == np.float32
+    assert np.abs(half - full).max() < 0.1 * np.abs(full).max()
+
+
+@pytest.mark.usefixtures("numpy_state_untouched")
+def test_random_states_are_left_alone(images):
+    import torch
+
+    torch_state = torch.get_rng_state()
+    threads = torch.get_num_threads()
+    PatchFeatures(
+        "resnet10t", weights=False, image_size=32, n_components=9, random_state=5
+    ).fit_transform(images)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert torch.get_num_threads() == threads
+
+
+# -- cache ---------------------------------------------------------------------
+
+
+def test_cache_extracts_each_image_once(tiny_network, images, tmp_path, monkeypatch):
+    extracted = []
+    extract = PatchFeatures._extract
+    monkeypatch.setattr(
+        PatchFeatures,
+        "_extract",
+        lambda self, batch: extracted.append(len(batch)) or extract(self, batch),
+    )
+    features = PatchFeatures(tiny_network, **TINY, cache_dir=tmp_path)
+    first = features.fit_transform(images[:3])
+    np.testing.assert_array_equal(features.transform(images)[:3], first)
+    assert sum(extracted) == 5
+    again = clone(features).fit(images).transform(images[::-1])
+    np.testing.assert_array_equal(again[::-1][:3], first)
+    assert sum(extracted) == 5
+    assert len(list(tmp_path.glob("*/*.npy"))) == 5
+
+
+def test_cache_tells_settings_and_weights_apart(tiny_network, images, tmp_path):
+    features = PatchFeatures(tiny_network, **TINY, cache_dir=tmp_path).fit(images)
+    plain = features.transform(images)
+    wider = clone(features).set_params(patch_size=5).fit_transform(images)
+    assert np.abs(wider - plain).max() > 1e-3
+    changed = copy.deepcopy(tiny_network)
+    changed.early.weight.data *= 2
+    other = PatchFeatures(changed, **TINY, cache_dir=tmp_path).fit_transform(images)
+    assert np.abs(other - plain).max() > 1e-3
+
+
+def test_cache_survives_a_file_cut_short(tiny_network, images, tmp_path):
+    features = PatchFeatures(tiny_network, **TINY, cache_dir=tmp_path)
+    expected = features.fit_transform(images)
+    for path in tmp_path.glob("*/*.npy"):
+        path.write_bytes(path.read_bytes()[:200])
+    np.testing.assert_array_equal(features.transform(images), expected)
+    np.testing.assert_array_equal(features.transform(images), expected)
+
+
+# -- errors --------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(images, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    paths[3].write_bytes(paths[3].read_bytes()[:100])
+    return paths
+
+
+@pytest.mark.parametrize("n_jobs", [1, 4])
+def test_one_bad_file_is_named_with_its_position(features, files, n_jobs):
+    features.set_params(n_jobs=n_jobs).fit(files)
+    with pytest.raises(ImageError, match=r"X\[3\].*3\.png"):
+        features.transform(files)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_skipped_files_are_listed(features, files, images, tmp_path, cached):
+    features.set_params(on_error="skip", cache_dir=tmp_path / "c" if cached else None)
+    with pytest.warns(SkippedImageWarning, match=r"1 of 5 images.*X\[3\].*3\.png"):
+        result = features.fit_transform(files)
+    assert [i for i, _ in features.skipped_] == [3]
+    assert "3.png" in features.skipped_[0][1]
+    assert np.isnan(result[3]).all()
+    kept = [0, 1, 2, 4]
+    np.testing.assert_array_equal(result[kept], features.transform(images[kept]))
+    with pytest.warns(SkippedImageWarning):
+        features.transform(files)
+
+
+def test_a_missing_file_is_skipped_from_the_cache_too(features, files, tmp_path):
+    features.set_params(on_error="skip", cache_dir=tmp_path / "cache")
+    files[0].unlink()
+    with pytest.warns(SkippedImageWarning, match="2 of 5"):
+        result = features.fit_transform(files)
+    assert np.isnan(result[[0, 3]]).all()
+
+
+def test_nothing_but_bad_files_is_an_error(features, files):
+    features.set_params(on_error="skip").fit(files)
+    with pytest.raises(ImageError, match="none of the 1 images"):
+        features.transform(files[3:4])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"backbone": "no_such_model"}, ValueError, "is not a model of timm"),
+        ({"backbone": "resnet18", "weights": "no.pth"}, FileNotFoundError, "no.pth"),
+        ({"layers": ("early", "nope")}, ValueError, "no module 'nope'. Choose from"),
+        ({"layers": ()}, ValueError, "layers"),
+        ({"layers": "auto"}, ValueError, "needs a timm model"),
+        ({"image_size": 0}, ValueError, "image_size"),
+        ({"image_size": (3, 4, 5)}, ValueError, "image_size"),
+        ({"crop_size": 64}, ValueError, "exceeds image_size"),
+        ({"patch_size": 2}, ValueError, "patch_size=2 is even"),
+        ({"embedding": "pca"}, ValueError, "embedding"),
+        ({"n_components": 5000}, ValueError, "n_components=5000 exceeds"),
+        ({"precision": "int8"}, ValueError, "precision"),
+        ({"on_error": "ignore"}, ValueError, "on_error"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"weights": "some.pth"}, ValueError, "backbone given by name"),
+        ({"weights": True}, ValueError, "weights=True is ambiguous"),
+    ],
+)
+def test_bad_parameters_are_named(features, images, parameters, error, message):
+    if "backbone" in parameters:
+        parameters = {"weights": False, "layers": "auto", **parameters}
+    with pytest.raises(error, match=message):
+        features.set_params(**parameters).fit(images)
+
+
+def test_weights_of_another_network_are_refused(images, tmp_path):
+    import torch
+
+    torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pth")
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
+    for name in ("weights.pth", "broken.pth"):
+        features = PatchFeatures("resnet18", weights=tmp_path / name)
+        with pytest.raises(ValueError, match=rf"could not be built with.*{name}"):
+            features.fit(images)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_network_it_fails_at_once_and_says_what_to_do(
+    images, monkeypatch, tmp_path, offline
+):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    # A port of this machine where nobody listens stands for a lost connection.
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(OSError, match="cannot be downloaded") as caught:
+        PatchFeatures("wide_resnet50_2").fit(images)
+    assert time.monotonic() - start < 20
+    for advice in ("weights=", "PCANetFeatures", str(tmp_path)):
+        assert advice in str(caught.value)
+
+
+def test_transform_before_fit(images):
+    from sklearn.exceptions import NotFittedError
+
+    with pytest.raises(NotFittedError):
+        PatchFeatures().transform(images)
+
+
+def test_progress_is_shown_on_request(features, images, capsys):
+    features.fit_transform(images)
+    assert capsys.readouterr().err == ""
+    features.set_params(verbose=True).fit_transform(images)
+    assert "features: 5/5" in capsys.readouterr().err

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skad.neighbors import greedy_coreset
+
+
+def plain(X, n_samples, start=0):
+    """Farthest-first by the textbook loop, in float64."""
+    X = X.astype(np.float64)
+    picked = [start]
+    distance = ((X - X[start]) ** 2).sum(axis=1)
+    while len(picked) < n_samples and distance.max() > 0:
+        picked.append(int(distance.argmax()))
+        distance = np.minimum(distance, ((X - X[picked[-1]]) ** 2).sum(axis=1))
+    return np.array(picked), np.sqrt(distance)
+
+
+def test_golden(golden):
+    g = golden("patchcore_coreset")
+    n, start = int(g["n_select"]), int(g["start"])
+    indices = greedy_coreset(g["X"], n, start=start)
+    np.testing.assert_array_equal(indices, g["idx_farthest_first"])
+    gaps = g["X"][:, None].astype(float) - g["X"][indices].astype(float)
+    nearest = np.sqrt((gaps**2).sum(-1)).min(axis=1)
+    np.testing.assert_allclose(nearest, g["min_dist_after"], atol=1e-9)
+    assert nearest.max() == pytest.approx(float(g["radius_farthest_first"]), rel=1e-9)
+    projected = g["X"] @ g["projection_weight"].T
+    np.testing.assert_array_equal(
+        greedy_coreset(projected, n, start=start), g["idx_farthest_first_projected"]
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("n", "d", "k"), [(3000, 8, 600), (5000, 32, 2000), (2500, 3, 2500), (40, 200, 7)]
+)
+def test_same_rows_as_the_plain_loop(n, d, k, dtype):
+    X = np.random.default_rng(n).normal(size=(n, d)).astype(dtype)
+    np.testing.assert_array_equal(greedy_coreset(X, k, start=3), plain(X, k, 3)[0])
+
+
+def test_far_from_the_origin():
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(2000, 16)) + 300).astype(np.float32)
+    np.testing.assert_array_equal(greedy_coreset(X, 500), plain(X, 500)[0])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 5))
+def test_stops_when_everything_is_covered(seed, n_distinct, n_copies):
+    rng = np.random.default_rng(seed)
+    distinct = (rng.integers(0, 10**6, (n_distinct, 4)) * 0.37).astype(np.float32)
+    n_distinct = len(np.unique(distinct, axis=0))
+    X = np.repeat(distinct, n_copies, axis=0)[rng.permutation(len(distinct) * n_copies)]
+    indices = greedy_coreset(X, len(X))
+    assert len(indices) == n_distinct
+    assert len(np.unique(X[indices], axis=0)) == n_distinct
+
+
+def test_clustered_features_prune_to_the_same_rows():
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(30, 24)) * 5
+    X = centres[rng.integers(30, size=8000)] + rng.normal(size=(8000, 24))
+    X = X.astype(np.float32)
+    indices = greedy_coreset(X, 800)
+    reference, distance = plain(X, 800)
+    np.testing.assert_array_equal(indices, reference)
+    assert distance.max() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_samples": 0}, "n_samples=0 is out of range"),
+        ({"n_samples": 11}, "between 1 and 10"),
+        ({"n_samples": 2.5}, "n_samples must be an integer"),
+        ({"n_samples": 2, "start": 10}, "start=10 is out of range"),
+        ({"n_samples": 2, "start": -1}, "start=-1 is out of range"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        greedy_coreset(np.eye(10), **arguments)
+
+
+def test_input_is_left_alone():
+    X = np.random.default_rng(0).normal(size=(200, 5))
+    X.flags.writeable = False
+    greedy_coreset(X, 20)

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skad.neighbors import nearest
+from skad.neighbors._nearest import search
+
+
+def brute(queries, bank):
+    gaps = queries[:, None].astype(np.float64) - bank.astype(np.float64)
+    return np.sqrt((gaps**2).sum(-1))
+
+
+def test_golden(golden):
+    g = golden("patchcore_score")
+    distances, indices = nearest(g["query"], g["bank"])
+    np.testing.assert_array_equal(indices, g["nn_index"])
+    np.testing.assert_allclose(distances, g["nn_l2_f64"], rtol=1e-9)
+    np.testing.assert_allclose(distances**2, g["nn_sqdist_faiss"], atol=1e-4, rtol=1e-5)
+    distances, indices = nearest(g["query"], g["bank"], 3)
+    np.testing.assert_array_equal(indices, g["nn3_index"])
+    np.testing.assert_allclose(
+        (distances**2).mean(axis=1), g["patch_score_k3_reference"], atol=1e-4, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("k", [1, 2, 9])
+@pytest.mark.parametrize("shift", [0, 300])
+def test_equals_brute_force_in_float64(k, shift):
+    rng = np.random.default_rng(k)
+    bank = (rng.normal(size=(700, 40)) + shift).astype(np.float32)
+    queries = (rng.normal(size=(300, 40)) + shift).astype(np.float32)
+    expected = brute(queries, bank)
+    order = np.argsort(expected, axis=1, kind="stable")[:, :k]
+    distances, indices = nearest(queries, bank, k)
+    np.testing.assert_array_equal(indices.reshape(-1, k), order)
+    np.testing.assert_allclose(
+        distances.reshape(-1, k), np.take_along_axis(expected, order, 1), rtol=1e-12
+    )
+
+
+def test_identical_rows_are_at_exactly_zero():
+    bank = (np.random.default_rng(0).random((500, 1024)) * 20).astype(np.float32)
+    distances, indices = nearest(bank, bank)
+    np.testing.assert_array_equal(distances, 0)
+    np.testing.assert_array_equal(indices, np.arange(500))
+
+
+def test_of_equal_rows_the_first():
+    bank = np.zeros((6, 3), np.float32)
+    distances, indices = nearest(np.ones((2, 3), np.float32), bank, 3)
+    np.testing.assert_array_equal(indices, [[0, 1, 2], [0, 1, 2]])
+    np.testing.assert_allclose(distances, np.sqrt(3))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 30))
+def test_order_and_shape(seed, n, m):
+    rng = np.random.default_rng(seed)
+    queries, bank = rng.integers(0, 3, (n, 4)), rng.integers(0, 3, (m, 4))
+    distances, indices = nearest(queries, bank, m)
+    expected = np.sort(brute(queries, bank), axis=1)
+    np.testing.assert_allclose(distances.reshape(n, m), expected, atol=1e-12)
+    if m > 1:
+        assert all(sorted(row) == list(range(m)) for row in indices)
+
+
+def test_own_group_is_never_found():
+    rng = np.random.default_rng(0)
+    bank = rng.normal(size=(90, 5)).astype(np.float32)
+    groups = np.repeat([0, 1, 2], 30)
+    squared, indices = search(bank, bank, 2, groups=(groups, groups))
+    assert (groups[indices] != groups[:, None]).all()
+    expected = brute(bank, bank)
+    expected[groups[:, None] == groups] = np.inf
+    np.testing.assert_allclose(np.sqrt(squared), np.sort(expected)[:, :2])
+    lonely = search(bank, bank[:30], 1, groups=(groups, groups[:30]))[0]
+    assert np.isinf(lonely[:30]).all()
+    assert np.isfinite(lonely[30:]).all()
+
+
+def test_blocks_do_not_change_the_answer(monkeypatch):
+    rng = np.random.default_rng(0)
+    queries, bank = rng.normal(size=(50, 8)), rng.normal(size=(70, 8))
+    whole = nearest(queries, bank, 3)
+    monkeypatch.setattr("skad.neighbors._nearest._BLOCK", 140)
+    monkeypatch.setattr("skad.neighbors._distances._CHUNK", 64)
+    parts = nearest(queries, bank, 3)
+    np.testing.assert_array_equal(parts[0], whole[0])
+    np.testing.assert_array_equal(parts[1], whole[1])
+
+
+@pytest.mark.parametrize(
+    ("queries", "bank", "k", "message"),
+    [
+        (np.eye(3), np.eye(3), 0, "k=0 is out of range"),
+        (np.eye(3), np.eye(3), 4, "between 1 and 3"),
+        (np.eye(3), np.eye(3), 1.0, "k must be an integer"),
+        (np.eye(3), np.eye(4), 1, "queries has 3 columns but bank has 4"),
+        (np.full((2, 2), np.nan), np.eye(2), 1, "queries contains NaN"),
+        (np.eye(2), np.zeros((0, 2)), 1, "minimum of 1 is required"),
+    ],
+)
+def test_bad_arguments(queries, bank, k, message):
+    with pytest.raises(ValueError, match=message):
+        nearest(queries, bank, k)

@@ -1,0 +1,234 @@
+import copy
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+import sklearn.pipeline
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_html_repr
+
+from skad import (
+    PatchCoreDetector,
+    PatchFeatures,
+    Pipeline,
+    anomaly_map,
+    make_pipeline,
+)
+from skad._maps import render
+from skad.datasets import make_textures
+from skad.features import SkippedImageWarning
+
+NETWORK = {"backbone": "resnet10t", "weights": False, "layers": "auto"}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_textures(n_normal=24, n_anomalous=4, size=64, random_state=0)
+
+
+def new_pipeline(cls=Pipeline, **parameters):
+    return cls(
+        [
+            ("features", PatchFeatures(**NETWORK, image_size=64, embedding="concat")),
+            ("detector", PatchCoreDetector()),
+        ]
+    ).set_params(**parameters)
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    return new_pipeline().fit(data.train)
+
+
+# -- steps ---------------------------------------------------------------------
+
+
+def names(pipeline):
+    return [name for name, _ in pipeline.steps]
+
+
+def test_bare_steps_are_named():
+    assert names(Pipeline([PatchFeatures(), PatchCoreDetector()])) == [
+        "patchfeatures",
+        "patchcoredetector",
+    ]
+    assert names(
+        Pipeline([("a", StandardScaler()), StandardScaler(), "passthrough"])
+    ) == ["a", "standardscaler", "passthrough"]
+    assert names(
+        Pipeline([StandardScaler(), StandardScaler(), PatchCoreDetector()])
+    ) == [
+        "standardscaler-1",
+        "standardscaler-2",
+        "patchcoredetector",
+    ]
+    clash = Pipeline([("standardscaler", StandardScaler()), StandardScaler()])
+    assert len(set(names(clash))) == 2
+    assert names(make_pipeline(StandardScaler(), PatchCoreDetector())) == [
+        "standardscaler",
+        "patchcoredetector",
+    ]
+
+
+def test_the_contract_of_scikit_learn_holds():
+    steps = [("scale", StandardScaler()), ("detect", PatchCoreDetector())]
+    pipeline = Pipeline(steps)
+    assert pipeline.steps is steps
+    assert pipeline.get_params()["steps"] is steps
+    for copied in (
+        clone(pipeline),
+        clone(clone(Pipeline([StandardScaler(), PatchCoreDetector()]))),
+        copy.deepcopy(pipeline),
+        pickle.loads(pickle.dumps(pipeline)),
+    ):
+        assert isinstance(copied, Pipeline)
+        assert len(copied.steps) == 2
+    pipeline.set_params(detect__n_neighbors=2)
+    assert pipeline["detect"].n_neighbors == 2
+    pipeline.set_params(scale="passthrough")
+    pipeline.set_params(steps=[StandardScaler(), PatchCoreDetector()])
+    assert names(pipeline) == ["standardscaler", "patchcoredetector"]
+    assert len(pipeline[:1]) == 1
+    assert "PatchCoreDetector" in estimator_html_repr(pipeline)
+
+
+@pytest.mark.parametrize("steps", [[], None, [("a", 3)], [object()]])
+def test_bad_steps_keep_scikit_learns_errors(steps):
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        Pipeline(steps).fit(np.eye(3))
+
+
+def test_methods_are_there_when_the_last_step_has_them():
+    assert hasattr(new_pipeline(), "anomaly_map")
+    for method in ("anomaly_map", "predict_mask", "p_value", "calibrate"):
+        assert not hasattr(Pipeline([StandardScaler()]), method)
+
+
+# -- images in, decisions and maps out -------------------------------------------
+
+
+def test_maps_have_the_size_of_their_images(model, data):
+    maps = model.anomaly_map(data.test)
+    assert maps.shape == np.shape(data.test)[:3]
+    assert maps.dtype == np.float32
+    grids = model["detector"].anomaly_map(model["features"].transform(data.test))
+    np.testing.assert_array_equal(maps, render(grids, maps.shape[1:]))
+    assert model.anomaly_map(data.test, size=(30, 40)).shape[1:] == (30, 40)
+
+
+def test_maps_are_a_list_where_sizes_differ(model, data):
+    mixed = [data.test[0], np.repeat(data.test[1], 2, axis=0)]
+    maps = model.anomaly_map(mixed)
+    assert isinstance(maps, list)
+    assert [m.shape for m in maps] == [(64, 64), (128, 64)]
+    np.testing.assert_array_equal(maps[0], model.anomaly_map(data.test[:1])[0])
+    masks = model.predict_mask(mixed)
+    assert [m.shape for m in masks] == [(64, 64), (128, 64)]
+    np.testing.assert_array_equal(masks[1], maps[1] > model.pixel_threshold((128, 64)))
+
+
+def test_a_crop_is_undone(data):
+    model = new_pipeline(features__image_size=64, features__crop_size=32)
+    maps = model.fit(data.train).anomaly_map(data.test)
+    grids = model["detector"].anomaly_map(model["features"].transform(data.test))
+    np.testing.assert_allclose(
+        maps[:, 16:48, 16:48], render(grids, (32, 32)), atol=1e-5
+    )
+    np.testing.assert_allclose(maps[:, 0, 0], grids.min((1, 2)), rtol=1e-6)
+    good = make_textures(n_normal=40, n_anomalous=0, size=64, random_state=1).train
+    assert model.predict_mask(good).any(axis=(1, 2)).mean() < 0.3
+
+
+def test_scikit_learns_own_pipeline_and_searches_make_maps(model, data):
+    plain = new_pipeline(sklearn.pipeline.Pipeline).fit(data.train)
+    expected = model.anomaly_map(data.test)
+    np.testing.assert_array_equal(anomaly_map(plain, data.test), expected)
+    np.testing.assert_array_equal(anomaly_map(model, data.test), expected)
+    X = [*data.train, *data.test]
+    y = np.r_[np.ones(len(data.train), int), data.y_test]
+    search = GridSearchCV(
+        new_pipeline(),
+        {"detector__coreset_ratio": [0.1]},
+        scoring="roc_auc",
+        cv=StratifiedKFold(2),
+    ).fit(X, y)
+    assert len(anomaly_map(search, data.test)) == len(data.test)
+    features = model["features"].transform(data.test)
+    assert anomaly_map(model["detector"], features).shape == (len(features), 8, 8)
+    with pytest.raises(TypeError, match="StandardScaler has no method anomaly_map"):
+        anomaly_map(StandardScaler(), features)
+
+
+def test_p_values_and_calibration_on_images(data):
+    model = new_pipeline().fit(data.train)
+    p = model.p_value(data.test)
+    assert ((p > 0) & (p <= 1)).all()
+    before = model["detector"].offset_
+    good = make_textures(n_normal=20, n_anomalous=0, size=64, random_state=1).train
+    assert model.calibrate(good) is model
+    assert model["detector"].offset_ != before
+    assert len(model["detector"].calibration_scores_) == 20
+
+
+def test_one_bad_image_never_stops_a_long_run(data, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"")
+    model = new_pipeline(features__on_error="skip")
+    with pytest.warns(SkippedImageWarning, match="bad.png"):
+        model.fit([*data.train, bad])
+    assert model["features"].skipped_[0][0] == len(data.train)
+    assert len(model["detector"].calibration_scores_) == len(data.train)
+    X = [data.test[0], bad, data.test[1]]
+    with pytest.warns(SkippedImageWarning, match=r"X\[1\]"):
+        decision = model.decision_function(X)
+    np.testing.assert_array_equal(np.isnan(decision), [False, True, False])
+    with pytest.warns(SkippedImageWarning):
+        assert model.predict(X)[1] == 0
+    with pytest.warns(SkippedImageWarning):
+        maps = model.anomaly_map(X)
+    assert maps.shape == (3, 64, 64)
+    assert np.isnan(maps[1]).all()
+
+
+def test_round_trip_through_joblib(model, data, tmp_path):
+    joblib.dump(model, tmp_path / "model.joblib")
+    loaded = joblib.load(tmp_path / "model.joblib")
+    np.testing.assert_array_equal(
+        loaded.score_samples(data.test), model.score_samples(data.test)
+    )
+    np.testing.assert_array_equal(
+        loaded.anomaly_map(data.test), model.anomaly_map(data.test)
+    )
+
+
+def test_grid_search_gives_the_same_bits_on_one_and_two_processes(data):
+    X = np.concatenate([data.train, data.test])
+    y = np.r_[np.ones(len(data.train), int), data.y_test]
+    results = []
+    for n_jobs in (1, 2):
+        search = GridSearchCV(
+            new_pipeline(),
+            {"detector__coreset_ratio": [0.05, 0.2], "detector__n_neighbors": [1, 2]},
+            scoring="roc_auc",
+            cv=StratifiedKFold(2),
+            n_jobs=n_jobs,
+        ).fit(X, y)
+        results.append(
+            (
+                search.cv_results_["mean_test_score"],
+                search.best_estimator_.score_samples(data.test),
+            )
+        )
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def test_feature_pipelines_without_images():
+    X = np.random.default_rng(0).normal(size=(40, 5))
+    model = make_pipeline(StandardScaler(), PatchCoreDetector()).fit(X)
+    assert model.anomaly_map(X).shape == (40, 1, 1)
+    assert model.predict(X).shape == (40,)
+    assert isinstance(model.pixel_threshold((4, 4)), float)
