@@ -45,11 +45,12 @@ options = parser.parse_args()
 # others are here to see what the model makes of them.
 
 if options.data is None:
-    data = make_textures(n_normal=60, n_anomalous=12, size=224, random_state=0)
+    data = make_textures(n_normal=100, n_anomalous=16, size=224, random_state=0)
     names = [f"test image {i}" for i in range(len(data.test))]
 else:
-    data = load_mvtec(options.data.resolve().parent, options.data.resolve().name)
-    names = [str(path.relative_to(options.data.resolve())) for path in data.test]
+    folder = options.data.resolve()
+    data = load_mvtec(folder.parent, folder.name, require_masks=False)
+    names = [str(path.relative_to(folder)) for path in data.test]
 print(f"{len(data.train)} good images to learn from, {len(data.test)} new ones")
 
 # %%
@@ -103,7 +104,7 @@ if len(set(data.y_test)) == 2:
         f"defects found {np.mean(decisions[~good] == -1):.0%}, "
         f"false alarms {np.mean(decisions[good] == -1):.0%}"
     )
-    if any(mask is not None for mask in data.masks):
+    if data.masks is not None:
         quality = pixel_metrics(data.masks, model.anomaly_map(data.test))
         print(
             f"pixel AUROC {quality['pixel_auroc']:.3f}, PRO {quality['pro_score']:.3f}"
@@ -118,8 +119,9 @@ if len(set(data.y_test)) == 2:
 defective = [i for i, label in enumerate(data.y_test) if label == -1]
 chosen = [defective[i] for i in np.linspace(0, len(defective) - 1, 4).astype(int)]
 chosen.append(int(np.flatnonzero(data.y_test == 1)[0]))
+masks = None if data.masks is None else [data.masks[i] for i in chosen]
 display = AnomalyMapDisplay.from_estimator(
-    model, [data.test[i] for i in chosen], masks=[data.masks[i] for i in chosen]
+    model, [data.test[i] for i in chosen], masks=masks
 )
 display.figure_.savefig(options.output, dpi=110)
 print(f"picture: {options.output}")

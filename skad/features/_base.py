@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skad._progress import progress
+from skad.base import check_labels
 from skad.features._reading import ImageReader, n_threads
 from skad.images import (
     ImageError,
@@ -72,15 +73,9 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         self._frame()
         X = check_images(X)
         if y is not None:
-            y = np.asarray(y)
-            if y.shape != (len(X),):
-                raise ValueError(
-                    f"y has shape {y.shape} but X has {len(X)} images; expected one "
-                    "label per image."
-                )
-            good = np.flatnonzero(y != -1) if y.dtype.kind in "if" else range(len(X))
-            X = [X[i] for i in good] if len(good) < len(X) else X
-            if len(X) == 0:
+            check_consistent_length(X, y)
+            X = [X[i] for i in np.flatnonzero(check_labels(y) == 1)]
+            if not X:
                 raise ValueError("no good image to learn from: every label is -1.")
         self._fit_extractor(self._reader(X))
 
@@ -148,9 +143,9 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
     def image_sizes(self, X):
         """Height and width of each image as passed, None where it is unreadable."""
         sizes: list[tuple[int, int] | None] = []
-        for item in check_images(X):
+        for i, item in enumerate(check_images(X)):
             try:
-                sizes.append(image_size(item))
+                sizes.append(image_size(item, where=f"X[{i}]"))
             except ImageError:
                 if self.on_error == "raise":
                     raise
@@ -227,8 +222,11 @@ class _Cache:
         if self.folder is None:
             return range(len(reader)), {}
         missing, keys = [], {}
-        found = reader.each(lambda i: content_key(reader.X[i]), range(len(reader)))
-        for index, content in found:
+
+        def content_of(i):
+            return content_key(reader.X[i], where=f"X[{i}]")
+
+        for index, content in reader.each(content_of, range(len(reader))):
             key = sha256(f"{self.signature}\n{content}".encode()).hexdigest()
             keys[index] = key
             try:

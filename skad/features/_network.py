@@ -324,13 +324,13 @@ class PatchFeatures(PatchFeatureTransformer):
         if not isinstance(self.backbone, str):
             if self.weights is not None:
                 raise ValueError(
-                    f"weights={self.weights!r} goes with a backbone given by name; load "
-                    "the weights of your own network before you pass it."
+                    f"weights={self.weights!r} goes with a backbone given by name; "
+                    "load the weights of your own network before you pass it."
                 )
         elif isinstance(self.weights, (str, Path)) and not Path(self.weights).is_file():
             raise FileNotFoundError(
-                f"weights={str(self.weights)!r} does not exist; give a .safetensors or "
-                ".pth file, or None to download timm's weights."
+                f"weights={str(self.weights)!r} does not exist; give a .safetensors "
+                "or .pth file, or None to download timm's weights."
             )
 
     def _check_layers(self, module):

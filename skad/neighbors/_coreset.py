@@ -19,7 +19,7 @@ from skad.neighbors._distances import (
     squared_norms,
 )
 
-_CANDIDATES = 1024
+_CANDIDATES = 2048
 _STALE_GROUPS = 4
 
 

@@ -1,0 +1,179 @@
+"""Generated pictures of materials with defects, for examples and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.random import RandomState
+from numpy.typing import NDArray
+from sklearn.utils import Bunch, check_random_state
+
+from skad.datasets import _flaws, _materials
+from skad.datasets._flaws import Flawed
+from skad.datasets._materials import Array, Shape
+
+_MATERIALS: dict[str, Callable[[RandomState, Shape], Array]] = {
+    "fabric": _materials.weave,
+    "metal": _materials.metal,
+    "granite": _materials.granite,
+}
+_FLAWS: dict[str, tuple[str, ...]] = {
+    "fabric": ("missing_yarn", "spots", "stain", "tear"),
+    "metal": ("dent", "scratch", "spots", "stain"),
+    "granite": ("crack", "scratch", "spots", "stain"),
+}
+
+
+def make_textures(
+    n_normal: int = 60,
+    n_anomalous: int = 20,
+    *,
+    n_test_normal: int | None = None,
+    texture: str = "fabric",
+    size: int | tuple[int, int] = 256,
+    defect_types: Sequence[str] | None = None,
+    random_state: int | RandomState | None = None,
+) -> Bunch:
+    """Generate pictures of a material, good ones and some with defects.
+
+    Every picture is another piece of the same material: place, rotation, bending,
+    light and noise vary. Defects differ in kind, size and strength.
+
+    Parameters
+    ----------
+    n_normal : int, default=60
+        Number of good images to train on.
+    n_anomalous : int, default=20
+        Number of test images with a defect.
+    n_test_normal : int, optional
+        Number of good test images; by default as many as `n_anomalous`.
+    texture : {"fabric", "metal", "granite"}, default="fabric"
+        The material: woven fabric, brushed metal or polished granite.
+    size : int or tuple of int, default=256
+        Height and width, at least 32. The scene is scaled to it.
+    defect_types : sequence of str, optional
+        Kinds of defects, taken in turn. Fabric has "missing_yarn", "spots", "stain" and
+        "tear", metal "dent", "scratch", "spots" and "stain", granite "crack",
+        "scratch", "spots" and "stain". By default all kinds of the material.
+    random_state : int, RandomState instance or None, default=None
+        Pass an int for the same images, bit for bit, on every call.
+
+    Returns
+    -------
+    data : Bunch
+        `train` : uint8 array (n_normal, height, width, 3), good images;
+        `test` : uint8 array (n_test, height, width, 3), good images first;
+        `y_train`, `y_test` : +1 for good, -1 for defective images;
+        `masks` : bool array (n_test, height, width), True is defective;
+        `defect_types` : list of length n_test, "good" or the kind of defect.
+
+    Raises
+    ------
+    ValueError
+        If a number is negative, the size too small, or a name unknown.
+
+    Examples
+    --------
+    >>> from skad.datasets import make_textures
+    >>> data = make_textures(4, 2, size=64, random_state=0)
+    >>> data.train.shape, data.test.shape
+    ((4, 64, 64, 3), (4, 64, 64, 3))
+    >>> data.defect_types
+    ['good', 'good', 'missing_yarn', 'spots']
+    """
+    shape = _check_size(size)
+    n_good = n_anomalous if n_test_normal is None else n_test_normal
+    numbers = {
+        "n_normal": n_normal,
+        "n_anomalous": n_anomalous,
+        "n_test_normal": n_good,
+    }
+    for name, number in numbers.items():
+        if not isinstance(number, Integral) or number < 0:
+            raise ValueError(f"{name} must be an integer >= 0, got {number!r}.")
+    kinds = _check_kinds(texture, defect_types)
+    # One seed per image: an image does not depend on how many others there are.
+    rng = check_random_state(random_state)
+    seeds = [rng.randint(2**31 - 1, size=2**16 - 1) for _ in range(3)]
+    flaws = [kinds[i % len(kinds)] for i in range(n_anomalous)]
+    shown: list[tuple[int, str | None]]
+    shown = [(seeds[1][i % (2**16 - 1)], None) for i in range(n_good)]
+    shown += [(seeds[2][i % (2**16 - 1)], flaw) for i, flaw in enumerate(flaws)]
+    train = np.empty((n_normal, *shape, 3), dtype=np.uint8)
+    for i in range(n_normal):
+        train[i], _ = _picture(seeds[0][i % (2**16 - 1)], texture, shape, None)
+    test = np.empty((len(shown), *shape, 3), dtype=np.uint8)
+    masks = np.zeros((len(shown), *shape), dtype=bool)
+    for i, (seed, flaw) in enumerate(shown):
+        test[i], masks[i] = _picture(seed, texture, shape, flaw)
+    return Bunch(
+        train=train,
+        test=test,
+        y_train=np.ones(n_normal, dtype=np.int64),
+        y_test=np.repeat(np.array([1, -1], dtype=np.int64), [n_good, n_anomalous]),
+        masks=masks,
+        defect_types=["good"] * n_good + flaws,
+    )
+
+
+def _check_size(size: Any) -> Shape:
+    sides = (size, size) if isinstance(size, Integral) else size
+    try:
+        height, width = (int(side) for side in sides)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 32 or width < 32:
+        raise ValueError(
+            f"size must be an integer or (height, width), at least 32, got {size!r}."
+        )
+    return height, width
+
+
+def _check_kinds(texture: str, wanted: Sequence[str] | None) -> Sequence[str]:
+    if texture not in _MATERIALS:
+        raise ValueError(
+            f"texture must be one of {', '.join(_MATERIALS)}, got {texture!r}."
+        )
+    known = _FLAWS[texture]
+    if wanted is None:
+        return known
+    unknown = [kind for kind in wanted if kind not in known]
+    if isinstance(wanted, str) or unknown or not wanted:
+        raise ValueError(
+            f"defect_types must be a list of names, of {', '.join(known)} for "
+            f"{texture}, got {wanted!r}."
+        )
+    return wanted
+
+
+def _picture(
+    seed: int, texture: str, shape: Shape, flaw: str | None
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """One photograph: material, defect, light, sensor."""
+    rng = RandomState(seed)
+    image, mask = _scene(rng, texture, shape, flaw)
+    lit = image * _light(rng, shape)[..., None]
+    noisy = 255 * lit + rng.normal(0, 2.2, size=(*shape, 1)).astype(np.float32)
+    return np.clip(np.round(noisy), 0, 255).astype(np.uint8), mask
+
+
+def _scene(rng: RandomState, texture: str, shape: Shape, flaw: str | None) -> Flawed:
+    if flaw == "missing_yarn":
+        return _flaws.missing_yarn(rng, shape)
+    image = _MATERIALS[texture](rng, shape)
+    if flaw is None:
+        return image, np.zeros(shape, dtype=bool)
+    return getattr(_flaws, flaw)(rng, image)
+
+
+def _light(rng: RandomState, shape: Shape) -> Array:
+    """Exposure, fall-off to one side and to the corners."""
+    y = np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, shape[1], dtype=np.float32)[None]
+    tilt = rng.normal(0, 0.045, size=2).astype(np.float32)
+    corners = np.float32(rng.uniform(0.03, 0.09))
+    exposure = np.float32(rng.normal(1, 0.035))
+    return exposure * (1 + tilt[0] * x + tilt[1] * y - corners * (x**2 + y**2))

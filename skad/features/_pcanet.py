@@ -1,0 +1,342 @@
+"""Patch features learned from the good images themselves, with nothing to download.
+
+Filters are principal components of image patches, cascaded over three scales
+(PCANet). Their rectified, pooled responses are standardised per position,
+which is what tells a normal edge from one in the wrong place, and reduced to
+few whitened channels.
+"""
+
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval
+
+from skad.features._base import PatchFeatureTransformer, _pair
+
+_N_PATCHES = 50_000  # patches behind the filters of one stage
+_QUANTISATION = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
+_SILENCE = 1e-6  # variance of responses, scaled to 1, that is no signal
+
+
+class PCANetFeatures(PatchFeatureTransformer):
+    """Patch features by cascaded PCA filters, learned in `fit`.
+
+    No network, no weights, no download. Each stage filters its input with the
+    leading principal components of the patches of good images, splits the
+    responses by sign and halves the resolution. The responses of all stages
+    meet in one grid, where they are standardised at every position by the mean
+    and the spread that good images have there, and whitened.
+
+    Parameters
+    ----------
+    image_size : int or (int, int), default=224
+        Every image is resized to exactly this height and width.
+
+    crop_size : int or (int, int), default=None
+        Centre of the resized image to keep. None keeps the whole image.
+
+    kernel_sizes : sequence of int, default=(5, 3, 3)
+        Odd side of the filters of each stage.
+
+    n_filters : sequence of int, default=(16, 48, 96)
+        Number of filters of each stage.
+
+    n_components : int or None, default=64
+        Channels of a patch feature. None keeps all.
+
+    shrinkage : float, default=0.01
+        Share of the mean variance that is added to every variance before
+        whitening: larger values trust weak components less.
+
+    max_images : int, default=100
+        Good images, drawn at random, that the filters are learned from. The
+        statistics of each position come from all images.
+
+    batch_size : int, default=16
+        Images per pass.
+
+    on_error : {"raise", "skip"}, default="raise"
+        What to do about an image that cannot be read. "skip" warns, gives NaN
+        for it, and detectors then neither learn from it nor score it.
+
+    n_jobs : int, default=None
+        Threads that read images; None is up to four.
+
+    random_state : int, RandomState instance or None, default=0
+        Draws the images and patches that filters are learned from.
+
+    verbose : bool, default=False
+        Report progress on the standard error stream.
+
+    Attributes
+    ----------
+    filters_ : list of ndarray of shape (n_filters, channels, k, k), float32
+        Filters of each stage.
+
+    position_mean_, position_scale_ : ndarray of shape (h, w, n_responses), float32
+        Mean and spread of good responses at each position of the grid.
+
+    whitening_ : ndarray of shape (n_responses, n_components), float32
+        Projection of standardised responses to features.
+
+    grid_shape_ : (int, int)
+        Rows and columns of the patch grid: one eighth of the image's.
+
+    n_features_out_ : int
+        Channels of a patch feature.
+
+    skipped_ : list of (int, str)
+        Images that `fit_transform` could not read, and why.
+
+    See Also
+    --------
+    PatchFeatures : Features of a pretrained network; stronger where weights
+        are at hand.
+
+    Notes
+    -----
+    Standardisation by position helps most where parts lie in the same place in
+    every image; on textures all positions have the same statistics, and it
+    changes little.
+
+    References
+    ----------
+    .. [1] T.-H. Chan et al., "PCANet: A Simple Deep Learning Baseline for Image
+       Classification?", IEEE TIP 2015. Section II-A.
+    .. [2] K. Zhang et al., "AnomalyHop: An SSL-based Image Anomaly Localization
+       Method", VCIP 2021.
+    .. [3] T. Defard et al., "PaDiM", ICPR workshops 2021. The statistics of each
+       position are its idea.
+
+    Examples
+    --------
+    >>> from skad import PCANetFeatures
+    >>> from skad.datasets import make_textures
+    >>> images = make_textures(n_normal=12, n_anomalous=0, size=64, random_state=0)
+    >>> PCANetFeatures(image_size=64).fit_transform(images.train).shape
+    (12, 8, 8, 64)
+    """
+
+    _parameter_constraints = {
+        **PatchFeatureTransformer._parameter_constraints,
+        "kernel_sizes": [tuple, list],
+        "n_filters": [tuple, list],
+        "n_components": [Interval(Integral, 1, None, closed="left"), None],
+        "shrinkage": [Interval(Real, 0, None, closed="left")],
+        "max_images": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        image_size=224,
+        *,
+        crop_size=None,
+        kernel_sizes=(5, 3, 3),
+        n_filters=(16, 48, 96),
+        n_components=64,
+        shrinkage=0.01,
+        max_images=100,
+        batch_size=16,
+        on_error="raise",
+        n_jobs=None,
+        random_state=0,
+        verbose=False,
+    ):
+        self.image_size = image_size
+        self.crop_size = crop_size
+        self.kernel_sizes = kernel_sizes
+        self.n_filters = n_filters
+        self.n_components = n_components
+        self.shrinkage = shrinkage
+        self.max_images = max_images
+        self.batch_size = batch_size
+        self.on_error = on_error
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fit_extractor(self, images):
+        self._check_stages()
+        rng = check_random_state(self.random_state)
+        draw = np.sort(rng.permutation(len(images))[: self.max_images])
+        self.filters_: list[np.ndarray] = []
+        for kernel_size, n_filters in zip(
+            self.kernel_sizes, self.n_filters, strict=True
+        ):
+            patches = _Moments()
+            per_image = max(1, _N_PATCHES // len(draw))
+            for _, batch in images.indexed_batches(self.batch_size, draw):
+                stage_input = self._stages(_to_tensor(batch))[0]
+                patches.add(_draw_patches(stage_input, kernel_size, per_image, rng))
+            self.filters_.append(
+                _filters(patches, kernel_size, n_filters, first=not self.filters_)
+            )
+        self._learn_positions(images)
+
+    def _learn_positions(self, images):
+        """Statistics of each position, then the whitening of what they leave."""
+        positions, responses = _Moments(per_position=True), _Moments()
+        for batch in images.batches(self.batch_size):
+            positions.add(self._responses(batch))
+        self.grid_shape_ = positions.mean.shape[:2]
+        self.position_mean_ = _blur(positions.mean, 3).astype(np.float32)
+        local = _blur(positions.variance, 5)
+        overall = positions.variance.mean(axis=(0, 1))
+        scale = np.sqrt((local + overall) / 2 + _SILENCE)
+        self.position_scale_ = scale.astype(np.float32)
+        for batch in images.batches(self.batch_size):
+            standardised = self._standardise(self._responses(batch))
+            responses.add(standardised.reshape(-1, standardised.shape[-1]))
+        values, vectors = np.linalg.eigh(responses.covariance)
+        order = np.argsort(values)[::-1][: self.n_components]
+        values = np.maximum(values, 0)
+        spread = np.sqrt(values[order] + self.shrinkage * values.mean() + _SILENCE)
+        self.whitening_ = (_signed(vectors[:, order]) / spread).astype(np.float32)
+        self.n_features_out_ = self.whitening_.shape[1]
+
+    def _extract(self, batch):
+        return self._standardise(self._responses(batch)) @ self.whitening_
+
+    def _standardise(self, responses):
+        return (responses - self.position_mean_) / self.position_scale_
+
+    def _responses(self, batch):
+        """Responses of all stages on the final grid, (b, h, w, n_responses)."""
+        import torch
+        from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
+
+        height, width = (max(1, side // 8) for side in batch.shape[1:3])
+        outputs = self._stages(_to_tensor(batch))[1]
+        on_grid = []
+        for output in outputs:
+            if output.shape[2] >= height and output.shape[3] >= width:
+                on_grid.append(adaptive_avg_pool2d(output, (height, width)))
+            else:
+                on_grid.append(
+                    interpolate(output, size=(height, width), mode="bilinear")
+                )
+        stacked = torch.cat(on_grid, dim=1)
+        padded = torch.nn.functional.pad(stacked, (1, 1, 1, 1), mode="replicate")
+        return avg_pool2d(padded, 3, 1).permute(0, 2, 3, 1).numpy()
+
+    def _stages(self, x):
+        """Input of the next stage, and the outputs of the stages so far."""
+        outputs = []
+        for stage, filters in enumerate(self.filters_):
+            x = _stage(x, filters, first=stage == 0)
+            outputs.append(x)
+        return x, outputs
+
+    def _check_stages(self):
+        sizes, counts = list(self.kernel_sizes), list(self.n_filters)
+        if len(sizes) != len(counts) or not sizes:
+            raise ValueError(
+                f"kernel_sizes={self.kernel_sizes!r} and n_filters={self.n_filters!r} "
+                "need one entry per stage, the same number of both."
+            )
+        for name, values in (("kernel_sizes", sizes), ("n_filters", counts)):
+            odd = name == "kernel_sizes"
+            for value in values:
+                if (
+                    not isinstance(value, Integral)
+                    or value < 1
+                    or (odd and value % 2 == 0)
+                ):
+                    kind = "odd positive integers" if odd else "positive integers"
+                    raise ValueError(f"{name}={tuple(values)!r} must be {kind}.")
+        smallest = 2 ** len(sizes) * max(sizes)
+        if min(self._input_size()) < smallest:
+            raise ValueError(
+                f"image_size={_pair(self.image_size, 'image_size')} is too small for "
+                f"{len(sizes)} stages; the smaller side must be at least {smallest}."
+            )
+
+
+class _Moments:
+    """Running mean and (co)variance of rows, in float64."""
+
+    def __init__(self, per_position=False):
+        self.per_position = per_position
+        self.n, self.total, self.squares = 0, 0.0, 0.0
+
+    def add(self, rows):
+        rows = rows.astype(np.float64)
+        self.n += len(rows)
+        self.total = self.total + rows.sum(axis=0)
+        product = (rows**2).sum(axis=0) if self.per_position else rows.T @ rows
+        self.squares = self.squares + product
+
+    @property
+    def mean(self):
+        return self.total / self.n
+
+    @property
+    def variance(self):
+        return np.maximum(self.squares / self.n - self.mean**2, 0)
+
+    @property
+    def covariance(self):
+        return self.squares / self.n - np.outer(self.mean, self.mean)
+
+
+def _to_tensor(batch):
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))) - 0.5
+
+
+def _stage(x, filters, first):
+    """Filter, split responses by sign, halve the resolution."""
+    import torch
+    from torch.nn.functional import avg_pool2d, conv2d, pad
+
+    margin = filters.shape[-1] // 2
+    padded = pad(x, (margin,) * 4, mode="reflect")
+    response = conv2d(padded, torch.from_numpy(filters))
+    parts = [response.relu(), (-response).relu()]
+    if first:  # its filters see no brightness, so brightness goes along
+        parts.append(avg_pool2d(padded, filters.shape[-1], 1))
+    return avg_pool2d(torch.cat(parts, dim=1), 2)
+
+
+def _draw_patches(x, kernel_size, per_image, rng):
+    """Random k x k patches of every image of a batch, flattened."""
+    views = np.lib.stride_tricks.sliding_window_view(
+        x.numpy(), (kernel_size, kernel_size), axis=(2, 3)
+    )
+    rows = rng.randint(views.shape[2], size=(len(views), per_image))
+    cols = rng.randint(views.shape[3], size=(len(views), per_image))
+    images = np.arange(len(views))[:, None]
+    # Advanced indices apart put patches first, channels and window after.
+    return views[images, :, rows, cols].reshape(len(views) * per_image, -1)
+
+
+def _filters(patches, kernel_size, n_filters, first):
+    """Leading principal components, scaled to unit variance, as filters."""
+    covariance = patches.covariance
+    window = kernel_size**2
+    if first:  # the mean of a patch over its window travels as its own channel
+        channels = len(covariance) // window
+        centre = np.eye(window) - 1 / window
+        projector = np.kron(np.eye(channels), centre)
+        covariance = projector @ covariance @ projector
+    values, vectors = np.linalg.eigh(covariance)
+    order = np.argsort(values)[::-1][:n_filters]
+    floor = _QUANTISATION if first else _SILENCE
+    scaled = _signed(vectors[:, order]) / np.sqrt(np.maximum(values[order], floor))
+    filters = scaled.T.reshape(len(order), -1, kernel_size, kernel_size)
+    return filters.astype(np.float32)
+
+
+def _signed(vectors):
+    """Eigenvectors with their largest entry positive: the sign is arbitrary."""
+    largest = np.abs(vectors).argmax(axis=0)
+    return vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
+
+
+def _blur(grid, size):
+    from scipy.ndimage import uniform_filter
+
+    return uniform_filter(grid, (size, size, 0), mode="nearest")

@@ -1,0 +1,41 @@
+"""Image and pixel metrics, scorers for model selection, and a display."""
+
+from skad.metrics._display import AnomalyMapDisplay
+from skad.metrics._image import image_auroc, image_average_precision, image_f1_max
+from skad.metrics._pixel import (
+    pixel_auroc,
+    pixel_average_precision,
+    pixel_f1_max,
+    pixel_metrics,
+)
+from skad.metrics._regions import aupimo_score, pro_score, spro_score
+from skad.metrics._scorers import (
+    PixelScorer,
+    f1_max_scorer,
+    image_ap_scorer,
+    image_auroc_scorer,
+    pixel_ap_scorer,
+    pixel_auroc_scorer,
+    pro_scorer,
+)
+
+__all__ = [
+    "AnomalyMapDisplay",
+    "PixelScorer",
+    "aupimo_score",
+    "f1_max_scorer",
+    "image_ap_scorer",
+    "image_auroc",
+    "image_auroc_scorer",
+    "image_average_precision",
+    "image_f1_max",
+    "pixel_ap_scorer",
+    "pixel_auroc",
+    "pixel_auroc_scorer",
+    "pixel_average_precision",
+    "pixel_f1_max",
+    "pixel_metrics",
+    "pro_score",
+    "pro_scorer",
+    "spro_score",
+]

@@ -1,0 +1,338 @@
+"""Checks of labels, scores, masks and maps, shared by all metrics."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import UndefinedMetricWarning
+
+
+class Pair(NamedTuple):
+    """One image: its map and, where it has a defect, its mask."""
+
+    map: NDArray[Any]
+    mask: NDArray[np.bool_] | None
+
+
+def warn_undefined(metric: str, reason: str) -> float:
+    """Warn that a metric has no value, and return NaN for it.
+
+    Parameters
+    ----------
+    metric : str
+        What is undefined, as the caller knows it.
+    reason : str
+        Why.
+
+    Returns
+    -------
+    nan : float
+        Not a number.
+    """
+    warnings.warn(
+        f"{metric} is undefined: {reason}. NaN is returned.",
+        UndefinedMetricWarning,
+        stacklevel=4,
+    )
+    return float("nan")
+
+
+def why_undefined(n_defective: int, n_normal: int) -> str | None:
+    """Say what a pixel metric lacks.
+
+    Parameters
+    ----------
+    n_defective, n_normal : int
+        Numbers of pixels.
+
+    Returns
+    -------
+    reason : str or None
+        None where it lacks nothing.
+    """
+    if n_defective == 0:
+        return "no pixel of masks is defective"
+    return "no pixel of masks is normal" if n_normal == 0 else None
+
+
+def check_labels_and_scores(
+    y: Any, scores: Any
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Validate what the image metrics take.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_images,)
+        +1 for good, -1 for defective images.
+    scores : array-like of shape (n_images,)
+        Larger for good images.
+
+    Returns
+    -------
+    defective : ndarray of shape (n_images,), dtype bool
+        Which images are defective.
+    anomaly : ndarray of shape (n_images,), dtype float64
+        The scores with their sign turned: larger is more anomalous.
+    """
+    labels, values = np.asarray(y), np.asarray(scores)
+    for name, array in (("y", labels), ("scores", values)):
+        if array.ndim != 1:
+            raise ValueError(
+                f"{name} must be one-dimensional with one value per image, got the "
+                f"shape {array.shape}."
+            )
+    if labels.size == 0:
+        raise ValueError("y is empty: pass at least one image.")
+    if labels.size != values.size:
+        raise ValueError(
+            f"y and scores must have one value per image each, got {labels.size} "
+            f"labels and {values.size} scores."
+        )
+    seen = np.unique(labels)
+    numeric = labels.dtype.kind in "iuf"
+    if not numeric or not np.isin(seen, (1, -1)).all():
+        shown = ", ".join(repr(value) for value in seen[:5].tolist())
+        raise ValueError(
+            "y must be +1 for good and -1 for defective images, but holds the "
+            f"value(s) {shown}. Labels of another kind (such as 0/1) mean opposite "
+            "things in different libraries and are not guessed: convert them with "
+            "skad.datasets.to_outlier_labels."
+        )
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"scores must be real numbers, got the dtype {values.dtype}.")
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise ValueError(
+            f"scores must be finite, but scores[{bad[0]}] is {values[bad[0]]} "
+            f"({bad.size} such value(s)). Leave out images that were not scored, for "
+            "example those skipped while reading."
+        )
+    return labels == -1, -values.astype(np.float64)
+
+
+def _sequence(name: str, items: Any) -> Sequence[Any] | NDArray[Any]:
+    """Take the outer sequence of masks or maps apart from single arrays."""
+    if isinstance(items, np.ndarray) and items.dtype != object:
+        if items.ndim != 3:
+            hint = (
+                f"pass {name}[None] for a single image"
+                if items.ndim == 2
+                else "drop the channel axis"
+            )
+            raise ValueError(
+                f"{name} must have the shape (n_images, height, width), got "
+                f"{items.shape}: {hint}."
+            )
+        return items
+    if isinstance(items, (str, bytes, os.PathLike)) or not hasattr(items, "__len__"):
+        raise ValueError(
+            f"{name} must be an array (n_images, height, width) or a list with one "
+            f"entry per image, got {type(items).__name__}."
+        )
+    if not isinstance(items, (Sequence, np.ndarray)):  # a tensor, a pandas Series
+        return list(items)
+    return items
+
+
+def read_masks(masks: Any, *, stacks: bool = False) -> list[NDArray[np.bool_] | None]:
+    """Read and check masks.
+
+    Parameters
+    ----------
+    masks : ndarray of shape (n_images, height, width) or list
+        A list holds arrays, paths or None, where None is a good image.
+    stacks : bool, default=False
+        Whether an entry may also be a stack (n_defects, height, width).
+
+    Returns
+    -------
+    masks : list of ndarray of dtype bool, or None
+        Arrays also for masks that mark nothing, so that their size is known.
+    """
+    items = _sequence("masks", masks)
+    return [_read_mask(item, f"masks[{i}]", stacks) for i, item in enumerate(items)]
+
+
+def _read_mask(item: Any, where: str, stacks: bool) -> NDArray[np.bool_] | None:
+    if item is None:
+        return None
+    if isinstance(item, (str, os.PathLike)):
+        from skad.images import read_mask
+
+        return np.asarray(read_mask(item), dtype=bool)
+    if stacks and isinstance(item, (list, tuple)) and item:
+        return _stack(item, where)
+    mask = np.asarray(item)
+    allowed = (2, 3) if stacks else (2,)
+    if mask.ndim not in allowed or mask.size == 0:
+        shape = "(n_defects, height, width) or " if stacks else ""
+        raise ValueError(
+            f"{where} must have the shape {shape}(height, width), got {mask.shape}."
+        )
+    return _binary(mask, where)
+
+
+def _stack(items: Sequence[Any], where: str) -> NDArray[np.bool_]:
+    """One channel per defect, from one array or file each."""
+    channels = [
+        _read_mask(item, f"{where}[{k}]", False) for k, item in enumerate(items)
+    ]
+    shapes = {channel.shape for channel in channels if channel is not None}
+    if len(shapes) != 1 or any(channel is None for channel in channels):
+        raise ValueError(
+            f"{where} must hold one mask per defect, all of one size; got the sizes "
+            f"{sorted(shapes)}."
+        )
+    return np.stack([channel for channel in channels if channel is not None])
+
+
+def _binary(mask: NDArray[Any], where: str) -> NDArray[np.bool_]:
+    """Turn 0/1 and 0/255 into bool, refuse what could be read in two ways."""
+    if mask.dtype == bool:
+        return mask
+    if mask.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{where} has the dtype {mask.dtype}: pass a bool array, True is defective."
+        )
+    top = mask.max()
+    binary = mask != 0
+    if top not in (0, 1, 255) or np.count_nonzero(mask == top) != (
+        mask.size if top == 0 else np.count_nonzero(binary)
+    ):
+        values = ", ".join(str(value) for value in np.unique(mask)[:4])
+        raise ValueError(
+            f"{where} must be binary (bool, 0/1 or 0/255), but holds the values "
+            f"{values}, ... Compare it yourself (mask > 0, or mask == k for a label "
+            "image); a mask must be resized with nearest neighbours. Masks come "
+            "first, maps second."
+        )
+    return binary
+
+
+def check_maps(maps: Any) -> list[NDArray[Any]]:
+    """Check anomaly maps.
+
+    Parameters
+    ----------
+    maps : ndarray of shape (n_images, height, width) or list of ndarray
+        Larger is more anomalous.
+
+    Returns
+    -------
+    maps : list of ndarray of shape (height, width)
+        All of one dtype, float32 or float64.
+    """
+    items = _sequence("maps", maps)
+    if len(items) == 0:
+        raise ValueError("maps is empty: pass at least one image.")
+    checked = [_check_map(item, i) for i, item in enumerate(items)]
+    dtype = np.result_type(np.float32, *{array.dtype for array in checked})
+    return [array.astype(dtype, copy=False) for array in checked]
+
+
+def _check_map(item: Any, i: int) -> NDArray[Any]:
+    if item is None or isinstance(item, (str, os.PathLike)):
+        raise ValueError(f"maps[{i}] must be an array (height, width), got {item!r}.")
+    array = np.asarray(item)
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(
+            f"maps[{i}] must have the shape (height, width), got {array.shape}."
+        )
+    if array.dtype.kind not in "iuf":
+        raise ValueError(
+            f"maps[{i}] must hold real numbers, got the dtype {array.dtype}. Pass the "
+            "map itself, not a mask made from it."
+        )
+    # Extremes propagate NaN, and cost less than a boolean array of the map's size.
+    if not (np.isfinite(array.max()) and np.isfinite(array.min())):
+        n_bad = np.count_nonzero(~np.isfinite(array))
+        what = "no finite value" if n_bad == array.size else f"{n_bad} NaN or infinite"
+        raise ValueError(
+            f"maps[{i}] must be finite, but has {what} pixel(s) of {array.size}. "
+            "An image that could not be read has an all-NaN map: leave it out of both "
+            "masks and maps."
+        )
+    return array
+
+
+def check_pairs(masks: Any, maps: Any, *, stacks: bool = False) -> list[Pair]:
+    """Check masks against maps.
+
+    Parameters
+    ----------
+    masks : ndarray of shape (n_images, height, width), list, or None
+        None: all images are good.
+    maps : ndarray of shape (n_images, height, width) or list of ndarray
+        The anomaly maps.
+    stacks : bool, default=False
+        Whether a mask may be a stack with one channel per defect.
+
+    Returns
+    -------
+    pairs : list of Pair
+        One per image; the mask of a good image is None.
+    """
+    arrays = check_maps(maps)
+    if masks is None:
+        return [Pair(array, None) for array in arrays]
+    read = read_masks(masks, stacks=stacks)
+    if len(read) != len(arrays):
+        raise ValueError(
+            f"masks and maps must have one entry per image each, got {len(read)} masks "
+            f"and {len(arrays)} maps. A good image has None as its mask."
+        )
+    pairs = []
+    for i, (mask, array) in enumerate(zip(read, arrays, strict=True)):
+        if mask is not None and mask.shape[-2:] != array.shape:
+            raise ValueError(
+                f"masks[{i}] has the size {mask.shape[-2:]}, but maps[{i}] has "
+                f"{array.shape}. Compute the map at the size of the mask: "
+                f"anomaly_map(X, size={mask.shape[-2:]})."
+            )
+        pairs.append(Pair(array, mask if mask is not None and mask.any() else None))
+    return pairs
+
+
+def check_max_fpr(max_fpr: Any) -> float:
+    """Validate the limit of the false-positive rate.
+
+    Parameters
+    ----------
+    max_fpr : float
+        The value to check.
+
+    Returns
+    -------
+    max_fpr : float
+        The same, in (0, 1].
+    """
+    try:
+        value = float(max_fpr)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0 < value <= 1:
+        raise ValueError(f"max_fpr must be a number in (0, 1], got {max_fpr!r}.")
+    return value
+
+
+def defective(pairs: Sequence[Pair]) -> Iterator[tuple[int, Pair]]:
+    """Go through the images that have a defect.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+        All images.
+
+    Yields
+    ------
+    position, pair : int, Pair
+        Position among all images, and the image.
+    """
+    for i, pair in enumerate(pairs):
+        if pair.mask is not None:
+            yield i, pair

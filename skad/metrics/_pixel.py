@@ -1,0 +1,262 @@
+"""Metrics of the pixels of anomaly maps, all images pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skad.metrics._defects import defect_pixels
+from skad.metrics._inputs import (
+    Pair,
+    check_max_fpr,
+    check_pairs,
+    warn_undefined,
+    why_undefined,
+)
+from skad.metrics._levels import (
+    area_to_limit,
+    area_under_roc,
+    average_precision,
+    best_f1,
+    weigh,
+)
+from skad.metrics._ranks import Levels, Ranks, count_normal
+from skad.metrics._regions import AUPIMO_BOUNDS, SPRO_MAX_FPR, pimo_per_image
+
+_NAN = float("nan")
+
+
+def rank_pairs(pairs: Sequence[Pair], *, chunk: int | None = None) -> Ranks:
+    """Rank the defective pixels of checked images.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+        Images.
+    chunk : int, optional
+        Pixels sorted at once; the ranks do not depend on it.
+
+    Returns
+    -------
+    ranks : Ranks
+        Defective scores among normal ones.
+    """
+    levels = Levels.of(defect_pixels(pairs).scores)
+    return levels.ranks(count_normal(levels.values, pairs, chunk=chunk))
+
+
+def _rank(metric: str, masks: Any, maps: Any) -> Ranks | None:
+    """Rank the defective pixels; None, after a warning, where there is no rank."""
+    ranks = rank_pairs(check_pairs(masks, maps))
+    reason = why_undefined(ranks.level_of.size, ranks.n_normal)
+    if reason is not None:
+        warn_undefined(metric, reason)
+        return None
+    return ranks
+
+
+def pixel_auroc(masks: Any, maps: Any) -> float:
+    """Area under the ROC curve over the pixels of all images.
+
+    Good images belong in it: their pixels are normal ones.
+
+    Parameters
+    ----------
+    masks : ndarray of shape (n_images, height, width), list, or None
+        True is defective; a list holds arrays, paths, or None for a good image.
+    maps : ndarray of shape (n_images, height, width) or list of ndarray
+        Anomaly maps at the size of the masks, larger is more anomalous.
+
+    Returns
+    -------
+    auroc : float
+        1 where all defective pixels have higher values than all normal ones; a tie
+        counts one half. NaN, with a warning, where one of the two kinds is missing.
+
+    Raises
+    ------
+    ValueError
+        If a mask and its map differ in size, a map has NaN, or a mask is not binary.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.metrics import pixel_auroc
+    >>> masks = [np.array([[False, True], [False, True]]), None]
+    >>> maps = np.array([[[0.1, 0.9], [0.2, 0.3]], [[0.1, 0.4], [0.0, 0.2]]])
+    >>> round(pixel_auroc(masks, maps), 4)
+    0.9167
+    """
+    ranks = _rank("pixel_auroc", masks, maps)
+    return _NAN if ranks is None else area_under_roc(ranks)
+
+
+def pixel_average_precision(masks: Any, maps: Any) -> float:
+    """Average precision over the pixels of all images.
+
+    The sum over thresholds of the gain in recall times the precision. The trapezoid
+    area under the precision-recall curve, which some publications report, is another
+    number.
+
+    Parameters
+    ----------
+    masks : ndarray of shape (n_images, height, width), list, or None
+        True is defective; a list holds arrays, paths, or None for a good image.
+    maps : ndarray of shape (n_images, height, width) or list of ndarray
+        Anomaly maps at the size of the masks, larger is more anomalous.
+
+    Returns
+    -------
+    average_precision : float
+        In (0, 1]. NaN, with a warning, where no pixel is defective, or none normal.
+
+    Raises
+    ------
+    ValueError
+        If a mask and its map differ in size, a map has NaN, or a mask is not binary.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.metrics import pixel_average_precision
+    >>> masks = [np.array([[False, True], [False, True]]), None]
+    >>> maps = np.array([[[0.1, 0.9], [0.2, 0.3]], [[0.1, 0.4], [0.0, 0.2]]])
+    >>> round(pixel_average_precision(masks, maps), 4)
+    0.8333
+    """
+    ranks = _rank("pixel_average_precision", masks, maps)
+    return _NAN if ranks is None else average_precision(ranks)
+
+
+@overload
+def pixel_f1_max(
+    masks: Any, maps: Any, *, return_threshold: Literal[False] = ...
+) -> float: ...
+@overload
+def pixel_f1_max(
+    masks: Any, maps: Any, *, return_threshold: Literal[True]
+) -> tuple[float, float]: ...
+def pixel_f1_max(
+    masks: Any, maps: Any, *, return_threshold: bool = False
+) -> float | tuple[float, float]:
+    """Largest F1 over pixels that any threshold on the maps reaches.
+
+    The threshold is chosen with the masks of the test images, so this says what maps
+    could do and not what a model's `predict_mask` does.
+
+    Parameters
+    ----------
+    masks : ndarray of shape (n_images, height, width), list, or None
+        True is defective; a list holds arrays, paths, or None for a good image.
+    maps : ndarray of shape (n_images, height, width) or list of ndarray
+        Anomaly maps at the size of the masks, larger is more anomalous.
+    return_threshold : bool, default=False
+        Whether to return the threshold as well.
+
+    Returns
+    -------
+    f1 : float
+        In (0, 1]. NaN, with a warning, where no pixel is defective, or none normal.
+    threshold : float
+        Pixels from this value on are called defective. Returned only if
+        `return_threshold=True`; of several with the same F1, the smallest.
+
+    Raises
+    ------
+    ValueError
+        If a mask and its map differ in size, a map has NaN, or a mask is not binary.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.metrics import pixel_f1_max
+    >>> masks = [np.array([[False, True], [False, True]]), None]
+    >>> maps = np.array([[[0.1, 0.9], [0.2, 0.3]], [[0.1, 0.4], [0.0, 0.2]]])
+    >>> pixel_f1_max(masks, maps, return_threshold=True)
+    (0.8, 0.3)
+    """
+    ranks = _rank("pixel_f1_max", masks, maps)
+    f1, threshold = (_NAN, _NAN) if ranks is None else best_f1(ranks)
+    return (f1, threshold) if return_threshold else f1
+
+
+def pixel_metrics(
+    masks: Any, maps: Any, *, max_fpr: float | Sequence[float] = 0.3
+) -> dict[str, float | NDArray[np.float64]]:
+    """Compute all pixel metrics in one pass.
+
+    Ranking the pixels is what costs time; it is done once here.
+
+    Parameters
+    ----------
+    masks : ndarray of shape (n_images, height, width), list, or None
+        True is defective; a list holds arrays, paths, or None for a good image.
+    maps : ndarray of shape (n_images, height, width) or list of ndarray
+        Anomaly maps at the size of the masks, larger is more anomalous.
+    max_fpr : float or sequence of float, default=0.3
+        Limit of the false-positive rate for `pro_score`. Several limits give an array
+        with one value each.
+
+    Returns
+    -------
+    metrics : dict
+        `pixel_auroc`, `pixel_average_precision`, `pixel_f1_max`, `pro_score`,
+        `spro_score` and `aupimo_score`, each as the function of that name returns it
+        with its defaults. `aupimo_score` is NaN where no image is good; all are NaN,
+        with a warning, where no pixel is defective, or none normal.
+
+    Raises
+    ------
+    ValueError
+        If a mask and its map differ in size, a map has NaN, or a mask is not binary.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.metrics import pixel_metrics
+    >>> masks = [np.array([[False, True], [False, True]]), None]
+    >>> maps = np.array([[[0.1, 0.9], [0.2, 0.3]], [[0.1, 0.4], [0.0, 0.2]]])
+    >>> for name, value in pixel_metrics(masks, maps).items():
+    ...     print(f"{name}: {value:.4f}")
+    pixel_auroc: 0.9167
+    pixel_average_precision: 0.8333
+    pixel_f1_max: 0.8000
+    pro_score: 0.7222
+    spro_score: 0.5000
+    aupimo_score: 0.5000
+    """
+    limits = [check_max_fpr(limit) for limit in np.atleast_1d(max_fpr)]
+    pairs = check_pairs(masks, maps)
+    pixels = defect_pixels(pairs, regions=True)
+    levels = Levels.of(pixels.scores)
+    # Good images apart: only they set the false-positive rate of AUPIMO.
+    from_good = count_normal(levels.values, [p for p in pairs if p.mask is None])
+    from_rest = count_normal(levels.values, [p for p in pairs if p.mask is not None])
+    ranks = levels.ranks(from_good + from_rest)
+    reason = why_undefined(pixels.scores.size, ranks.n_normal)
+    if reason is not None:
+        warn_undefined("pixel_metrics", reason)
+        return _all_metrics([_NAN] * 3, [_NAN] * len(limits), max_fpr, _NAN, _NAN)
+    weights = weigh(ranks, pixels.weights)
+    pro = [
+        float(np.dot(weights, area_to_limit(ranks, limit)))
+        for limit in (*limits, SPRO_MAX_FPR)
+    ]
+    pimo = pimo_per_image(pixels, levels.ranks(from_good), AUPIMO_BOUNDS)
+    pooled = [area_under_roc(ranks), average_precision(ranks), best_f1(ranks)[0]]
+    return _all_metrics(pooled, pro[:-1], max_fpr, pro[-1], float(np.mean(pimo)))
+
+
+def _all_metrics(
+    pooled: list[float], pro: list[float], max_fpr: Any, spro: float, pimo: float
+) -> dict[str, float | NDArray[np.float64]]:
+    names = ("pixel_auroc", "pixel_average_precision", "pixel_f1_max")
+    return {
+        **dict(zip(names, pooled, strict=True)),
+        "pro_score": pro[0] if np.ndim(max_fpr) == 0 else np.array(pro),
+        "spro_score": spro,
+        "aupimo_score": pimo,
+    }

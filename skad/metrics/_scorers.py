@@ -1,0 +1,110 @@
+"""Scorers for scikit-learn's model selection.
+
+scikit-learn's `make_scorer` serves the image metrics, which compare `decision_function`
+with labels. It does not know `anomaly_map`, so pixel scorers are objects of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.metrics import make_scorer
+
+from skad.metrics._image import image_auroc, image_average_precision, image_f1_max
+from skad.metrics._inputs import read_masks
+from skad.metrics._pixel import pixel_auroc, pixel_average_precision
+from skad.metrics._regions import pro_score
+
+
+class PixelScorer(BaseEstimator):
+    """Score an estimator by a metric of masks and anomaly maps.
+
+    Masks reach it in one of two ways. With metadata routing switched on, as the
+    argument `masks` of `GridSearchCV.fit` or `cross_validate`, beside image labels in
+    `y`; nothing needs to be requested. Without routing, as `y` itself.
+
+    Parameters
+    ----------
+    metric : callable
+        Takes masks and maps, returns a number that is larger for better maps.
+
+    See Also
+    --------
+    pro_score : A metric for it; `pro_scorer` is made of it.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from skad.metrics import PixelScorer, pro_score
+    >>> strict_scorer = PixelScorer(partial(pro_score, max_fpr=0.05))
+    """
+
+    __metadata_request__score = {"masks": True}
+
+    def __init__(self, metric: Callable[..., float] = pro_score) -> None:
+        self.metric = metric
+
+    def __call__(
+        self, estimator: Any, X: Any, y: Any = None, masks: Any = None
+    ) -> float:
+        """Score a fitted estimator, see `score`."""
+        return self.score(estimator, X, y, masks=masks)
+
+    def score(self, estimator: Any, X: Any, y: Any = None, masks: Any = None) -> float:
+        """Score a fitted estimator.
+
+        Parameters
+        ----------
+        estimator : object
+            A detector, pipeline or search with `anomaly_map(X, size=)`.
+        X : sequence of images or array
+            What the estimator takes.
+        y : array-like, optional
+            Image labels, which are not used, or masks where `masks` is not given.
+        masks : ndarray of shape (n_images, height, width) or list, optional
+            True is defective; a list holds arrays, paths, or None for a good image.
+
+        Returns
+        -------
+        score : float
+            The metric of masks and maps. Maps are computed at the size of the masks
+            where these have one size, otherwise in the geometry of each image.
+        """
+        from skad.pipeline import anomaly_map
+
+        given = _masks_of(y, masks)
+        sizes = {mask.shape for mask in given if mask is not None}
+        size = sizes.pop() if len(sizes) == 1 else None
+        return float(self.metric(given, anomaly_map(estimator, X, size=size)))
+
+
+def _masks_of(y: Any, masks: Any) -> list[Any]:
+    """Read the masks, wherever they are."""
+    if masks is not None:
+        return read_masks(masks)
+    if y is None:
+        raise ValueError(
+            "masks is missing: a pixel scorer needs masks, as the argument masks (with "
+            "sklearn.set_config(enable_metadata_routing=True)) or as y."
+        )
+    if np.ndim(y) == 1 and np.asarray(y).dtype.kind in "iufb":
+        raise ValueError(
+            "y holds image labels and masks is missing: pass masks to fit of the "
+            "search or to cross_validate with "
+            "sklearn.set_config(enable_metadata_routing=True), or pass masks as y."
+        )
+    return read_masks(y)
+
+
+image_auroc_scorer = make_scorer(image_auroc, response_method="decision_function")
+image_ap_scorer = make_scorer(
+    image_average_precision, response_method="decision_function"
+)
+f1_max_scorer = make_scorer(image_f1_max, response_method="decision_function")
+
+pixel_auroc_scorer = PixelScorer(pixel_auroc)
+pixel_ap_scorer = PixelScorer(pixel_average_precision)
+pro_scorer = PixelScorer(pro_score)

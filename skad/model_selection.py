@@ -1,0 +1,185 @@
+"""Splitters for training on good images only."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import BaseCrossValidator, KFold
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _num_samples
+
+__all__ = ["OneClassSplit"]
+
+
+class OneClassSplit(BaseCrossValidator):
+    """K-fold splitter whose training folds hold good images only.
+
+    The good images are split as `KFold` does. Each test fold holds the good images
+    left out of training, and defective ones.
+
+    Parameters
+    ----------
+    n_splits : int, default=5
+        Number of folds, at least 2.
+    outliers : {"all", "partition"}, default="all"
+        Whether every test fold holds all defective images, or each defective image is
+        in one test fold. A share takes every `n_splits`-th defective image, so that
+        images sorted by the kind of defect spread their kinds over the folds.
+    shuffle : bool, default=False
+        Whether to shuffle the images before splitting.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the shuffling.
+
+    See Also
+    --------
+    sklearn.model_selection.KFold : Splits without regard to labels.
+
+    Notes
+    -----
+    A search refits its best candidate on all images it was given. The detectors of this
+    package leave out images labelled -1 by themselves; other estimators may not.
+
+    Examples
+    --------
+    >>> from skad.model_selection import OneClassSplit
+    >>> y = [1, 1, 1, 1, -1, -1]
+    >>> for train, test in OneClassSplit(n_splits=2).split(y, y):
+    ...     print(train, test)
+    [2 3] [0 1 4 5]
+    [0 1] [2 3 4 5]
+    >>> for train, test in OneClassSplit(n_splits=2, outliers="partition").split(y, y):
+    ...     print(train, test)
+    [2 3] [0 1 4]
+    [0 1] [2 3 5]
+    """
+
+    def __init__(
+        self,
+        n_splits: int = 5,
+        *,
+        outliers: Literal["all", "partition"] = "all",
+        shuffle: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        if not isinstance(n_splits, (int, np.integer)) or n_splits < 2:
+            raise ValueError(f"n_splits must be an integer >= 2, got {n_splits!r}.")
+        if outliers not in ("all", "partition"):
+            raise ValueError(
+                f'outliers must be "all" or "partition", got {outliers!r}.'
+            )
+        if not isinstance(shuffle, (bool, np.bool_)):
+            raise ValueError(f"shuffle must be True or False, got {shuffle!r}.")
+        if random_state is not None and not shuffle:
+            raise ValueError(
+                f"random_state={random_state!r} has no effect without shuffling: pass "
+                "shuffle=True, or leave random_state out."
+            )
+        self.n_splits = n_splits
+        self.outliers = outliers
+        self.shuffle = shuffle
+        self.random_state = random_state
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+        """Return the number of folds.
+
+        Parameters
+        ----------
+        X, y, groups : object
+            Ignored.
+
+        Returns
+        -------
+        n_splits : int
+            The number of folds.
+        """
+        return int(self.n_splits)
+
+    def split(
+        self, X: Any, y: Any = None, groups: Any = None
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """Yield the indices of training and test images.
+
+        Parameters
+        ----------
+        X : sequence of length n_images
+            Images or features; only their number is used.
+        y : array-like of shape (n_images,)
+            +1 for good, -1 for defective images.
+        groups : object
+            Ignored, with a warning.
+
+        Yields
+        ------
+        train : ndarray of int
+            Indices of good images.
+        test : ndarray of int
+            Indices of the other good images of the fold and of defective ones, in
+            ascending order.
+
+        Raises
+        ------
+        ValueError
+            If `y` is missing or holds anything but +1 and -1, or if there are fewer
+            good images than folds (with ``outliers="partition"`` also fewer
+            defective ones, unless there are none).
+        """
+        if groups is not None:
+            warnings.warn(
+                "groups is ignored by OneClassSplit.", UserWarning, stacklevel=2
+            )
+        labels = _check_labels(X, y)
+        good, defective = np.flatnonzero(labels == 1), np.flatnonzero(labels == -1)
+        self._check_counts(good.size, defective.size)
+        if self.shuffle:
+            rng = check_random_state(self.random_state)
+            good, defective = rng.permutation(good), rng.permutation(defective)
+        folds = KFold(self.n_splits).split(good)
+        for k, (kept, left_out) in enumerate(folds):
+            shown = defective
+            if self.outliers == "partition":
+                shown = defective[k :: self.n_splits]
+            test = np.concatenate([good[left_out], shown])
+            yield np.sort(good[kept]), np.sort(test)
+
+    def _check_counts(self, n_good: int, n_defective: int) -> None:
+        if n_good < self.n_splits:
+            raise ValueError(
+                f"n_splits={self.n_splits} needs as many good images, but y has "
+                f"{n_good} label(s) +1."
+            )
+        if self.outliers == "partition" and 0 < n_defective < self.n_splits:
+            raise ValueError(
+                f'outliers="partition" with n_splits={self.n_splits} needs as many '
+                f"defective images, but y has {n_defective} label(s) -1. Use fewer "
+                'folds or outliers="all".'
+            )
+
+
+def _check_labels(X: Any, y: Any) -> NDArray[Any]:
+    if y is None:
+        raise ValueError(
+            "y is missing: OneClassSplit needs labels, +1 for good and -1 for "
+            "defective images, to leave the defective ones out of training."
+        )
+    labels = np.asarray(y)
+    if labels.ndim != 1:
+        raise ValueError(
+            f"y must be one-dimensional, got the shape {labels.shape}. Pass masks as "
+            "the argument masks, with metadata routing switched on."
+        )
+    if X is not None and _num_samples(X) != labels.size:
+        raise ValueError(
+            f"X and y must have the same length, got {_num_samples(X)} images and "
+            f"{labels.size} labels."
+        )
+    if labels.dtype.kind not in "iuf" or not np.isin(labels, (1, -1)).all():
+        shown = ", ".join(repr(value) for value in np.unique(labels)[:5].tolist())
+        raise ValueError(
+            f"y must be +1 for good and -1 for defective images, but holds {shown}. "
+            "Convert it with skad.datasets.to_outlier_labels."
+        )
+    return labels

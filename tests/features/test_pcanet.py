@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from skad import PatchCoreDetector, PCANetFeatures, Pipeline
+from skad.datasets import load_mvtec, make_textures
+from skad.metrics import image_auroc, pixel_auroc
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_textures(
+        n_normal=30, n_anomalous=12, size=96, texture="metal", random_state=0
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(data):
+    return PCANetFeatures(image_size=96).fit(data.train)
+
+
+def test_shapes(fitted, data):
+    features = fitted.transform(data.test)
+    assert features.shape == (len(data.test), 12, 12, 64)
+    assert features.dtype == np.float32
+    assert fitted.grid_shape_ == (12, 12)
+    assert fitted.n_features_out_ == 64
+    assert [f.shape for f in fitted.filters_] == [
+        (16, 3, 5, 5),
+        (48, 35, 3, 3),
+        (96, 96, 3, 3),
+    ]
+
+
+def test_training_features_are_standardised_and_white(fitted, data):
+    features = fitted.transform(data.train).reshape(-1, 64)
+    covariance = np.cov(features.T)
+    np.testing.assert_allclose(features.mean(axis=0), 0, atol=0.3)
+    off = covariance - np.diag(np.diag(covariance))
+    assert np.abs(off).max() < 0.1
+    assert (np.diag(covariance) < 1.01).all()
+
+
+def test_same_seed_same_bits(fitted, data):
+    expected = fitted.transform(data.test)
+    again = clone(fitted).fit(data.train)
+    np.testing.assert_array_equal(again.transform(data.test), expected)
+    other = clone(fitted).set_params(n_jobs=3).fit(data.train)
+    np.testing.assert_array_equal(other.transform(data.test), expected)
+    new_draw = clone(fitted).set_params(random_state=1).fit(data.train)
+    assert np.abs(new_draw.transform(data.test) - expected).max() > 1e-3
+
+
+def test_batches_do_not_matter(fitted, data):
+    one_by_one = np.concatenate([fitted.transform(data.test[[i]]) for i in range(4)])
+    np.testing.assert_allclose(one_by_one, fitted.transform(data.test[:4]), atol=1e-4)
+
+
+def test_filters_are_learned_from_good_images_only(fitted, data):
+    X = np.concatenate([data.train, data.test[data.y_test == -1]])
+    y = np.r_[data.y_train, np.full((data.y_test == -1).sum(), -1)]
+    labelled = clone(fitted).fit(X, y)
+    np.testing.assert_array_equal(
+        labelled.transform(data.test), fitted.transform(data.test)
+    )
+
+
+@pytest.mark.usefixtures("numpy_state_untouched")
+def test_images_of_every_kind(fitted, data):
+    assert np.isfinite(fitted.transform([data.test[0][:50], data.test[1]])).all()
+    grey = data.train.mean(axis=3).astype(np.uint8)
+    assert np.isfinite(PCANetFeatures(image_size=64).fit_transform(grey)).all()
+    wide = PCANetFeatures(image_size=(64, 96)).fit_transform(data.train / 255.0)
+    assert wide.shape[1:3] == (8, 12)
+
+
+def test_one_image_and_constant_images_work(data):
+    assert np.isfinite(
+        PCANetFeatures(image_size=64).fit_transform(data.train[:1])
+    ).all()
+    flat = np.full((3, 64, 64, 3), 128, np.uint8)
+    features = PCANetFeatures(image_size=64).fit(flat)
+    assert np.isfinite(features.transform(flat)).all()
+    assert np.isfinite(features.transform(data.test)).all()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"kernel_sizes": (5, 4, 3)}, "kernel_sizes=.* must be odd"),
+        ({"kernel_sizes": (5, 3)}, "the same number of both"),
+        ({"n_filters": (8, 0, 8)}, "n_filters=.* must be positive"),
+        ({"image_size": 16}, "too small for 3 stages"),
+        ({"n_components": 0}, "n_components"),
+        ({"shrinkage": -1}, "shrinkage"),
+    ],
+)
+def test_bad_parameters_are_named(data, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        PCANetFeatures(**parameters).fit(data.train)
+
+
+def test_finds_defects_in_metal(data):
+    model = Pipeline([PCANetFeatures(image_size=96), PatchCoreDetector()])
+    model.fit(data.train)
+    assert image_auroc(data.y_test, model.score_samples(data.test)) > 0.9
+    assert pixel_auroc(data.masks, model.anomaly_map(data.test)) > 0.9
+
+
+@pytest.mark.slow
+def test_finds_defects_in_real_bottles(shared):
+    data = load_mvtec(shared / "data", "mvtec_bottle_256")
+    model = Pipeline([PCANetFeatures(), PatchCoreDetector()]).fit(data.train)
+    assert image_auroc(data.y_test, model.score_samples(data.test)) >= 0.95
+    assert pixel_auroc(data.masks, model.anomaly_map(data.test)) >= 0.93
