@@ -118,7 +118,7 @@ if len(set(data.y_test)) == 2:
 
 defective = [i for i, label in enumerate(data.y_test) if label == -1]
 chosen = [defective[i] for i in np.linspace(0, len(defective) - 1, 4).astype(int)]
-chosen.append(int(np.flatnonzero(data.y_test == 1)[0]))
+chosen.append(int(np.flatnonzero(data.y_test == 1)[-1]))
 masks = None if data.masks is None else [data.masks[i] for i in chosen]
 display = AnomalyMapDisplay.from_estimator(
     model, [data.test[i] for i in chosen], masks=masks

@@ -69,6 +69,7 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         return self
 
     def _fit_reader(self, X, y):
+        """Validate, and fit the extractor; returns what `_fit_extractor` does."""
         self._validate_params()
         self._frame()
         X = check_images(X)
@@ -77,13 +78,26 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
             X = [X[i] for i in np.flatnonzero(check_labels(y) == 1)]
             if not X:
                 raise ValueError("no good image to learn from: every label is -1.")
-        self._fit_extractor(self._reader(X))
+        return self._fit_extractor(self._reader(X))
 
     def fit_transform(self, X, y=None):
         """Fit, then extract the features of the same images.
 
         Like ``fit(X, y).transform(X)``; images that could not be read are
         listed in `skipped_` as pairs of position and reason.
+
+        Parameters
+        ----------
+        X : sequence of images
+            As in `fit`.
+
+        y : array-like of shape (n,), optional
+            As in `fit`.
+
+        Returns
+        -------
+        features : ndarray of shape (n, h, w, d), float32
+            As of `transform`.
         """
         self.fit(X, y)
         features, self.skipped_ = self._transform(X)
@@ -110,7 +124,8 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         """
         return self._transform(X)[0]
 
-    def _transform(self, X):
+    def _transform(self, X, extract=None):
+        """Features and skipped images; `extract` takes indices and their batch."""
         check_is_fitted(self, "grid_shape_")
         reader = self._reader(check_images(X))
         features = np.full(
@@ -121,7 +136,9 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
             missing, keys = cache.fill(features, reader)
             done = len(reader) - len(missing)
             for index, batch in reader.indexed_batches(self.batch_size, missing):
-                features[index] = self._extract(batch)
+                features[index] = (
+                    self._extract(batch) if extract is None else extract(index, batch)
+                )
                 cache.store(features, index, keys)
                 done += len(index)
                 bar.reach(done)
@@ -141,7 +158,18 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         return features, skipped
 
     def image_sizes(self, X):
-        """Height and width of each image as passed, None where it is unreadable."""
+        """Tell the size of each image as passed.
+
+        Parameters
+        ----------
+        X : sequence of images
+            As in `fit`.
+
+        Returns
+        -------
+        sizes : list of (int, int)
+            Height and width; None for an image that is skipped.
+        """
         sizes: list[tuple[int, int] | None] = []
         for i, item in enumerate(check_images(X)):
             try:

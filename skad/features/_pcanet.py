@@ -16,6 +16,7 @@ from skad.features._base import PatchFeatureTransformer, _pair
 
 _N_PATCHES = 50_000  # patches behind the filters of one stage
 _QUANTISATION = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
+_PRIOR = 20  # images that the common variance counts for, against a position's own
 _SILENCE = 1e-6  # variance of responses, scaled to 1, that is no signal
 
 
@@ -97,8 +98,11 @@ class PCANetFeatures(PatchFeatureTransformer):
     Notes
     -----
     Standardisation by position helps most where parts lie in the same place in
-    every image; on textures all positions have the same statistics, and it
-    changes little.
+    every image. It needs some tens of images; with fewer, positions share more
+    of a common spread.
+
+    `fit_transform` gives training images the features that they would have as
+    new images, which is what `Pipeline.fit` calls; see there.
 
     References
     ----------
@@ -157,6 +161,42 @@ class PCANetFeatures(PatchFeatureTransformer):
         self.random_state = random_state
         self.verbose = verbose
 
+    def fit_transform(self, X, y=None):
+        """Fit, then extract the features of the same images as if they were new.
+
+        Every training image is standardised by the statistics of the other
+        ones. Otherwise training images would look more normal than new ones,
+        and a threshold from them would reject too many. ``fit(X).transform(X)``
+        does not do this.
+
+        Parameters
+        ----------
+        X : sequence of images
+            As in `fit`.
+
+        y : array-like of shape (n,), optional
+            As in `fit`.
+
+        Returns
+        -------
+        features : ndarray of shape (n, h, w, d), float32
+            As of `transform`.
+        """
+        everyone = self._fit_reader(X, y)
+        learned = np.ones(len(X), bool) if y is None else np.asarray(y) == 1
+
+        def extract(index, batch):
+            responses = self._responses(batch)
+            standardised = self._standardise(responses)
+            for i in np.flatnonzero(learned[index]):
+                standardised[i] = everyone.without(responses[i]).standardise(
+                    responses[i]
+                )
+            return standardised @ self.whitening_
+
+        features, self.skipped_ = self._transform(X, extract)
+        return features
+
     def _fit_extractor(self, images):
         self._check_stages()
         rng = check_random_state(self.random_state)
@@ -165,36 +205,35 @@ class PCANetFeatures(PatchFeatureTransformer):
         for kernel_size, n_filters in zip(
             self.kernel_sizes, self.n_filters, strict=True
         ):
-            patches = _Moments()
+            patches = _Covariance()
             per_image = max(1, _N_PATCHES // len(draw))
             for _, batch in images.indexed_batches(self.batch_size, draw):
                 stage_input = self._stages(_to_tensor(batch))[0]
                 patches.add(_draw_patches(stage_input, kernel_size, per_image, rng))
             self.filters_.append(
-                _filters(patches, kernel_size, n_filters, first=not self.filters_)
+                _filters(patches.value, kernel_size, n_filters, first=not self.filters_)
             )
-        self._learn_positions(images)
+        return self._learn_positions(images)
 
     def _learn_positions(self, images):
         """Statistics of each position, then the whitening of what they leave."""
-        positions, responses = _Moments(per_position=True), _Moments()
+        positions = _Positions()
         for batch in images.batches(self.batch_size):
             positions.add(self._responses(batch))
-        self.grid_shape_ = positions.mean.shape[:2]
-        self.position_mean_ = _blur(positions.mean, 3).astype(np.float32)
-        local = _blur(positions.variance, 5)
-        overall = positions.variance.mean(axis=(0, 1))
-        scale = np.sqrt((local + overall) / 2 + _SILENCE)
-        self.position_scale_ = scale.astype(np.float32)
+        left = _Covariance()
         for batch in images.batches(self.batch_size):
-            standardised = self._standardise(self._responses(batch))
-            responses.add(standardised.reshape(-1, standardised.shape[-1]))
-        values, vectors = np.linalg.eigh(responses.covariance)
+            for responses in self._responses(batch):
+                others = positions.without(responses)
+                left.add(others.standardise(responses).reshape(-1, responses.shape[-1]))
+        values, vectors = np.linalg.eigh(left.value)
         order = np.argsort(values)[::-1][: self.n_components]
         values = np.maximum(values, 0)
         spread = np.sqrt(values[order] + self.shrinkage * values.mean() + _SILENCE)
         self.whitening_ = (_signed(vectors[:, order]) / spread).astype(np.float32)
+        self.position_mean_, self.position_scale_ = positions.mean, positions.scale
+        self.grid_shape_ = positions.mean.shape[:2]
         self.n_features_out_ = self.whitening_.shape[1]
+        return positions
 
     def _extract(self, batch):
         return self._standardise(self._responses(batch)) @ self.whitening_
@@ -254,31 +293,60 @@ class PCANetFeatures(PatchFeatureTransformer):
             )
 
 
-class _Moments:
-    """Running mean and (co)variance of rows, in float64."""
+class _Covariance:
+    """Running covariance of rows, in float64."""
 
-    def __init__(self, per_position=False):
-        self.per_position = per_position
-        self.n, self.total, self.squares = 0, 0.0, 0.0
+    def __init__(self):
+        self.n, self.total, self.products = 0, 0.0, 0.0
 
     def add(self, rows):
         rows = rows.astype(np.float64)
         self.n += len(rows)
         self.total = self.total + rows.sum(axis=0)
-        product = (rows**2).sum(axis=0) if self.per_position else rows.T @ rows
-        self.squares = self.squares + product
+        self.products = self.products + rows.T @ rows
+
+    @property
+    def value(self):
+        mean = self.total / self.n
+        return self.products / self.n - np.outer(mean, mean)
+
+
+class _Positions:
+    """Running mean and spread of responses at every position, in float64."""
+
+    def __init__(self, n=0, total=0.0, squares=0.0):
+        self.n, self.total, self.squares = n, total, squares
+
+    def add(self, responses):
+        responses = responses.astype(np.float64)
+        self.n += len(responses)
+        self.total = self.total + responses.sum(axis=0)
+        self.squares = self.squares + (responses**2).sum(axis=0)
+
+    def without(self, responses):
+        """The statistics of all images but one; of that one where it is alone."""
+        if self.n == 1:
+            return self
+        responses = responses.astype(np.float64)
+        return _Positions(
+            self.n - 1, self.total - responses, self.squares - responses**2
+        )
 
     @property
     def mean(self):
-        return self.total / self.n
+        return (self.total / self.n).astype(np.float32)
 
     @property
-    def variance(self):
-        return np.maximum(self.squares / self.n - self.mean**2, 0)
+    def scale(self):
+        """Standard deviations, drawn towards the common one where images are few."""
+        variance = np.maximum(self.squares / self.n - (self.total / self.n) ** 2, 0)
+        common = variance.mean(axis=(0, 1))
+        share = self.n / (self.n + _PRIOR)
+        variance = share * variance + (1 - share) * common
+        return np.sqrt(variance + _SILENCE).astype(np.float32)
 
-    @property
-    def covariance(self):
-        return self.squares / self.n - np.outer(self.mean, self.mean)
+    def standardise(self, responses):
+        return (responses - self.mean) / self.scale
 
 
 def _to_tensor(batch):
@@ -313,9 +381,8 @@ def _draw_patches(x, kernel_size, per_image, rng):
     return views[images, :, rows, cols].reshape(len(views) * per_image, -1)
 
 
-def _filters(patches, kernel_size, n_filters, first):
+def _filters(covariance, kernel_size, n_filters, first):
     """Leading principal components, scaled to unit variance, as filters."""
-    covariance = patches.covariance
     window = kernel_size**2
     if first:  # the mean of a patch over its window travels as its own channel
         channels = len(covariance) // window
@@ -334,9 +401,3 @@ def _signed(vectors):
     """Eigenvectors with their largest entry positive: the sign is arbitrary."""
     largest = np.abs(vectors).argmax(axis=0)
     return vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
-
-
-def _blur(grid, size):
-    from scipy.ndimage import uniform_filter
-
-    return uniform_filter(grid, (size, size, 0), mode="nearest")

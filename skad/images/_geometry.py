@@ -45,7 +45,7 @@ def resize_image(
 
     Returns
     -------
-    ndarray of shape (*size, C)
+    ndarray of shape (H, W, C)
         Same dtype; `image` itself when it already has this size.
 
     Raises

@@ -32,13 +32,36 @@ def test_shapes(fitted, data):
     ]
 
 
-def test_training_features_are_standardised_and_white(fitted, data):
-    features = fitted.transform(data.train).reshape(-1, 64)
+def test_training_features_are_standardised_and_white(data):
+    features = PCANetFeatures(image_size=96).fit_transform(data.train).reshape(-1, 64)
     covariance = np.cov(features.T)
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=0.3)
     off = covariance - np.diag(np.diag(covariance))
     assert np.abs(off).max() < 0.1
     assert (np.diag(covariance) < 1.01).all()
+
+
+def test_training_images_look_as_odd_as_new_ones(data):
+    new = make_textures(
+        n_normal=60, n_anomalous=0, size=96, texture="metal", random_state=7
+    ).train
+    extractor, few = PCANetFeatures(image_size=96), data.train[:12]
+    trained = (extractor.fit_transform(few) ** 2).mean()
+    in_sample = (extractor.transform(few) ** 2).mean()
+    unseen = (extractor.transform(new) ** 2).mean()
+    assert in_sample < 0.95 * unseen  # what fit_transform is there to mend
+    assert trained == pytest.approx(unseen, rel=0.1)
+
+
+def test_labelled_defects_take_no_part_in_fit_transform(data):
+    X = np.concatenate([data.train, data.test[-2:]])
+    y = np.r_[data.y_train, -1, -1]
+    extractor = PCANetFeatures(image_size=96)
+    expected = extractor.fit_transform(data.train)
+    np.testing.assert_allclose(extractor.fit_transform(X, y)[:-2], expected, atol=1e-4)
+    np.testing.assert_allclose(
+        extractor.fit_transform(X, y)[-2:], extractor.transform(X[-2:]), atol=1e-4
+    )
 
 
 def test_same_seed_same_bits(fitted, data):
