@@ -45,11 +45,11 @@ def test_training_images_look_as_odd_as_new_ones(data):
     new = make_textures(
         n_normal=60, n_anomalous=0, size=96, texture="metal", random_state=7
     ).train
-    extractor, few = PCANetFeatures(image_size=96), data.train[:12]
-    trained = (extractor.fit_transform(few) ** 2).mean()
-    in_sample = (extractor.transform(few) ** 2).mean()
+    extractor = PCANetFeatures(image_size=96)
+    trained = (extractor.fit_transform(data.train) ** 2).mean()
+    in_sample = (extractor.transform(data.train) ** 2).mean()
     unseen = (extractor.transform(new) ** 2).mean()
-    assert in_sample < 0.95 * unseen  # what fit_transform is there to mend
+    assert in_sample < 0.98 * trained  # what fit_transform is there to mend
     assert trained == pytest.approx(unseen, rel=0.1)
 
 
