@@ -66,6 +66,7 @@ else:
     features = PatchFeatures(
         options.backbone,
         layers="auto",
+        embedding="concat",
         weights=options.weights,
         backbone_kwargs=options.backbone_kwargs,
         verbose=True,
@@ -83,7 +84,8 @@ print(f"learned in {time.perf_counter() - start:.0f} s")
 # least as odd.
 
 start = time.perf_counter()
-decisions = model.predict(data.test)
+scores = model.decision_function(data.test)  # negative is defective
+decisions = np.where(scores >= 0, 1, -1)  # what model.predict gives
 milliseconds = (time.perf_counter() - start) / len(data.test) * 1000
 p_values = model.p_value(data.test)
 for name, kind, decision, p in zip(
@@ -97,7 +99,6 @@ print(f"{milliseconds:.0f} ms per image")
 # Where labels and masks are known, so is how good the model is.
 
 if len(set(data.y_test)) == 2:
-    scores = model.decision_function(data.test)
     print(f"image AUROC {image_auroc(data.y_test, scores):.3f}")
     good = data.y_test == 1
     print(
