@@ -13,7 +13,6 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -23,7 +22,9 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from skad._checks import check_labels, check_size, present_images
 from skad._maps import WHOLE, render
+from skad._threshold import conformal_p_values, conformal_threshold
 
 _FLOATS = [np.float64, np.float32]
 
@@ -145,11 +146,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         p : ndarray of shape (n,), float64
             In (0, 1], small for anomalies.
         """
-        scores = self.score_samples(X)
-        held_out = np.sort(self.calibration_scores_)
-        below = np.searchsorted(held_out, scores, side="right")
-        p = (1 + below) / (len(held_out) + 1)
-        return np.where(np.isnan(scores), np.nan, p)
+        return conformal_p_values(self.score_samples(X), self.calibration_scores_)
 
     def anomaly_map(self, X, size=None):
         """Say where images are anomalous; larger is more anomalous.
@@ -228,7 +225,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
                     for part in parts
                 ]
             )
-        return self._threshold(peaks.astype(np.float64), self.contamination)[0]
+        return conformal_threshold(peaks.astype(np.float64), self.contamination)[0]
 
     def calibrate(self, X, y=None):
         """Set the threshold anew from good images that were not trained on.
@@ -285,7 +282,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         validate_data(
             self, X.reshape(-1, n_features), reset=reset, skip_check_array=True
         )
-        return X, _present(X)
+        return X, present_images(X)
 
     @staticmethod
     def _good(X, y):
@@ -362,7 +359,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         known = np.isfinite(scores)
         self.calibration_scores_ = -scores[known]
         self.calibration_maps_ = np.asarray(maps[known], np.float32)
-        threshold, certified = self._threshold(scores[known], self.contamination)
+        threshold, certified = conformal_threshold(scores[known], self.contamination)
         self.offset_ = -threshold
         if not certified:
             n = int(known.sum())
@@ -374,75 +371,9 @@ class BaseDetector(OutlierMixin, BaseEstimator):
                 stacklevel=4,
             )
 
-    @staticmethod
-    def _threshold(scores, contamination):
-        """Conformal order statistic of held-out anomaly scores.
-
-        Rank ceil((n + 1) (1 - contamination)); where that exceeds n no rank
-        exists, and a fitted quantile stands in, flagged by the second result.
-        """
-        n = len(scores)
-        rank = int(np.ceil((n + 1) * (1 - contamination) - 1e-9))
-        if rank <= n:
-            return float(np.partition(scores, rank - 1)[rank - 1]), True
-        if n == 0:
-            return np.inf, False
-        if n == 1:
-            return float(scores[0]), False
-        z = norm.ppf(1 - contamination)
-        if scores.min() > 0:
-            logs = np.log(scores)
-            return float(np.exp(logs.mean() + z * logs.std(ddof=1))), False
-        return float(scores.mean() + z * scores.std(ddof=1)), False
-
 
 def decide(decision):
     """Labels from decisions: +1, -1, or 0 where there is no decision (NaN)."""
     labels = np.where(decision >= 0, 1, -1)
     labels[np.isnan(decision)] = 0
     return labels
-
-
-def check_labels(y):
-    """Check labels of images: +1 is good, -1 is anomalous."""
-    y = np.asarray(y)
-    if y.ndim != 1:
-        raise ValueError(f"y has shape {y.shape}; expected one label per image.")
-    unknown = set(np.unique(y).tolist()) - {1, -1}
-    if unknown:
-        raise ValueError(
-            f"y has the labels {sorted(map(str, unknown))}; expected +1 for good and "
-            "-1 for anomalous images. Convert other labels with "
-            "skad.datasets.to_outlier_labels."
-        )
-    return y
-
-
-def check_size(size):
-    """Check a (height, width) pair given by a user."""
-    try:
-        height, width = size
-    except (TypeError, ValueError):
-        height = width = None
-    if not all(
-        isinstance(side, (int, np.integer)) and side > 0 for side in (height, width)
-    ):
-        raise ValueError(
-            f"size={size!r} is not a pair of positive integers (height, width)."
-        )
-    return int(height), int(width)
-
-
-def _present(X):
-    """Images that are not skipped; raise for any other value that is not finite."""
-    bad = ~np.isfinite(X.reshape(len(X), -1)).all(axis=1)
-    if not bad.any():
-        return ~bad
-    skipped = np.zeros(len(X), bool)
-    skipped[bad] = np.isnan(X[bad]).all(axis=(1, 2, 3))
-    if (bad & ~skipped).any():
-        first = int(np.flatnonzero(bad & ~skipped)[0])
-        raise ValueError(
-            f"X[{first}] contains NaN or infinity; features must be finite."
-        )
-    return ~bad

@@ -12,6 +12,8 @@ from sklearn.model_selection import BaseCrossValidator, KFold
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _num_samples
 
+from skad._checks import check_labels
+
 __all__ = ["OneClassSplit"]
 
 
@@ -165,21 +167,10 @@ def _check_labels(X: Any, y: Any) -> NDArray[Any]:
             "y is missing: OneClassSplit needs labels, +1 for good and -1 for "
             "defective images, to leave the defective ones out of training."
         )
-    labels = np.asarray(y)
-    if labels.ndim != 1:
-        raise ValueError(
-            f"y must be one-dimensional, got the shape {labels.shape}. Pass masks as "
-            "the argument masks, with metadata routing switched on."
-        )
+    labels = check_labels(y)
     if X is not None and _num_samples(X) != labels.size:
         raise ValueError(
             f"X and y must have the same length, got {_num_samples(X)} images and "
             f"{labels.size} labels."
-        )
-    if labels.dtype.kind not in "iuf" or not np.isin(labels, (1, -1)).all():
-        shown = ", ".join(repr(value) for value in np.unique(labels)[:5].tolist())
-        raise ValueError(
-            f"y must be +1 for good and -1 for defective images, but holds {shown}. "
-            "Convert it with skad.datasets.to_outlier_labels."
         )
     return labels

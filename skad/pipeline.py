@@ -6,8 +6,8 @@ import numpy as np
 import sklearn.pipeline
 from sklearn.utils.metaestimators import available_if
 
+from skad._checks import check_size
 from skad._maps import render
-from skad.base import check_size
 
 
 def _final_has(method):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from skad import PatchCoreDetector
+from skad._threshold import conformal_threshold
 from skad.base import BaseDetector
 
 
@@ -140,7 +141,7 @@ def test_rows_may_come_with_any_labels():
 @given(st.integers(1, 300), st.sampled_from([0.01, 0.05, 0.1, 0.2, 0.5]))
 def test_threshold_is_the_conformal_rank(n, contamination):
     scores = np.random.default_rng(n).gamma(5, size=n)
-    threshold, certified = BaseDetector._threshold(scores, contamination)
+    threshold, certified = conformal_threshold(scores, contamination)
     assert certified == (n + 1 >= 1 / contamination - 1e-6)
     if certified:
         exceeding = (scores > threshold).sum()
@@ -151,7 +152,7 @@ def test_threshold_is_the_conformal_rank(n, contamination):
 
 def test_threshold_of_few_scores_is_a_lognormal_quantile():
     scores = np.exp(np.random.default_rng(0).normal(size=10))
-    threshold, certified = BaseDetector._threshold(scores, 0.05)
+    threshold, certified = conformal_threshold(scores, 0.05)
     logs = np.log(scores)
     expected = np.exp(logs.mean() + norm.ppf(0.95) * logs.std(ddof=1))
     assert not certified

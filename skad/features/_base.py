@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
+from skad._checks import check_labels
 from skad._progress import progress
-from skad.base import check_labels
 from skad.features._reading import ImageReader, n_threads
 from skad.images import (
     ImageError,

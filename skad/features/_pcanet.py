@@ -13,11 +13,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 
 from skad.features._base import PatchFeatureTransformer, _pair
+from skad.features._statistics import SILENCE, Covariance, Positions
 
 _N_PATCHES = 50_000  # patches behind the filters of one stage
 _QUANTISATION = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
-_PRIOR = 20  # images that the common variance counts for, against a position's own
-_SILENCE = 1e-6  # variance of responses, scaled to 1, that is no signal
 
 
 class PCANetFeatures(PatchFeatureTransformer):
@@ -205,7 +204,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         for kernel_size, n_filters in zip(
             self.kernel_sizes, self.n_filters, strict=True
         ):
-            patches = _Covariance()
+            patches = Covariance()
             per_image = max(1, _N_PATCHES // len(draw))
             for _, batch in images.indexed_batches(self.batch_size, draw):
                 stage_input = self._stages(_to_tensor(batch))[0]
@@ -217,10 +216,10 @@ class PCANetFeatures(PatchFeatureTransformer):
 
     def _learn_positions(self, images):
         """Statistics of each position, then the whitening of what they leave."""
-        positions = _Positions()
+        positions = Positions()
         for batch in images.batches(self.batch_size):
             positions.add(self._responses(batch))
-        left = _Covariance()
+        left = Covariance()
         for batch in images.batches(self.batch_size):
             for responses in self._responses(batch):
                 others = positions.without(responses)
@@ -228,7 +227,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         values, vectors = np.linalg.eigh(left.value)
         order = np.argsort(values)[::-1][: self.n_components]
         values = np.maximum(values, 0)
-        spread = np.sqrt(values[order] + self.shrinkage * values.mean() + _SILENCE)
+        spread = np.sqrt(values[order] + self.shrinkage * values.mean() + SILENCE)
         self.whitening_ = (_signed(vectors[:, order]) / spread).astype(np.float32)
         self.position_mean_, self.position_scale_ = positions.mean, positions.scale
         self.grid_shape_ = positions.mean.shape[:2]
@@ -293,62 +292,6 @@ class PCANetFeatures(PatchFeatureTransformer):
             )
 
 
-class _Covariance:
-    """Running covariance of rows, in float64."""
-
-    def __init__(self):
-        self.n, self.total, self.products = 0, 0.0, 0.0
-
-    def add(self, rows):
-        rows = rows.astype(np.float64)
-        self.n += len(rows)
-        self.total = self.total + rows.sum(axis=0)
-        self.products = self.products + rows.T @ rows
-
-    @property
-    def value(self):
-        mean = self.total / self.n
-        return self.products / self.n - np.outer(mean, mean)
-
-
-class _Positions:
-    """Running mean and spread of responses at every position, in float64."""
-
-    def __init__(self, n=0, total=0.0, squares=0.0):
-        self.n, self.total, self.squares = n, total, squares
-
-    def add(self, responses):
-        responses = responses.astype(np.float64)
-        self.n += len(responses)
-        self.total = self.total + responses.sum(axis=0)
-        self.squares = self.squares + (responses**2).sum(axis=0)
-
-    def without(self, responses):
-        """The statistics of all images but one; of that one where it is alone."""
-        if self.n == 1:
-            return self
-        responses = responses.astype(np.float64)
-        return _Positions(
-            self.n - 1, self.total - responses, self.squares - responses**2
-        )
-
-    @property
-    def mean(self):
-        return (self.total / self.n).astype(np.float32)
-
-    @property
-    def scale(self):
-        """Standard deviations, drawn towards the common one where images are few."""
-        variance = np.maximum(self.squares / self.n - (self.total / self.n) ** 2, 0)
-        common = variance.mean(axis=(0, 1))
-        share = self.n / (self.n + _PRIOR)
-        variance = share * variance + (1 - share) * common
-        return np.sqrt(variance + _SILENCE).astype(np.float32)
-
-    def standardise(self, responses):
-        return (responses - self.mean) / self.scale
-
-
 def _to_tensor(batch):
     import torch
 
@@ -391,7 +334,7 @@ def _filters(covariance, kernel_size, n_filters, first):
         covariance = projector @ covariance @ projector
     values, vectors = np.linalg.eigh(covariance)
     order = np.argsort(values)[::-1][:n_filters]
-    floor = _QUANTISATION if first else _SILENCE
+    floor = _QUANTISATION if first else SILENCE
     scaled = _signed(vectors[:, order]) / np.sqrt(np.maximum(values[order], floor))
     filters = scaled.T.reshape(len(order), -1, kernel_size, kernel_size)
     return filters.astype(np.float32)

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import UndefinedMetricWarning
 
+from skad._checks import check_labels
+
 
 class Pair(NamedTuple):
     """One image: its map and, where it has a defect, its mask."""
@@ -79,29 +81,17 @@ def check_labels_and_scores(
     anomaly : ndarray of shape (n_images,), dtype float64
         The scores with their sign turned: larger is more anomalous.
     """
-    labels, values = np.asarray(y), np.asarray(scores)
-    for name, array in (("y", labels), ("scores", values)):
-        if array.ndim != 1:
-            raise ValueError(
-                f"{name} must be one-dimensional with one value per image, got the "
-                f"shape {array.shape}."
-            )
+    labels, values = check_labels(y), np.asarray(scores)
+    if values.ndim != 1:
+        raise ValueError(
+            f"scores has shape {values.shape}; expected one score per image."
+        )
     if labels.size == 0:
         raise ValueError("y is empty: pass at least one image.")
     if labels.size != values.size:
         raise ValueError(
             f"y and scores must have one value per image each, got {labels.size} "
             f"labels and {values.size} scores."
-        )
-    seen = np.unique(labels)
-    numeric = labels.dtype.kind in "iuf"
-    if not numeric or not np.isin(seen, (1, -1)).all():
-        shown = ", ".join(repr(value) for value in seen[:5].tolist())
-        raise ValueError(
-            "y must be +1 for good and -1 for defective images, but holds the "
-            f"value(s) {shown}. Labels of another kind (such as 0/1) mean opposite "
-            "things in different libraries and are not guessed: convert them with "
-            "skad.datasets.to_outlier_labels."
         )
     if values.dtype.kind not in "iuf":
         raise ValueError(f"scores must be real numbers, got the dtype {values.dtype}.")

@@ -1,0 +1,58 @@
+"""Checks of what users pass, shared by all families."""
+
+import numpy as np
+
+
+def check_labels(y):
+    """Check labels of images: +1 is good, -1 is anomalous.
+
+    Labels such as 0/1 mean opposite things in different libraries and are never
+    guessed.
+    """
+    y = np.asarray(y)
+    if y.ndim != 1:
+        raise ValueError(
+            f"y has shape {y.shape}; expected one label per image. Masks are passed as "
+            "the argument masks."
+        )
+    seen = np.unique(y)
+    if y.dtype.kind not in "iuf" or not np.isin(seen, (1, -1)).all():
+        shown = ", ".join(repr(value) for value in seen[:5].tolist())
+        raise ValueError(
+            f"y must be +1 for good and -1 for anomalous images, but holds {shown}. "
+            "Convert other labels with skad.datasets.to_outlier_labels."
+        )
+    return y
+
+
+def check_size(size):
+    """Check a (height, width) pair given by a user."""
+    try:
+        height, width = size
+    except (TypeError, ValueError):
+        height = width = None
+    if not all(
+        isinstance(side, (int, np.integer)) and side > 0 for side in (height, width)
+    ):
+        raise ValueError(
+            f"size={size!r} is not a pair of positive integers (height, width)."
+        )
+    return int(height), int(width)
+
+
+def present_images(X):
+    """Which images were not skipped; raise for any value that is not finite.
+
+    An image that was skipped when it was read is NaN throughout.
+    """
+    bad = ~np.isfinite(X.reshape(len(X), -1)).all(axis=1)
+    if not bad.any():
+        return ~bad
+    skipped = np.zeros(len(X), bool)
+    skipped[bad] = np.isnan(X[bad]).all(axis=(1, 2, 3))
+    if (bad & ~skipped).any():
+        first = int(np.flatnonzero(bad & ~skipped)[0])
+        raise ValueError(
+            f"X[{first}] contains NaN or infinity; features must be finite."
+        )
+    return ~bad
