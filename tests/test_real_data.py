@@ -51,6 +51,23 @@ def test_patchcore_on_bottles(shared, mobilenet):
     assert result.false_alarms <= 0.2
 
 
+def test_a_network_of_ones_own(shared):
+    import torchvision
+    from safetensors.torch import load_file
+
+    network = torchvision.models.squeezenet1_0(weights=None)
+    weights = shared / "weights" / "squeezenet1_0_imagenet.safetensors"
+    network.load_state_dict(load_file(weights))
+    features = PatchFeatures(
+        network, layers=("features.5", "features.8"), embedding="concat", grid=28
+    )
+    data = load_mvtec(shared / "data", "mvtec_bottle_256")
+    model = Pipeline([features, PatchCoreDetector(coreset_ratio=0.02)])
+    result = evaluate(model.fit(data.train), data)
+    assert result.image_auroc >= 0.98
+    assert result.pro >= 0.88
+
+
 def test_patchcore_on_magnetic_tiles(shared, mobilenet):
     data = load_mvtec(shared / "data", "magnetic_tile")
     model = Pipeline([mobilenet, PatchCoreDetector()]).fit(data.train)
