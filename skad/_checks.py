@@ -45,7 +45,7 @@ def present_images(X):
 
     An image that was skipped when it was read is NaN throughout.
     """
-    bad = ~np.isfinite(X.reshape(len(X), -1)).all(axis=1)
+    bad = ~np.isfinite(X).all(axis=(1, 2, 3))
     if not bad.any():
         return ~bad
     skipped = np.zeros(len(X), bool)

@@ -278,10 +278,9 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         )
         if 0 in X.shape:
             raise ValueError(f"X has shape {X.shape}: every axis needs an entry.")
-        n_features = X.shape[3]
-        validate_data(
-            self, X.reshape(-1, n_features), reset=reset, skip_check_array=True
-        )
+        # One image tells the number of channels; all of them could mean a copy.
+        one = X[0].reshape(-1, X.shape[3])
+        validate_data(self, one, reset=reset, skip_check_array=True)
         return X, present_images(X)
 
     @staticmethod

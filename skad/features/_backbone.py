@@ -148,6 +148,11 @@ def _identity(weights, seed):
         return "pretrained"
     if weights is False:
         return f"random {seed}"
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"weights={str(weights)!r} does not exist; set_params(weights=) to a "
+            ".safetensors or .pth file, or to None to download timm's weights."
+        )
     stat = Path(weights).stat()
     return f"{Path(weights).resolve()} {stat.st_size} {stat.st_mtime_ns}"
 

@@ -321,16 +321,10 @@ class PatchFeatures(PatchFeatureTransformer):
                 "weights=True is ambiguous; None takes the pretrained weights, a path "
                 "names a file."
             )
-        if not isinstance(self.backbone, str):
-            if self.weights is not None:
-                raise ValueError(
-                    f"weights={self.weights!r} goes with a backbone given by name; "
-                    "load the weights of your own network before you pass it."
-                )
-        elif isinstance(self.weights, (str, Path)) and not Path(self.weights).is_file():
-            raise FileNotFoundError(
-                f"weights={str(self.weights)!r} does not exist; give a .safetensors "
-                "or .pth file, or None to download timm's weights."
+        if not isinstance(self.backbone, str) and self.weights is not None:
+            raise ValueError(
+                f"weights={self.weights!r} goes with a backbone given by name; load "
+                "the weights of your own network before you pass it."
             )
 
     def _check_layers(self, module):

@@ -318,6 +318,21 @@ def test_bad_parameters_are_named(features, images, parameters, error, message):
         features.set_params(**parameters).fit(images)
 
 
+def test_a_weights_file_that_is_gone_is_named(images, tmp_path):
+    import timm
+    import torch
+
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet10t", pretrained=False).state_dict(), path)
+    features = PatchFeatures("resnet10t", "auto", weights=path, image_size=32)
+    expected = features.fit_transform(images)
+    loaded = pickle.loads(pickle.dumps(features))
+    np.testing.assert_array_equal(loaded.transform(images), expected)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"weights=.*weights\.pth"):
+        loaded.transform(images)
+
+
 def test_weights_of_another_network_are_refused(images, tmp_path):
     import torch
 
