@@ -178,7 +178,7 @@ def _build(name, weights, kwargs, seed, device):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = _create(name, kwargs)
-    except (RuntimeError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # whatever torch, timm and safetensors raise here
         source = "random weights" if weights is False else f"weights={weights!r}"
         raise ValueError(
             f"backbone={name!r} could not be built with {source}: {error}. Check that "

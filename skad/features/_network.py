@@ -138,7 +138,7 @@ class PatchFeatures(PatchFeatureTransformer):
     >>> from skad import PatchFeatures
     >>> images = np.random.default_rng(0).random((2, 64, 64, 3))
     >>> features = PatchFeatures(
-    ...     "test_resnet.r160_in1k", layers="auto", weights=False, image_size=64
+    ...     "resnet10t", layers="auto", weights=False, image_size=64
     ... )
     >>> features.fit_transform(images).shape
     (2, 8, 8, 1024)

@@ -166,8 +166,8 @@ def test_timm_backbones_stay_out_of_the_pickle(images):
     [
         ("resnet18", 64, ("layer2", "layer3"), (8, 8)),
         ("mobilenetv2_100", (64, 96), ("blocks.2", "blocks.4"), (8, 12)),
-        ("test_vit.r160_in1k", 64, "auto", (4, 4)),
-        ("test_convnext.r160_in1k", 64, "auto", (8, 8)),
+        ("vit_tiny_patch16_224", 64, "auto", (4, 4)),
+        ("convnext_atto", 64, "auto", (8, 8)),
         ("vit_tiny_patch16_224", (64, 96), ("blocks.1", "norm"), (4, 6)),
         ("swin_tiny_patch4_window7_224", 224, "auto", (28, 28)),
     ],
@@ -337,8 +337,9 @@ def test_weights_of_another_network_are_refused(images, tmp_path):
     import torch
 
     torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pth")
-    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
-    for name in ("weights.pth", "broken.pth"):
+    for name in ("broken.pth", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+    for name in ("weights.pth", "broken.pth", "broken.safetensors"):
         features = PatchFeatures("resnet18", weights=tmp_path / name)
         with pytest.raises(ValueError, match=rf"could not be built with.*{name}"):
             features.fit(images)
