@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skad.datasets import load_mvtec, make_textures, to_outlier_labels
+from skad.datasets import load_mvtec, load_visa, make_textures, to_outlier_labels
 
 
 @pytest.fixture
@@ -51,6 +51,39 @@ def test_what_is_missing_is_named(folder, missing, message):
 def test_masks_may_be_missing_on_request(folder):
     (folder / "ground_truth/bent/0_mask.png").unlink()
     assert load_mvtec(folder.parent, "nut", require_masks=False).masks is None
+
+
+@pytest.fixture
+def visa(tmp_path):
+    rows = ["object,split,label,image,mask"]
+    for i, (split, label) in enumerate(
+        [("train", "normal"), ("test", "normal"), ("test", "anomaly")]
+    ):
+        image, mask = f"nut/Data/Images/{i}.JPG", f"nut/Data/Masks/{i}.png"
+        bad = label == "anomaly"
+        rows.append(f"nut,{split},{label},{image},{mask if bad else ''}")
+        for name in (image, mask):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+    (tmp_path / "split_csv").mkdir()
+    (tmp_path / "split_csv/1cls.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+def test_load_visa(visa):
+    data = load_visa(visa, "nut")
+    assert [p.name for p in data.train] == ["0.JPG"]
+    assert [p.name for p in data.test] == ["1.JPG", "2.JPG"]
+    np.testing.assert_array_equal(data.y_test, [1, -1])
+    assert data.masks[0] is None
+    assert data.masks[1].name == "2.png"
+    with pytest.raises(ValueError, match=r"category='bolt'.*nut"):
+        load_visa(visa, "bolt")
+    with pytest.raises(FileNotFoundError, match="2cls"):
+        load_visa(visa, "nut", split="2cls")
+    (visa / "nut/Data/Masks/2.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"2\.png"):
+        load_visa(visa, "nut")
 
 
 def test_real_sets(shared):
