@@ -311,6 +311,15 @@ class PatchFeatures(PatchFeatureTransformer):
         )
 
     def _check_settings(self):
+        import torch
+
+        try:
+            torch.empty(1, device=self._device())
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"device={self.device!r} cannot be used: {error}. Use 'cpu', or 'auto' "
+                "to take a CUDA device where there is one."
+            ) from error
         if self.patch_size % 2 == 0:
             raise ValueError(
                 f"patch_size={self.patch_size} is even; a neighbourhood has a centre "

@@ -309,6 +309,7 @@ def test_nothing_but_bad_files_is_an_error(features, files):
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"weights": "some.pth"}, ValueError, "backbone given by name"),
         ({"weights": True}, ValueError, "weights=True is ambiguous"),
+        ({"device": "banana"}, ValueError, "device='banana' cannot be used"),
     ],
 )
 def test_bad_parameters_are_named(features, images, parameters, error, message):
