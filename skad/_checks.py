@@ -40,19 +40,21 @@ def check_size(size):
     return int(height), int(width)
 
 
-def present_images(X):
-    """Which images were not skipped; raise for any value that is not finite.
+def inside_patches(X):
+    """Which patches (n, h, w) to look at; raise for values that are not finite.
 
-    An image that was skipped when it was read is NaN throughout.
+    A patch that is NaN in every channel lies outside the region of interest.
     """
-    bad = ~np.isfinite(X).all(axis=(1, 2, 3))
-    if not bad.any():
-        return ~bad
-    skipped = np.zeros(len(X), bool)
-    skipped[bad] = np.isnan(X[bad]).all(axis=(1, 2, 3))
-    if (bad & ~skipped).any():
-        first = int(np.flatnonzero(bad & ~skipped)[0])
-        raise ValueError(
-            f"X[{first}] contains NaN or infinity; features must be finite."
-        )
-    return ~bad
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = X.sum(dtype=np.float64)
+    if np.isfinite(total):  # a sum needs no array of flags as large as X
+        return np.ones(X.shape[:3], bool)
+    inside = np.empty(X.shape[:3], bool)
+    for i, image in enumerate(X):
+        inside[i] = np.isfinite(image).all(axis=-1)
+        if not np.isnan(image[~inside[i]]).all():
+            raise ValueError(
+                f"X[{i}] contains NaN or infinity; features must be finite, or NaN in "
+                "all channels of a patch to leave it out."
+            )
+    return inside

@@ -1,32 +1,44 @@
 """What every detector shares: input, scores, maps and a threshold to trust.
 
 A detector on features implements two hooks, `_fit` and `_score`; one that can
-score its own training data as if unseen adds `_score_left_out`. Everything
-that a user calls lives here.
+score its own training data as if unseen adds `_score_left_out`; one that can
+learn on adds `_update` and `_merge`. Everything that a user calls lives here.
+
+A patch that is NaN in every channel lies outside the region of interest: no
+detector learns from it or scores it. An image of such patches only was skipped.
 
 Signs follow scikit-learn: scores are larger for normal, `predict` gives +1 for
 normal and -1 for anomalous. Maps run the other way: larger is more anomalous.
 """
 
+import copy
 import warnings
 from numbers import Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import (
     check_consistent_length,
     check_is_fitted,
     validate_data,
 )
 
-from skad._checks import check_labels, check_size, present_images
+from skad._checks import check_labels, check_size, inside_patches
 from skad._maps import WHOLE, render
 from skad._threshold import conformal_p_values, conformal_threshold
 
 _FLOATS = [np.float64, np.float32]
+
+
+def _can(hook):
+    def check(detector):
+        return hasattr(type(detector), hook)
+
+    return check
 
 
 class BaseDetector(OutlierMixin, BaseEstimator):
@@ -34,8 +46,10 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
     Subclasses define ``_fit(X)``, where X has shape (n, h, w, d), and
     ``_score(X)``, which returns one anomaly score per image and one per patch,
-    larger for more anomalous. ``_auto_calibration`` names what
-    ``calibration="auto"`` stands for.
+    larger for more anomalous, NaN for patches that are NaN. ``_update(X)`` and
+    ``_merge(other)``, where they exist, put new arrays in the place of old
+    ones, so that a copy made before stays as it was. ``_auto_calibration``
+    names what ``calibration="auto"`` stands for.
     """
 
     _auto_calibration = "kfold"
@@ -71,17 +85,91 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             good image is left, or if a parameter is out of range.
         """
         self._validate_params()
-        good = self._good(X, y)
-        X, present = self._check_features(X, reset=True)
-        good = present & good
-        if not good.any():
-            raise ValueError(
-                "no good image is left to learn from: every image is labelled -1 "
-                "or was skipped."
+        X = self._good_features(X, y, reset=True)
+        self.n_samples_seen_ = 0
+        self._learn(X, type(self)._fit)
+        return self
+
+    @available_if(_can("_update"))
+    def partial_fit(self, X, y=None):
+        """Learn from more good images, on top of those seen so far.
+
+        The threshold follows: every new image is scored as held out, and old
+        scores stay while the model had then seen at least half as many images
+        as now.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, h, w, d) or (n, d)
+            Patch features, on the same grid as before.
+
+        y : array-like of shape (n,), optional
+            Images labelled -1 are left out.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            As `fit`, or if the grid differs.
+        """
+        if not hasattr(self, "offset_"):
+            return self.fit(X, y)
+        self._validate_params()
+        X = self._good_features(X, y, reset=False)
+        self._check_grid(X.shape[1:3])
+        self._learn(X, type(self)._update)
+        return self
+
+    @available_if(_can("_merge"))
+    def merge(self, other):
+        """Take in what another detector has learned, in place.
+
+        For models that were fitted on parts of the images, on several machines.
+
+        Parameters
+        ----------
+        other : detector
+            Fitted, of the same class, on features of the same kind. It stays as
+            it is.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        TypeError
+            If `other` is of another class.
+
+        ValueError
+            If its features differ in channels or grid.
+        """
+        check_is_fitted(self)
+        if type(other) is not type(self):
+            raise TypeError(
+                f"other is a {type(other).__name__}; a {type(self).__name__} merges "
+                "only with its like."
             )
-        if not good.all():
-            X = X[good]
-        self._fit_and_calibrate(X)
+        check_is_fitted(other)
+        if other.n_features_in_ != self.n_features_in_:
+            raise ValueError(
+                f"other was fitted on {other.n_features_in_} channels, this detector "
+                f"on {self.n_features_in_}; fit both on features of the same kind."
+            )
+        self._check_grid(other.calibration_maps_.shape[1:])
+        held_out = self._merge(other)
+        self.n_samples_seen_ += other.n_samples_seen_
+        if held_out is None:
+            self._join_threshold(
+                -other.calibration_scores_,
+                other.calibration_maps_,
+                other._calibration_seen,
+            )
+        else:
+            self._set_threshold(*held_out)
         return self
 
     def score_samples(self, X):
@@ -170,9 +258,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             NaN for an image that was skipped when it was read.
         """
         maps = self._score_present(X)[1]
-        if size is None:
-            return maps
-        return render(maps, check_size(size), sigma=self.sigma)
+        return maps if size is None else self._draw(maps, check_size(size))
 
     def predict_mask(self, X, size=None):
         """Mark the anomalous pixels.
@@ -221,7 +307,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             parts = (maps[lo : lo + step] for lo in range(0, len(maps), step))
             peaks = np.concatenate(
                 [
-                    render(part, size, sigma=self.sigma, window=window).max((1, 2))
+                    self._draw(part, size, window).max((1, 2))
                     for part in parts
                 ]
             )
@@ -247,22 +333,25 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         """
         self._validate_params()
         check_is_fitted(self)
-        good = self._good(X, y)
-        X, present = self._check_features(X, reset=False)
-        good = present & good
-        if not good.any():
-            raise ValueError("no good image is left to calibrate with.")
-        self._set_threshold(*self._score(X[good]))
+        X = self._good_features(X, y, reset=False)
+        self._set_threshold(*self._score(X))
         return self
 
     # -- input ---------------------------------------------------------------
 
-    def _check_features(self, X, *, reset):
-        """Patch grids (n, h, w, d), and which images are present.
+    def _good_features(self, X, y, *, reset):
+        """Patch grids to learn from: present, and not called anomalous by y."""
+        good = self._good(X, y)
+        X, present = self._check_features(X, reset=reset)
+        good = present & good
+        if not good.any():
+            raise ValueError(
+                "no good image is left: every image is labelled -1 or was skipped."
+            )
+        return X if good.all() else X[good]
 
-        An image that was skipped when it was read is all NaN; any other NaN is
-        an error.
-        """
+    def _check_features(self, X, *, reset):
+        """Patch grids (n, h, w, d), and which images are present."""
         if getattr(X, "ndim", 0) != 4:
             if getattr(X, "ndim", 0) == 3 or getattr(X, "ndim", 0) > 4:
                 raise ValueError(
@@ -281,7 +370,17 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         # One image tells the number of channels; all of them could mean a copy.
         one = X[0].reshape(-1, X.shape[3])
         validate_data(self, one, reset=reset, skip_check_array=True)
-        return X, present_images(X)
+        return X, inside_patches(X).any(axis=(1, 2))
+
+    def _check_grid(self, grid):
+        """Refuse features on another patch grid than that of the fit."""
+        known = self.calibration_maps_.shape[1:]
+        if tuple(grid) != known:
+            raise ValueError(
+                f"X has a patch grid of {grid[0]} x {grid[1]}, but "
+                f"{type(self).__name__} was fitted on {known[0]} x {known[1]}; use "
+                "the same image size and layers, or fit again."
+            )
 
     @staticmethod
     def _good(X, y):
@@ -295,28 +394,29 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         # Rows may come with any y: only the label -1 means something.
         return y != -1 if y.ndim == 1 and y.dtype.kind in "if" else True
 
+    # -- scores --------------------------------------------------------------
+
     def _score_present(self, X):
         check_is_fitted(self)
         X, present = self._check_features(X, reset=False)
         if present.all():
-            return self._score(X)
+            scores, maps = self._score(X)
+            return scores, _filled(maps)
         scores = np.full(len(X), np.nan)
         maps = np.full(X.shape[:3], np.nan, np.float32)
         if present.any():
             scores[present], maps[present] = self._score(X[present])
-        return scores, maps
+        return scores, _filled(maps)
+
+    def _draw(self, maps, size, window=WHOLE):
+        """Patch scores at pixel size; `window` is the part that the grid covers."""
+        return render(maps, size, sigma=self.sigma, window=window)
 
     # -- threshold -----------------------------------------------------------
 
-    def _fit_and_calibrate(self, X):
-        how = self.calibration
-        if how == "auto":
-            how = self._auto_calibration
-        if how == "loo" and not hasattr(self, "_score_left_out"):
-            raise ValueError(
-                f"calibration='loo' is not offered by {type(self).__name__}; use "
-                "'auto', 'kfold', 'split' or 'train'."
-            )
+    def _learn(self, X, step):
+        """Fit or update (`step`) on X, and set the threshold."""
+        how = self._calibration()
         if len(X) == 1 and how in ("kfold", "split"):
             how = "train"
             warnings.warn(
@@ -328,46 +428,82 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         if how == "split":
             order = check_random_state(self.random_state).permutation(len(X))
             n_held_out = max(1, len(X) // 5)
-            self._fit(X[np.sort(order[n_held_out:])])
-            self._set_threshold(*self._score(X[np.sort(order[:n_held_out])]))
-            return
-        self._fit(X)
+            held_out = X[np.sort(order[:n_held_out])]
+            X = X[np.sort(order[n_held_out:])]
+        before = copy.copy(self)
+        step(self, X)
+        self.n_samples_seen_ += len(X)
         if how == "loo":
-            self._set_threshold(*self._score_left_out(X))
+            scores, maps = self._score_left_out(X)
         elif how == "kfold":
-            self._set_threshold(*self._score_out_of_fold(X))
+            scores, maps = self._score_out_of_fold(X, before, step)
         else:
-            scores, maps = self._score(X)
+            scores, maps = self._score(held_out if how == "split" else X)
+        if step is type(self)._fit:
             self._set_threshold(scores, maps)
+        else:
+            self._join_threshold(scores, maps, self.n_samples_seen_)
+        if how == "train":
             self.offset_ = float(
                 np.percentile(self.calibration_scores_, 100 * self.contamination)
             )
 
-    def _score_out_of_fold(self, X, n_folds=5):
+    def _calibration(self):
+        """How scores are held out, once "auto" is resolved."""
+        how = self._auto_calibration if self.calibration == "auto" else self.calibration
+        if how == "loo" and not hasattr(self, "_score_left_out"):
+            raise ValueError(
+                f"calibration='loo' is not offered by {type(self).__name__}; use "
+                "'auto', 'kfold', 'split' or 'train'."
+            )
+        return how
+
+    def _score_out_of_fold(self, X, before, step, n_folds=5):
+        """Score every image by a model that learned from the other folds."""
         scores = np.empty(len(X))
         maps = np.empty(X.shape[:3], np.float32)
         for fold in np.array_split(np.arange(len(X)), min(n_folds, len(X))):
-            other = clone(self)
-            other.n_features_in_ = self.n_features_in_
-            other._fit(np.delete(X, fold, axis=0))
+            other = copy.copy(before)
+            other.random_state = copy.deepcopy(before.random_state)
+            step(other, np.delete(X, fold, axis=0))
             scores[fold], maps[fold] = other._score(X[fold])
         return scores, maps
 
     def _set_threshold(self, scores, maps):
         """Keep held-out anomaly scores and maps, and set `offset_` from them."""
+        self.calibration_scores_ = np.empty(0)
+        self.calibration_maps_ = np.empty((0, *maps.shape[1:]), np.float32)
+        self._calibration_seen = np.empty(0, np.int64)
+        self._join_threshold(scores, maps, self.n_samples_seen_)
+
+    def _join_threshold(self, scores, maps, seen):
+        """Add held-out scores to those at hand, and set `offset_` from all.
+
+        `seen` is the number of images behind the model that gave them. Scores
+        of a model that knew less than half as much are dropped: it scored
+        higher.
+        """
         known = np.isfinite(scores)
-        self.calibration_scores_ = -scores[known]
-        self.calibration_maps_ = np.asarray(maps[known], np.float32)
-        threshold, certified = conformal_threshold(scores[known], self.contamination)
+        seen = np.broadcast_to(seen, scores.shape)[known]
+        scores = np.concatenate([self.calibration_scores_, -scores[known]])
+        maps = np.concatenate([self.calibration_maps_, _filled(maps[known])])
+        seen = np.concatenate([self._calibration_seen, seen])
+        current = 2 * seen >= seen.max(initial=0)
+        self.calibration_scores_ = scores[current]
+        self.calibration_maps_ = maps[current]
+        self._calibration_seen = seen[current]
+        threshold, certified = conformal_threshold(
+            -self.calibration_scores_, self.contamination
+        )
         self.offset_ = -threshold
         if not certified:
-            n = int(known.sum())
+            n = len(self.calibration_scores_)
             warnings.warn(
                 f"{n} held-out images cannot certify a false-alarm rate of "
                 f"{self.contamination:g}; the smallest rate that they can certify is "
                 f"{1 / (n + 1):.2g}. The threshold is the log-normal quantile of "
                 "their scores instead: an estimate without a guarantee.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
@@ -376,3 +512,43 @@ def decide(decision):
     labels = np.where(decision >= 0, 1, -1)
     labels[np.isnan(decision)] = 0
     return labels
+
+
+def patch_rows(X):
+    """Patches as rows, without those that are NaN, and which of all they are."""
+    rows = X.reshape(-1, X.shape[-1])
+    inside = ~np.isnan(rows[:, 0])
+    return (rows, inside) if inside.all() else (rows[inside], inside)
+
+
+def patch_maps(values, inside, shape):
+    """Values of the patches inside as maps of a shape; NaN for the others."""
+    maps = np.full(inside.shape, np.nan, np.asarray(values).dtype)
+    maps[inside] = values
+    return maps.reshape(shape)
+
+
+def image_scores(maps, top_ratio=None):
+    """Score of each image from its patches: the largest, or a mean of the largest."""
+    if top_ratio is None:
+        return np.fmax.reduce(maps.reshape(len(maps), -1), axis=1).astype(np.float64)
+    scores = np.full(len(maps), np.nan)
+    for i, values in enumerate(maps):
+        values = np.sort(values[~np.isnan(values)])
+        if len(values):
+            n_top = max(1, round(len(values) * top_ratio))
+            scores[i] = values[-n_top:].mean(dtype=np.float64)
+    return scores
+
+
+def _filled(maps):
+    """Maps with the smallest score of each in place of its NaN patches.
+
+    Nothing was looked at there, so nothing fires there.
+    """
+    maps = np.asarray(maps, np.float32)
+    outside = np.isnan(maps)
+    if not outside.any():
+        return maps
+    lowest = np.fmin.reduce(maps, axis=(1, 2), keepdims=True)
+    return np.where(outside, lowest, maps)

@@ -13,8 +13,9 @@ from scipy.special import logsumexp
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skad.base import BaseDetector
+from skad.base import BaseDetector, image_scores, patch_maps, patch_rows
 from skad.neighbors import greedy_coreset
+from skad.neighbors._coreset import extend_coreset
 from skad.neighbors._distances import direct
 from skad.neighbors._nearest import search
 
@@ -73,7 +74,7 @@ class PatchCoreDetector(BaseDetector):
         Training patches kept, in the order of selection.
 
     coreset_indices_ : ndarray of shape (n_bank,), intp
-        Their rows among the flattened training patches.
+        Their rows among the flattened patches of all training images so far.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -83,6 +84,9 @@ class PatchCoreDetector(BaseDetector):
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their patch scores, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of training images.
 
     n_features_in_ : int
         Number of channels of a patch.
@@ -99,6 +103,11 @@ class PatchCoreDetector(BaseDetector):
 
     The official code scores by squared distances and takes the plain maximum;
     ranks of images agree with ``reweight=None``.
+
+    `partial_fit` adds to the bank the same share of the new patches, those
+    farthest from the bank and from each other; `merge` unites two banks. Rows of
+    a bank are never dropped, so its covering radius is at most that of its
+    parts.
 
     With ``algorithm="nndescent"``, leave-one-image-out scores and weights still
     come from the exact search. With a bank of 16,385 rows of 128 dimensions from
@@ -168,17 +177,52 @@ class PatchCoreDetector(BaseDetector):
         self.verbose = verbose
 
     def _fit(self, X):
-        patches = X.reshape(-1, X.shape[-1])
+        rows, inside = patch_rows(X)
         if self.coreset_ratio == 1:
-            self.coreset_indices_ = np.arange(len(patches))
+            picked = np.arange(len(rows))
         else:
-            n_bank = max(1, int(len(patches) * self.coreset_ratio))
-            start = check_random_state(self.random_state).randint(len(patches))
-            self.coreset_indices_ = greedy_coreset(
-                self._space(patches), n_bank, start=start, verbose=self.verbose
+            start = check_random_state(self.random_state).randint(len(rows))
+            picked = greedy_coreset(
+                self._space(rows), self._share(rows), start=start, verbose=self.verbose
             )
-        self.bank_ = patches[self.coreset_indices_]
+        self._set_bank(rows[picked], np.flatnonzero(inside)[picked])
+
+    def _update(self, X):
+        rows, inside = patch_rows(X)
+        picked = np.arange(len(rows))
+        if self.coreset_ratio < 1:
+            picked = extend_coreset(
+                self._space(self.bank_),
+                self._space(rows),
+                self._share(rows),
+                verbose=self.verbose,
+            )
+        first = self.n_samples_seen_ * X.shape[1] * X.shape[2]
+        self._set_bank(
+            np.concatenate([self.bank_, rows[picked]]),
+            np.concatenate(
+                [self.coreset_indices_, first + np.flatnonzero(inside)[picked]]
+            ),
+        )
+
+    def _merge(self, other):
+        picked = extend_coreset(
+            self._space(self.bank_), self._space(other.bank_), len(other.bank_)
+        )
+        first = self.n_samples_seen_ * self.calibration_maps_[0].size
+        self._set_bank(
+            np.concatenate([self.bank_, other.bank_[picked]]),
+            np.concatenate(
+                [self.coreset_indices_, first + other.coreset_indices_[picked]]
+            ),
+        )
+
+    def _set_bank(self, bank, indices):
+        self.bank_, self.coreset_indices_ = bank, indices
         self._index = _build_index(self) if self.algorithm == "nndescent" else None
+
+    def _share(self, rows):
+        return max(1, int(len(rows) * self.coreset_ratio))
 
     def _space(self, rows):
         """Rows in the space where Euclidean distance ranks as the metric does."""
@@ -188,7 +232,8 @@ class PatchCoreDetector(BaseDetector):
         return rows / np.maximum(length, np.finfo(rows.dtype).tiny)[:, None]
 
     def _score(self, X):
-        queries = self._space(X.reshape(-1, X.shape[-1]))
+        rows, inside = patch_rows(X)
+        queries = self._space(rows)
         bank = self._space(self.bank_).astype(queries.dtype, copy=False)
         k = self._available(self.n_neighbors, len(bank), "n_neighbors")
         if self._index is not None:
@@ -196,40 +241,41 @@ class PatchCoreDetector(BaseDetector):
             squared = distances.astype(np.float64) ** 2
         else:
             squared, indices = search(queries, bank, k)
-        return self._scores(X, queries, bank, squared, indices)
+        return self._scores(X, inside, queries, bank, squared, indices)
 
     def _score_left_out(self, X):
-        """Score each training image against the bank without its own rows."""
-        queries = self._space(X.reshape(-1, X.shape[-1]))
-        bank = self._space(self.bank_)
+        """Score each training image against the bank without its own rows.
+
+        X holds the images learned from last.
+        """
+        rows, inside = patch_rows(X)
+        queries, bank = self._space(rows), self._space(self.bank_)
         n_patches = X.shape[1] * X.shape[2]
-        owner = self.coreset_indices_ // n_patches
-        images = np.repeat(np.arange(len(X)), n_patches)
-        if len(X) == 1:
+        n_before = self.n_samples_seen_ - len(X)
+        owner = self.coreset_indices_ // n_patches - n_before
+        images = np.repeat(np.arange(len(X)), n_patches)[inside]
+        if self.n_samples_seen_ == 1:
             warnings.warn(
                 "one training image cannot be held out: each of its patches is "
                 "scored against the other ones, and the threshold is a guess. "
                 "Call calibrate with more good images.",
                 stacklevel=4,
             )
-            owner, images = self.coreset_indices_, np.arange(n_patches)
-        others = len(bank) - np.bincount(owner).max()
-        k = min(self.n_neighbors, max(1, others))
+            owner, images = self.coreset_indices_, np.flatnonzero(inside)
+        k = min(self.n_neighbors, max(1, len(bank) - _largest(owner)))
         squared, indices = search(queries, bank, k, groups=(images, owner))
-        return self._scores(X, queries, bank, squared, indices, (images, owner))
+        groups = images, owner
+        return self._scores(X, inside, queries, bank, squared, indices, groups)
 
-    def _scores(self, X, queries, bank, squared, indices, groups=None):
+    def _scores(self, X, inside, queries, bank, squared, indices, groups=None):
         distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
-        maps = distances.mean(axis=1).reshape(X.shape[:3])
-        flat = maps.reshape(len(X), -1)
-        if self.top_ratio is not None:
-            n_top = max(1, round(flat.shape[1] * self.top_ratio))
-            scores = np.sort(flat, axis=1)[:, -n_top:].mean(axis=1)
-        else:
+        maps = patch_maps(distances.mean(axis=1), inside, X.shape[:3])
+        scores = image_scores(maps, self.top_ratio)
+        if self.top_ratio is None:
+            flat = np.where(np.isnan(maps), -np.inf, maps).reshape(len(X), -1)
             worst = flat.argmax(axis=1) + np.arange(len(X)) * flat.shape[1]
-            scores = flat.max(axis=1) * self._weights(
-                queries, bank, worst, indices[worst, 0], groups
-            )
+            worst = np.cumsum(inside)[worst] - 1  # its row among the queries
+            scores *= self._weights(queries, bank, worst, indices[worst, 0], groups)
         return scores, maps.astype(np.float32)
 
     def _weights(self, queries, bank, worst, nearest_row, groups):
@@ -240,7 +286,7 @@ class PatchCoreDetector(BaseDetector):
             return 1.0
         if groups is not None:
             groups = groups[0][worst], groups[1]
-            b = min(b, len(bank) - np.bincount(groups[1]).max())
+            b = min(b, len(bank) - _largest(groups[1]))
             if b < 2:
                 return 1.0
         # The nearest row counts itself among its b neighbours.
@@ -262,6 +308,12 @@ class PatchCoreDetector(BaseDetector):
                 stacklevel=4,
             )
         return min(k, available)
+
+
+def _largest(owner):
+    """Number of bank rows of the image that has most; negative owners are old."""
+    owner = owner[owner >= 0]
+    return np.bincount(owner).max() if len(owner) else 0
 
 
 def _build_index(detector):

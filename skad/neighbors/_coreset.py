@@ -82,13 +82,30 @@ def greedy_coreset(X, n_samples, *, start=0, verbose=False):
                 f"{name}={value} is out of range: X has {len(X)} rows, so {name} "
                 f"must be between {low} and {high}."
             )
-    return _Traversal(X, n_samples, start).run(verbose)
+    return _Traversal(X, n_samples, [start]).run(verbose)
+
+
+def extend_coreset(coreset, X, n_samples, *, verbose=False):
+    """Select rows farthest from a coreset and from each other, unvalidated.
+
+    Returns
+    -------
+    indices : ndarray of shape (n_selected,), intp
+        Rows of X in the order of selection; fewer than `n_samples` where every
+        row equals a selected one before that.
+    """
+    both = np.concatenate([coreset, X])
+    traversal = _Traversal(both, len(coreset) + n_samples, range(len(coreset)))
+    return traversal.run(verbose)[len(coreset) :] - len(coreset)
 
 
 class _Traversal:
-    """State of one farthest-first traversal over the rows of X."""
+    """State of one farthest-first traversal over the rows of X.
 
-    def __init__(self, X, n_samples, start):
+    `starts` are the rows selected at the outset.
+    """
+
+    def __init__(self, X, n_samples, starts):
         self.X = X
         self.n_samples = n_samples
         # Centring keeps norms, and with them the rounding of products, small.
@@ -104,7 +121,8 @@ class _Traversal:
         self.seen = np.zeros(len(X), np.int32)
         self.value = np.full(len(X), np.inf)
         self.settled = np.zeros(len(X), np.int32)
-        self._add(start, self._rows(np.array([start]))[0])
+        for start in starts:
+            self._add(start, self._rows(np.array([start]))[0])
         for lo in range(0, len(X), 2**14):
             rows = np.arange(lo, min(lo + 2**14, len(X)))
             self._refresh(rows, self._rows(rows))
