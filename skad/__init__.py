@@ -13,9 +13,12 @@ __version__ = "0.1.0.dev0"
 
 _EXPORTS = {
     "PCANetFeatures": "skad.features",
+    "PaDiMDetector": "skad.detectors",
     "PatchCoreDetector": "skad.detectors",
     "PatchFeatures": "skad.features",
     "Pipeline": "skad.pipeline",
+    "SPADEDetector": "skad.detectors",
+    "SubspaceDetector": "skad.detectors",
     "anomaly_map": "skad.pipeline",
     "make_pipeline": "skad.pipeline",
 }

@@ -1,8 +1,7 @@
 """From patch grids to pixels: upsampling, smoothing and undoing a crop.
 
-Bilinear upsampling and Gaussian smoothing are linear and separable, so both
-together are one small matrix per image axis: a map of any size costs two thin
-matrix products.
+Upsampling and Gaussian smoothing are linear and separable, so both together are
+one small matrix per image axis: a map of any size costs two thin matrix products.
 """
 
 from functools import lru_cache
@@ -13,11 +12,11 @@ from scipy.ndimage import gaussian_filter1d
 WHOLE = ((0.0, 1.0), (0.0, 1.0))  # the window of a grid that covers its image
 
 
-def render(grids, size, *, sigma=4.0, window=WHOLE):
+def render(grids, size, *, sigma=4.0, window=WHOLE, interpolation="bilinear"):
     """Draw patch grids at pixel size.
 
-    Bilinear interpolation with half-pixel centres, then a Gaussian with
-    `scipy.ndimage` borders (edge pixels repeated).
+    Interpolation with half-pixel centres, then a Gaussian with `scipy.ndimage`
+    borders (edge pixels repeated).
 
     Parameters
     ----------
@@ -36,6 +35,10 @@ def render(grids, size, *, sigma=4.0, window=WHOLE):
         and of its width. Outside, each map takes the smallest score of its
         grid: nothing was looked at there, so nothing fires there.
 
+    interpolation : {"bilinear", "bicubic"}, default="bilinear"
+        "bicubic" is Keys' cubic convolution with a = -0.75, as in torch; it
+        may overshoot the range of the grid.
+
     Returns
     -------
     maps : ndarray of shape (n, H, W), float32
@@ -48,8 +51,9 @@ def render(grids, size, *, sigma=4.0, window=WHOLE):
     array([[[0.  , 0.25, 0.75, 1.  ]]], dtype=float32)
     """
     height, width = size
-    rows, top = _axis_operator(grids.shape[1], height, *window[0], sigma)
-    cols, left = _axis_operator(grids.shape[2], width, *window[1], sigma)
+    taps = _TAPS[interpolation]
+    rows, top = _axis_operator(grids.shape[1], height, *window[0], sigma, taps)
+    cols, left = _axis_operator(grids.shape[2], width, *window[1], sigma, taps)
     seen = rows @ np.asarray(grids, np.float32) @ cols.T
     if seen.shape[1:] == (height, width):
         return seen
@@ -60,22 +64,37 @@ def render(grids, size, *, sigma=4.0, window=WHOLE):
 
 
 @lru_cache(maxsize=512)
-def _axis_operator(n_cells, n_pixels, start, stop, sigma):
+def _axis_operator(n_cells, n_pixels, start, stop, sigma, taps):
     """Matrix (pixels inside the window, cells) and the first such pixel."""
     position = (np.arange(n_pixels) + 0.5) / n_pixels
     inside = np.flatnonzero((position >= start) & (position < stop))
     if len(inside) == 0:  # a window thinner than one pixel
         inside = np.array([int((start + stop) / 2 * n_pixels)])
     cell = (position[inside] - start) / (stop - start) * n_cells - 0.5
-    cell = np.clip(cell, 0, n_cells - 1)
-    low = np.minimum(cell.astype(int), n_cells - 1)
-    high = np.minimum(low + 1, n_cells - 1)
+    low = np.floor(cell).astype(int)
     operator = np.zeros((len(inside), n_cells))
-    pixel = np.arange(len(inside))
-    np.add.at(operator, (pixel, low), 1 - (cell - low))
-    np.add.at(operator, (pixel, high), cell - low)
+    for offset, weights in taps(cell - low):  # cells beyond the edge repeat it
+        at = np.clip(low + offset, 0, n_cells - 1)
+        np.add.at(operator, (np.arange(len(inside)), at), weights)
     if sigma > 0:
         operator = gaussian_filter1d(operator, sigma, axis=0, mode="reflect")
     operator = operator.astype(np.float32)
     operator.flags.writeable = False
     return operator, int(inside[0])
+
+
+def _linear(t):
+    return (0, 1 - t), (1, t)
+
+
+def _cubic(t, a=-0.75):
+    def near(x):
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+
+    def far(x):
+        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+
+    return (-1, far(1 + t)), (0, near(t)), (1, near(1 - t)), (2, far(2 - t))
+
+
+_TAPS = {"bilinear": _linear, "bicubic": _cubic}

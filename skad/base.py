@@ -53,6 +53,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
     """
 
     _auto_calibration = "kfold"
+    _keeps_images = False  # whether left-out scores can be had again at any time
+    _least_to_hold_out = 2  # images that leave-one-out needs
     _parameter_constraints: dict[str, list[Any]] = {
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
         "calibration": [StrOptions({"auto", "loo", "kfold", "split", "train"})],
@@ -160,16 +162,16 @@ class BaseDetector(OutlierMixin, BaseEstimator):
                 f"on {self.n_features_in_}; fit both on features of the same kind."
             )
         self._check_grid(other.calibration_maps_.shape[1:])
-        held_out = self._merge(other)
+        self._merge(other)
         self.n_samples_seen_ += other.n_samples_seen_
-        if held_out is None:
+        if self._keeps_images and self._calibration() == "loo":
+            self._set_threshold(*self._score_left_out(None))
+        else:
             self._join_threshold(
                 -other.calibration_scores_,
                 other.calibration_maps_,
                 other._calibration_seen,
             )
-        else:
-            self._set_threshold(*held_out)
         return self
 
     def score_samples(self, X):
@@ -185,7 +187,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         scores : ndarray of shape (n,), float64
             NaN for an image that was skipped when it was read.
         """
-        return -self._score_present(X)[0]
+        return -self._of_present(X, self._score_images)
 
     def decision_function(self, X):
         """Score images against the threshold; negative is anomalous.
@@ -257,7 +259,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         maps : ndarray of shape (n, h, w) or (n, H, W), float32
             NaN for an image that was skipped when it was read.
         """
-        maps = self._score_present(X)[1]
+        maps = filled(self._of_present(X, self._score_patches))
         return maps if size is None else self._draw(maps, check_size(size))
 
     def predict_mask(self, X, size=None):
@@ -306,10 +308,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             step = max(1, 2**24 // (size[0] * size[1]))
             parts = (maps[lo : lo + step] for lo in range(0, len(maps), step))
             peaks = np.concatenate(
-                [
-                    self._draw(part, size, window).max((1, 2))
-                    for part in parts
-                ]
+                [self._draw(part, size, window).max((1, 2)) for part in parts]
             )
         return conformal_threshold(peaks.astype(np.float64), self.contamination)[0]
 
@@ -396,17 +395,28 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
     # -- scores --------------------------------------------------------------
 
-    def _score_present(self, X):
+    def _score_images(self, X):
+        """Scores alone, where these can be had for less."""
+        return self._score(X)[0]
+
+    def _score_patches(self, X):
+        """Maps alone, where these can be had for less."""
+        return self._score(X)[1]
+
+    def _of_present(self, X, score):
+        """What `score` gives for the images present; NaN for the others."""
         check_is_fitted(self)
         X, present = self._check_features(X, reset=False)
         if present.all():
-            scores, maps = self._score(X)
-            return scores, _filled(maps)
-        scores = np.full(len(X), np.nan)
-        maps = np.full(X.shape[:3], np.nan, np.float32)
-        if present.any():
-            scores[present], maps[present] = self._score(X[present])
-        return scores, _filled(maps)
+            return score(X)
+        if not present.any():
+            return np.full(
+                len(X) if score == self._score_images else X.shape[:3], np.nan
+            )
+        found = score(X[present])
+        result = np.full((len(X), *found.shape[1:]), np.nan, found.dtype)
+        result[present] = found
+        return result
 
     def _draw(self, maps, size, window=WHOLE):
         """Patch scores at pixel size; `window` is the part that the grid covers."""
@@ -416,9 +426,12 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
     def _learn(self, X, step):
         """Fit or update (`step`) on X, and set the threshold."""
-        how = self._calibration()
+        how, first = self._calibration(), step is type(self)._fit
         if len(X) == 1 and how in ("kfold", "split"):
+            how = "train" if first else "kfold"
+        if how == "loo" and first and len(X) < self._least_to_hold_out:
             how = "train"
+        if how == "train" and len(X) == 1 and self.calibration != "train":
             warnings.warn(
                 "one training image leaves none to hold out: the threshold comes "
                 "from the training image itself and will reject most good images. "
@@ -434,15 +447,15 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         step(self, X)
         self.n_samples_seen_ += len(X)
         if how == "loo":
-            scores, maps = self._score_left_out(X)
+            held_out_scores = self._score_left_out(X)
         elif how == "kfold":
-            scores, maps = self._score_out_of_fold(X, before, step)
+            held_out_scores = self._score_out_of_fold(X, before, step)
         else:
-            scores, maps = self._score(held_out if how == "split" else X)
-        if step is type(self)._fit:
-            self._set_threshold(scores, maps)
+            held_out_scores = self._score(held_out if how == "split" else X)
+        if first or (how == "loo" and self._keeps_images):
+            self._set_threshold(*held_out_scores)
         else:
-            self._join_threshold(scores, maps, self.n_samples_seen_)
+            self._join_threshold(*held_out_scores, self.n_samples_seen_)
         if how == "train":
             self.offset_ = float(
                 np.percentile(self.calibration_scores_, 100 * self.contamination)
@@ -465,7 +478,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         for fold in np.array_split(np.arange(len(X)), min(n_folds, len(X))):
             other = copy.copy(before)
             other.random_state = copy.deepcopy(before.random_state)
-            step(other, np.delete(X, fold, axis=0))
+            if len(fold) < len(X):
+                step(other, np.delete(X, fold, axis=0))
             scores[fold], maps[fold] = other._score(X[fold])
         return scores, maps
 
@@ -486,7 +500,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         known = np.isfinite(scores)
         seen = np.broadcast_to(seen, scores.shape)[known]
         scores = np.concatenate([self.calibration_scores_, -scores[known]])
-        maps = np.concatenate([self.calibration_maps_, _filled(maps[known])])
+        maps = np.concatenate([self.calibration_maps_, filled(maps[known])])
         seen = np.concatenate([self._calibration_seen, seen])
         current = 2 * seen >= seen.max(initial=0)
         self.calibration_scores_ = scores[current]
@@ -541,7 +555,7 @@ def image_scores(maps, top_ratio=None):
     return scores
 
 
-def _filled(maps):
+def filled(maps):
     """Maps with the smallest score of each in place of its NaN patches.
 
     Nothing was looked at there, so nothing fires there.

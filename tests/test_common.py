@@ -33,6 +33,15 @@ def detector(request):
     return request.param()
 
 
+@pytest.fixture(
+    params=[cls for cls in DETECTORS if hasattr(cls(), "partial_fit")],
+    ids=lambda cls: cls.__name__,
+)
+def learner(request):
+    """A detector that learns on."""
+    return request.param()
+
+
 def features(n, seed=0, shape=(5, 4, 6)):
     return np.random.default_rng(seed).normal(size=(n, *shape))
 
@@ -110,3 +119,131 @@ def test_pickles_score_alike_and_hold_numpy_only(detector, tmp_path):
 
 def test_there_is_no_score_method(detector):
     assert not hasattr(detector, "score")
+
+
+# -- patches outside the region of interest --------------------------------------
+
+
+def test_patches_outside_neither_train_nor_fire(detector):
+    X, new = features(60), features(4, seed=1)
+    new[0, 3, 1] += 10
+    X[:, 0], new[:, 0] = 1e6 * features(1)[0, 0], -1e6
+    X[:, 0] = new[:, 0] = np.nan
+    detector.fit(X)
+    maps = detector.anomaly_map(new)
+    assert np.isfinite(maps).all()
+    assert np.unravel_index(maps[0].argmax(), (5, 4)) == (3, 1)
+    np.testing.assert_array_equal(maps[:, 0].max(axis=1), maps.min(axis=(1, 2)))
+    inside = clone(detector).fit(X[:, 1:])
+    np.testing.assert_allclose(
+        detector.score_samples(new), inside.score_samples(new[:, 1:]), rtol=1e-9
+    )
+    assert detector.offset_ == pytest.approx(inside.offset_, rel=1e-9)
+
+
+def test_every_image_may_have_a_region_of_its_own(detector):
+    rng = np.random.default_rng(2)
+    X, new = features(60), features(6, seed=1)
+    X[rng.random(X.shape[:3]) < 0.3] = np.nan
+    outside = rng.random(new.shape[:3]) < 0.3
+    new[outside] = np.nan
+    detector.fit(X)
+    assert len(detector.calibration_scores_) == 60
+    scores, maps = detector.score_samples(new), detector.anomaly_map(new)
+    assert np.isfinite(scores).all()
+    assert np.isfinite(maps).all()
+    # What lies outside one image changes nothing for another.
+    np.testing.assert_allclose(
+        detector.score_samples(new[[3]])[0], scores[3], rtol=1e-9
+    )
+
+
+def test_a_patch_that_is_partly_nan_is_an_error(detector):
+    X = features(30)
+    X[4, 1, 1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"X\[4\] contains NaN"):
+        detector.fit(X)
+
+
+# -- learning on ---------------------------------------------------------------------
+
+
+def test_parts_equal_the_whole(learner):
+    X, new = features(60), features(8, seed=1)
+    whole = clone(learner).fit(X)
+    for lo in range(0, 60, 20):
+        assert learner.partial_fit(X[lo : lo + 20]) is learner
+    assert learner.n_samples_seen_ == 60
+    if type(learner).__name__ != "PatchCoreDetector":
+        np.testing.assert_allclose(
+            learner.score_samples(new), whole.score_samples(new), rtol=1e-6
+        )
+    assert learner.offset_ == pytest.approx(whole.offset_, rel=0.1)
+
+
+def test_merged_parts_equal_the_whole(learner):
+    X, new = features(75), features(8, seed=1)
+    whole = clone(learner).fit(X)
+    parts = [clone(learner).fit(X[lo : lo + 25]) for lo in range(0, 75, 25)]
+    second = parts[1].score_samples(new)
+    assert parts[0].merge(parts[1]) is parts[0]
+    parts[0].merge(parts[2])
+    np.testing.assert_array_equal(parts[1].score_samples(new), second)
+    assert parts[0].n_samples_seen_ == 75
+    if type(learner).__name__ != "PatchCoreDetector":
+        np.testing.assert_allclose(
+            parts[0].score_samples(new), whole.score_samples(new), rtol=1e-6
+        )
+    # Held-out scores of the parts stay: a bank three times as large would find
+    # nearer neighbours, so the threshold errs on the side of fewer false alarms.
+    assert 1.5 * whole.offset_ < parts[0].offset_ < 0.9 * whole.offset_
+
+
+def test_the_threshold_follows(learner):
+    learner.set_params(contamination=0.1).fit(features(60))
+    brighter = 3 * features(240, seed=1)
+    learner.partial_fit(brighter[:120])
+    false_alarms = np.mean(learner.predict(brighter[120:]) == -1)
+    assert false_alarms < 0.25
+
+
+@pytest.mark.parametrize("calibration", ["auto", "kfold", "split", "train"])
+def test_parts_of_any_size_with_every_calibration(learner, calibration):
+    X = features(60)
+    learner.set_params(calibration=calibration).fit(X[:40])
+    held_out = len(learner.calibration_scores_)
+    learner.partial_fit(X[40:41]).partial_fit(X[41:])
+    assert len(learner.calibration_scores_) > held_out
+    assert np.isfinite(learner.decision_function(X)).all()
+
+
+def test_fit_forgets(learner):
+    X, new = features(80), features(4, seed=1)
+    fresh = clone(learner).fit(X[40:]).score_samples(new)
+    learner.partial_fit(X[:40]).partial_fit(X[:40]).fit(X[40:])
+    np.testing.assert_array_equal(learner.score_samples(new), fresh)
+    assert learner.n_samples_seen_ == 40
+
+
+def test_a_loaded_model_learns_on(learner):
+    X, new = features(60), features(4, seed=1)
+    learner.fit(X[:30])
+    loaded = pickle.loads(pickle.dumps(learner)).partial_fit(X[30:])
+    learner.partial_fit(X[30:])
+    np.testing.assert_array_equal(loaded.score_samples(new), learner.score_samples(new))
+
+
+def test_what_does_not_fit_together_is_refused(learner):
+    learner.fit(features(30))
+    with pytest.raises(ValueError, match="6 features"):
+        learner.partial_fit(features(3, shape=(5, 4, 7)))
+    with pytest.raises(ValueError, match="4 x 4.*5 x 4"):
+        learner.partial_fit(features(3, shape=(4, 4, 6)))
+    with pytest.raises(ValueError, match="no good image"):
+        learner.partial_fit(features(3), [-1, -1, -1])
+    with pytest.raises(TypeError, match="merges only with its like"):
+        learner.merge(object())
+    with pytest.raises(ValueError, match="7 channels"):
+        learner.merge(clone(learner).fit(features(30, shape=(5, 4, 7))))
+    with pytest.raises(ValueError, match="4 x 4.*5 x 4"):
+        learner.merge(clone(learner).fit(features(30, shape=(4, 4, 6))))

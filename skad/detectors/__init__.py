@@ -1,5 +1,13 @@
 """The methods, one module each."""
 
+from skad.detectors._padim import PaDiMDetector
 from skad.detectors._patchcore import PatchCoreDetector
+from skad.detectors._spade import SPADEDetector
+from skad.detectors._subspace import SubspaceDetector
 
-__all__ = ["PatchCoreDetector"]
+__all__ = [
+    "PaDiMDetector",
+    "PatchCoreDetector",
+    "SPADEDetector",
+    "SubspaceDetector",
+]

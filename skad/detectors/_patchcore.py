@@ -16,7 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skad.base import BaseDetector, image_scores, patch_maps, patch_rows
 from skad.neighbors import greedy_coreset
 from skad.neighbors._coreset import extend_coreset
-from skad.neighbors._distances import direct
+from skad.neighbors._distances import direct, unit_rows
 from skad.neighbors._nearest import search
 
 
@@ -139,6 +139,7 @@ class PatchCoreDetector(BaseDetector):
     """
 
     _auto_calibration = "loo"
+    _least_to_hold_out = 1  # patches of one image are held out from each other
     _parameter_constraints = {
         **BaseDetector._parameter_constraints,
         "coreset_ratio": [Interval(Real, 0, 1, closed="right")],
@@ -226,10 +227,7 @@ class PatchCoreDetector(BaseDetector):
 
     def _space(self, rows):
         """Rows in the space where Euclidean distance ranks as the metric does."""
-        if self.metric == "euclidean":
-            return rows
-        length = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-        return rows / np.maximum(length, np.finfo(rows.dtype).tiny)[:, None]
+        return rows if self.metric == "euclidean" else unit_rows(rows)
 
     def _score(self, X):
         rows, inside = patch_rows(X)

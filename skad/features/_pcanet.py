@@ -12,8 +12,9 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 
+from skad._moments import Moments
 from skad.features._base import PatchFeatureTransformer, _pair
-from skad.features._statistics import SILENCE, Covariance, Positions
+from skad.features._statistics import SILENCE, Positions
 
 _N_PATCHES = 50_000  # patches behind the filters of one stage
 _QUANTISATION = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
@@ -204,13 +205,15 @@ class PCANetFeatures(PatchFeatureTransformer):
         for kernel_size, n_filters in zip(
             self.kernel_sizes, self.n_filters, strict=True
         ):
-            patches = Covariance()
+            patches = Moments()
             per_image = max(1, _N_PATCHES // len(draw))
             for _, batch in images.indexed_batches(self.batch_size, draw):
                 stage_input = self._stages(_to_tensor(batch))[0]
-                patches.add(_draw_patches(stage_input, kernel_size, per_image, rng))
+                drawn = _draw_patches(stage_input, kernel_size, per_image, rng)
+                patches = patches.with_rows(drawn)
+            first = not self.filters_
             self.filters_.append(
-                _filters(patches.value, kernel_size, n_filters, first=not self.filters_)
+                _filters(patches.covariance, kernel_size, n_filters, first)
             )
         return self._learn_positions(images)
 
@@ -219,12 +222,13 @@ class PCANetFeatures(PatchFeatureTransformer):
         positions = Positions()
         for batch in images.batches(self.batch_size):
             positions.add(self._responses(batch))
-        left = Covariance()
+        left = Moments()
         for batch in images.batches(self.batch_size):
             for responses in self._responses(batch):
                 others = positions.without(responses)
-                left.add(others.standardise(responses).reshape(-1, responses.shape[-1]))
-        values, vectors = np.linalg.eigh(left.value)
+                standardised = others.standardise(responses)
+                left = left.with_rows(standardised.reshape(-1, responses.shape[-1]))
+        values, vectors = np.linalg.eigh(left.covariance)
         order = np.argsort(values)[::-1][: self.n_components]
         values = np.maximum(values, 0)
         spread = np.sqrt(values[order] + self.shrinkage * values.mean() + SILENCE)

@@ -6,24 +6,6 @@ _PRIOR = 20  # images that the common variance counts for, against a position's 
 SILENCE = 1e-6  # variance of responses, scaled to 1, that is no signal
 
 
-class Covariance:
-    """Running covariance of rows, in float64."""
-
-    def __init__(self):
-        self.n, self.total, self.products = 0, 0.0, 0.0
-
-    def add(self, rows):
-        rows = rows.astype(np.float64)
-        self.n += len(rows)
-        self.total = self.total + rows.sum(axis=0)
-        self.products = self.products + rows.T @ rows
-
-    @property
-    def value(self):
-        mean = self.total / self.n
-        return self.products / self.n - np.outer(mean, mean)
-
-
 class Positions:
     """Running mean and spread of responses at every position, in float64."""
 

@@ -16,6 +16,12 @@ def squared_norms(rows):
     return np.einsum("ij,ij->i", rows, rows)
 
 
+def unit_rows(rows):
+    """Rows scaled to length one: half their squared distance is the cosine's."""
+    length = np.sqrt(squared_norms(rows))
+    return rows / np.maximum(length, np.finfo(rows.dtype).tiny)[:, None]
+
+
 def rounding_bound(left_norms, right_norms, n_features, dtype):
     """Bound on the rounding error of an expanded squared distance.
 

@@ -68,7 +68,7 @@ def nearest(queries, bank, k=1):
     return (distances[:, 0], indices[:, 0]) if k == 1 else (distances, indices)
 
 
-def search(queries, bank, k=1, *, groups=None):
+def search(queries, bank, k=1, *, groups=None, hidden=None):
     """Squared distances and indices of the k nearest rows, unvalidated.
 
     Parameters
@@ -81,6 +81,9 @@ def search(queries, bank, k=1, *, groups=None):
         A group per query and per bank row; a query never finds a row of its
         own group. Where fewer than k rows are left, distances are infinite.
 
+    hidden : ndarray of shape (n, m), bool, optional
+        Pairs that never find each other, with the same effect.
+
     Returns
     -------
     squared : ndarray of shape (n, k), float64
@@ -92,22 +95,26 @@ def search(queries, bank, k=1, *, groups=None):
     step = max(1, _BLOCK // len(bank))
     for lo in range(0, len(queries), step):
         block = slice(lo, lo + step)
-        members = None if groups is None else (groups[0][block], groups[1])
+        hide = None
+        if groups is not None:
+            hide = _hide_own_group(groups[0][block], groups[1])
+        elif hidden is not None:
+            hide = _hide_pairs(hidden[block])
         _search_block(
-            queries[block], bank, bank_norms, k, members, squared[block], indices[block]
+            queries[block], bank, bank_norms, k, hide, squared[block], indices[block]
         )
     return squared, indices
 
 
-def _search_block(queries, bank, bank_norms, k, groups, squared, indices):
+def _search_block(queries, bank, bank_norms, k, hide, squared, indices):
     """Fill `squared` and `indices` for one block of queries."""
     # |q|^2 is the same along a row and so left out of the screening. Scaling by
     # a power of two before the product is exact, and spares a pass over it.
     screen = (-2 * queries) @ bank.T
     screen += bank_norms
     found = np.arange(len(queries))
-    if groups is not None:
-        found = _hide_own_group(screen, groups, k)
+    if hide is not None:
+        found = hide(screen, k)
         if len(found) < len(queries):
             screen = screen[found]
     kth = screen.min(axis=1) if k == 1 else np.partition(screen, k - 1)[:, k - 1]
@@ -123,14 +130,27 @@ def _search_block(queries, bank, bank_norms, k, groups, squared, indices):
     indices[found] = cols[best]
 
 
-def _hide_own_group(screen, groups, k):
-    """Put rows of a query's own group out of reach; return who has k others."""
-    query_groups, bank_groups = groups
-    enough = []
-    for group in np.unique(query_groups):
-        own = np.flatnonzero(bank_groups == group)
-        members = np.flatnonzero(query_groups == group)
-        screen[members[:, None], own] = np.inf
-        if len(bank_groups) - len(own) >= k:
-            enough.append(members)
-    return np.sort(np.concatenate(enough)) if enough else np.array([], np.intp)
+def _hide_pairs(hidden):
+    """Put hidden pairs out of reach; tells which queries have k rows left."""
+
+    def hide(screen, k):
+        screen[hidden] = np.inf
+        return np.flatnonzero(screen.shape[1] - hidden.sum(axis=1) >= k)
+
+    return hide
+
+
+def _hide_own_group(query_groups, bank_groups):
+    """The same for the rows of a query's own group, without a flag per pair."""
+
+    def hide(screen, k):
+        enough = []
+        for group in np.unique(query_groups):
+            own = np.flatnonzero(bank_groups == group)
+            members = np.flatnonzero(query_groups == group)
+            screen[members[:, None], own] = np.inf
+            if len(bank_groups) - len(own) >= k:
+                enough.append(members)
+        return np.sort(np.concatenate(enough)) if enough else np.array([], np.intp)
+
+    return hide

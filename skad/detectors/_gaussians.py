@@ -1,0 +1,299 @@
+"""One Gaussian per position, learned from a stream of patch grids.
+
+While there are fewer images than dimensions the images themselves are the
+statistics: the covariance is low-rank plus eps, and the Woodbury identity turns
+everything into problems of the size of the number of images. Beyond that, sums
+of squares take over, and of the images a sample is kept, to set a threshold.
+"""
+
+from hashlib import blake2b
+
+import numpy as np
+
+_CHUNK = 2**22  # entries of a float64 temporary (32 MB)
+
+
+class Gaussians:
+    """Mean and regularised covariance of the patches at each position.
+
+    Feed images to `add`, then call `finish` once; `distances` and `left_out`
+    answer afterwards. Patches that are NaN do not count.
+
+    Parameters
+    ----------
+    n_positions, n_features : int
+
+    dtype : dtype
+        Of the images kept. All statistics are float64.
+
+    eps : float
+        Added to the diagonal of each covariance.
+
+    n_kept : int
+        Images kept at least. Which ones depends on their contents alone, so
+        that the order and the grouping of the images do not matter.
+    """
+
+    def __init__(self, n_positions, n_features, dtype, eps, n_kept):
+        self.eps = eps
+        self.n_kept = n_kept
+        self.n_images = 0
+        self.counts = np.zeros(n_positions, np.int64)
+        self.mean = np.zeros((n_positions, n_features))
+        self.squares: np.ndarray | None = None
+        self.factor: np.ndarray | None = None
+        # Memory is committed where it is written only: room for the worst case.
+        room = max(n_kept, n_features - 1)
+        self.images = np.empty((room, n_positions, n_features), dtype)
+        self.keys = np.empty(room, np.uint64)
+        self.n_used = 0
+
+    def add(self, images):
+        """Learn from images (b, n_positions, n_features)."""
+        step = max(1, _CHUNK // images[0].size)
+        for lo in range(0, len(images), step):
+            block = images[lo : lo + step]
+            self.n_images += len(block)
+            if self.squares is None and self.n_images >= images.shape[2]:
+                self._start_squares()
+            if self.squares is not None:
+                self._add_squares(block)
+            for image in block:
+                self._keep(image)
+        return self
+
+    def join(self, other):
+        """Learn what another, finished one has learned."""
+        if other.is_low_rank:
+            return self.add(other.images)
+        self.n_images += other.n_images
+        if self.squares is None:
+            self._start_squares()
+        for part in self._parts(1):
+            squares, n = other._squares(part), other.counts[part]
+            self._add_to(part, squares, n, other.mean[part])
+        for image in other.images:
+            self._keep(image)
+        return self
+
+    def reopened(self):
+        """A copy to learn on with; the finished one stays as it is."""
+        new = Gaussians(*self.mean.shape, self.images.dtype, self.eps, self.n_kept)
+        return new.join(self)
+
+    def finish(self):
+        """Turn the statistics into what scoring needs."""
+        self.images = self.images[: self.n_used]
+        self.keys = self.keys[: self.n_used]
+        n_rows = self.mean.shape[1]
+        if self.squares is None:
+            n_rows = self.n_used
+            inside = ~np.isnan(self.images[:, :, 0])
+            self.counts = inside.sum(axis=0)
+            for part in self._parts(self.n_used):
+                total = np.nan_to_num(self._rows(self.images, part)).sum(axis=1)
+                self.mean[part] = total / np.maximum(self.counts[part], 1)[:, None]
+            self.factor = np.empty((len(self.mean), n_rows, n_rows))
+        else:
+            self.factor, self.squares = self.squares, None
+        for part in self._parts(n_rows):
+            block = self.factor[part]
+            if self.is_low_rank:
+                centred = self._centred(self.images, part)
+                block[...] = centred @ centred.transpose(0, 2, 1)
+            _add_diagonal(block, self.eps * self._freedom(part))
+            block[...] = _cholesky(block)
+        return self
+
+    @property
+    def is_low_rank(self):
+        """Whether the images themselves are the statistics."""
+        return self.n_images < self.mean.shape[1]
+
+    def distances(self, images):
+        """Mahalanobis distances (b, n_positions), float64.
+
+        NaN for patches that are NaN, and at positions never seen.
+        """
+        result = np.empty(images.shape[:2])
+        step = max(1, _CHUNK // images[0].size)
+        for lo in range(0, len(images), step):
+            block = slice(lo, lo + step)
+            for part in self._parts(max(len(images[block]), self.factor.shape[1])):
+                centred = self._rows(images[block], part) - self.mean[part, None]
+                squared = self._squared_lengths(centred, part)
+                squared[self.counts[part] == 0] = np.nan
+                result[block, part] = np.sqrt(np.maximum(squared, 0)).T
+        return result
+
+    def left_out(self):
+        """Distances of the images kept, each to a model of all others."""
+        result = np.full(self.images.shape[:2], np.nan)
+        for part in self._parts(max(self.n_used, self.mean.shape[1])):
+            n = self.counts[part][:, None].astype(np.float64)
+            freedom = np.maximum(n - 2, 1)
+            inside = ~np.isnan(self.images[:, part, 0]).T & (n > 1)
+            n = np.maximum(n, 2)
+            leverage = self._leverages(part, self.eps * freedom[:, 0])
+            # Sherman-Morrison: one image less is a downdate of rank one.
+            rest = 1 - n / (n - 1) * leverage
+            squared = freedom * (n / (n - 1)) ** 2 * leverage / rest
+            result[:, part] = np.where(
+                inside, np.sqrt(np.maximum(squared, 0)), np.nan
+            ).T
+        return result
+
+    def covariance(self, position):
+        """Regularised covariance of one position, (n_features, n_features)."""
+        part = slice(position, position + 1)
+        result = self._squares(part)[0] / self._freedom(part)
+        result[np.diag_indices_from(result)] += self.eps
+        return result
+
+    # -- sums of squares -----------------------------------------------------
+
+    def _start_squares(self):
+        n_positions, n_features = self.mean.shape
+        self.squares = np.zeros((n_positions, n_features, n_features))
+        if self.n_used:
+            self._add_squares(self.images[: self.n_used])
+        smallest = np.sort(np.argsort(self.keys[: self.n_used])[: self.n_kept])
+        kept = self.images[smallest]
+        self.images = np.empty((self.n_kept, n_positions, n_features), kept.dtype)
+        self.keys[: len(kept)] = self.keys[smallest]
+        self.images[: len(kept)] = kept
+        self.n_used = len(kept)
+
+    def _add_squares(self, images):
+        for part in self._parts(len(images)):
+            rows = self._rows(images, part)
+            inside = ~np.isnan(rows[:, :, :1])
+            n = inside.sum(axis=1)
+            rows[~inside[:, :, 0]] = 0
+            mean = rows.sum(axis=1) / np.maximum(n, 1)
+            rows -= mean[:, None]
+            rows *= inside
+            self._add_to(part, None, n[:, 0], mean, rows)
+
+    def _add_to(self, part, squares, n, mean, rows=()):
+        """Add centred sums of squares (given, or of rows) around another mean."""
+        before = self.counts[part]
+        after = np.maximum(before + n, 1)
+        gap = np.where((n > 0)[:, None], mean - self.mean[part], 0)
+        shift = np.sqrt(before * n / after)[:, None] * gap
+        total = self.squares[part]
+        if squares is not None:
+            total += squares
+            rows = shift[:, None]
+        else:
+            rows = np.concatenate([rows, shift[:, None]], axis=1)
+        factor = _tensor(rows)
+        _tensor(total).baddbmm_(factor.transpose(1, 2), factor)
+        self.mean[part] += gap * (n / after)[:, None]
+        self.counts[part] = before + n
+
+    def _squares(self, part):
+        """Centred sums of squares of a finished model."""
+        if self.is_low_rank:
+            centred = self._centred(self.images, part)
+            return centred.transpose(0, 2, 1) @ centred
+        factor = _tensor(self.factor[part])
+        squares = (factor @ factor.transpose(1, 2)).numpy()
+        _add_diagonal(squares, -self.eps * self._freedom(part))
+        return squares
+
+    # -- algebra ---------------------------------------------------------------
+
+    def _squared_lengths(self, centred, part):
+        """Squared Mahalanobis lengths of centred rows (p, b, d)."""
+        factor = self.factor[part]
+        if not self.is_low_rank:
+            solved = _solve(factor, centred.transpose(0, 2, 1))
+            return self._freedom(part)[:, None] * np.einsum(
+                "pdb,pdb->pb", solved, solved
+            )
+        images = self._centred(self.images, part)
+        solved = _solve(factor, images @ centred.transpose(0, 2, 1))
+        explained = np.einsum("pmb,pmb->pb", solved, solved)
+        return (np.einsum("pbd,pbd->pb", centred, centred) - explained) / self.eps
+
+    def _leverages(self, part, ridge):
+        """c (S + ridge)^-1 c of every image kept, (p, n_kept)."""
+        centred = self._centred(self.images, part)
+        if not self.is_low_rank:
+            squares = self._squares(part)
+            _add_diagonal(squares, ridge)
+            solved = _solve(_cholesky(squares), centred.transpose(0, 2, 1))
+            return np.einsum("pdb,pdb->pb", solved, solved)
+        kernel = centred @ centred.transpose(0, 2, 1)
+        _add_diagonal(kernel, ridge)
+        identity = np.broadcast_to(np.eye(self.n_used), kernel.shape)
+        solved = _solve(_cholesky(kernel), identity)
+        return 1 - ridge[:, None] * np.einsum("pmb,pmb->pb", solved, solved)
+
+    def _freedom(self, part):
+        return np.maximum(self.counts[part] - 1.0, 1)
+
+    def _rows(self, images, part):
+        """Patches by position (p, b, d), a float64 copy."""
+        return images[:, part].transpose(1, 0, 2).astype(np.float64, order="C")
+
+    def _centred(self, images, part):
+        """Centred patches by position; zero, which adds nothing, where NaN."""
+        return np.nan_to_num(
+            self._rows(images, part) - self.mean[part, None], copy=False
+        )
+
+    def _parts(self, n_rows):
+        """Slices of positions whose temporaries of n_rows each stay small."""
+        step = max(1, _CHUNK // (max(n_rows, 1) * self.mean.shape[1]))
+        for lo in range(0, len(self.mean), step):
+            yield slice(lo, min(lo + step, len(self.mean)))
+
+    # -- images kept -----------------------------------------------------------
+
+    def _keep(self, image):
+        """Keep an image if there is room, or if its key is small enough."""
+        digest = blake2b(np.ascontiguousarray(image), digest_size=8).digest()
+        key = np.uint64(int.from_bytes(digest, "little"))
+        slot = self.n_used
+        if slot == len(self.images):
+            slot = int(self.keys[:slot].argmax()) if slot else 0
+            if slot == len(self.images) or key >= self.keys[slot]:
+                return
+        else:
+            self.n_used += 1
+        self.images[slot] = image
+        self.keys[slot] = key
+
+
+def _tensor(array):
+    """A torch tensor on the memory of an array; on a copy if it is read-only."""
+    import torch
+
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _cholesky(matrices):
+    import torch
+
+    factor, failed = torch.linalg.cholesky_ex(_tensor(matrices))
+    if failed.any():
+        raise ValueError(
+            "eps is lost beside the variance of the features: a covariance is not "
+            "positive definite. Take a larger eps, or scale the features."
+        )
+    return factor.numpy()
+
+
+def _solve(factor, right):
+    """Solve with lower triangular factors, for all positions at once."""
+    import torch
+
+    right = _tensor(np.ascontiguousarray(right))
+    return torch.linalg.solve_triangular(_tensor(factor), right, upper=False).numpy()
+
+
+def _add_diagonal(matrices, values):
+    index = np.arange(matrices.shape[1])
+    matrices[:, index, index] += np.asarray(values)[:, None]

@@ -1,0 +1,228 @@
+"""PaDiM (Defard et al., ICPR workshops 2021): a Gaussian at every position.
+
+Section III-B of the paper: mean and regularised covariance of the patch
+features at each position of the grid. Section III-C: a patch scores by its
+Mahalanobis distance, an image by its worst patch.
+"""
+
+import warnings
+from numbers import Integral, Real
+
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from skad._maps import WHOLE, render
+from skad._progress import progress
+from skad.base import BaseDetector, image_scores
+from skad.detectors._gaussians import Gaussians
+
+
+class PaDiMDetector(BaseDetector):
+    """Detect anomalies by their distance to a Gaussian at each position.
+
+    For parts that always lie in the same place. The state grows with the grid
+    and the square of the channels, not with the number of images.
+
+    Parameters
+    ----------
+    eps : float, default=0.01
+        Added to the diagonal of every covariance, in squared units of the
+        features.
+
+    calibration_size : int, default=128
+        Number of training images kept for the threshold, which needs at least
+        ``1 / contamination - 1`` of them. All are kept while there are fewer
+        images than channels.
+
+    interpolation : {"bilinear", "bicubic"}, default="bilinear"
+        How maps are drawn at pixel size: as the published code does, or the
+        paper.
+
+    contamination : float, default=0.05
+        Tolerated false-alarm rate on good images, in (0, 0.5].
+
+    calibration : {"auto", "loo", "kfold", "split", "train"}, default="auto"
+        How the scores behind the threshold are held out. "auto" is "loo": every
+        image kept is scored by the Gaussians of all other images, in closed
+        form.
+
+    sigma : float, default=4.0
+        Standard deviation in pixels of the Gaussian that smooths maps drawn at
+        pixel size.
+
+    random_state : int, RandomState instance or None, default=0
+        Draws the hold-out of ``calibration="split"``; the method itself is
+        deterministic.
+
+    verbose : bool, default=False
+        Report progress on the standard error stream.
+
+    Attributes
+    ----------
+    mean_ : ndarray of shape (h, w, n_features), float64
+        Mean of each position.
+
+    offset_ : float
+        Threshold of `score_samples`.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of good images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their patch scores, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of training images.
+
+    n_features_in_ : int
+        Number of channels of a patch.
+
+    See Also
+    --------
+    skad.PatchFeatures : ``PatchFeatures(layers=("layer1", "layer2", "layer3"),
+        embedding="replicate", n_components=100)`` gives PaDiM's features.
+
+    Notes
+    -----
+    `partial_fit` and `merge` give the Gaussians of one fit on all images, to
+    rounding. A `skad.Pipeline` with PaDiM at its end learns batch by batch, so
+    that its memory does not grow with the number of images.
+
+    For d channels a position holds d * d float64 values, and with N < d images
+    N * (d + N) instead, through the Woodbury identity. Patches at a position
+    that no training image shows score NaN, which maps replace by their
+    smallest score.
+
+    The published code takes the maximum of the smoothed map, after a min-max
+    normalisation over the whole test set; this follows the paper.
+
+    References
+    ----------
+    .. [1] T. Defard, A. Setkov, A. Loesch and R. Audigier, "PaDiM: a Patch
+       Distribution Modeling Framework for Anomaly Detection and Localization",
+       ICPR workshops 2021. Equations 1 and 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad import PaDiMDetector
+    >>> rng = np.random.default_rng(0)
+    >>> good = rng.normal(size=(60, 4, 4, 8))
+    >>> odd = rng.normal(size=(1, 4, 4, 8))
+    >>> odd[0, 2, 1] += 6
+    >>> detector = PaDiMDetector().partial_fit(good[:30]).partial_fit(good[30:])
+    >>> detector.predict(odd)
+    array([-1])
+    >>> detector.mean_.shape, detector.covariance(2, 1).shape
+    ((4, 4, 8), (8, 8))
+    """
+
+    _auto_calibration = "loo"
+    _keeps_images = True
+    _parameter_constraints = {
+        **BaseDetector._parameter_constraints,
+        "eps": [Interval(Real, 0, None, closed="neither")],
+        "calibration_size": [Interval(Integral, 1, None, closed="left")],
+        "interpolation": [StrOptions({"bilinear", "bicubic"})],
+    }
+
+    def __init__(
+        self,
+        eps=0.01,
+        *,
+        calibration_size=128,
+        interpolation="bilinear",
+        contamination=0.05,
+        calibration="auto",
+        sigma=4.0,
+        random_state=0,
+        verbose=False,
+    ):
+        self.eps = eps
+        self.calibration_size = calibration_size
+        self.interpolation = interpolation
+        self.contamination = contamination
+        self.calibration = calibration
+        self.sigma = sigma
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def covariance(self, row, column):
+        """Covariance of the patch features at one position.
+
+        Parameters
+        ----------
+        row, column : int
+            Position on the patch grid.
+
+        Returns
+        -------
+        covariance : ndarray of shape (n_features, n_features), float64
+            ``eps`` on the diagonal included.
+        """
+        height, width = self.mean_.shape[:2]
+        if not (0 <= row < height and 0 <= column < width):
+            raise ValueError(
+                f"position ({row}, {column}) lies outside the grid of {height} x "
+                f"{width} patches."
+            )
+        return self._gaussians.covariance(row * width + column)
+
+    def _fit(self, X):
+        if len(X) == 1:
+            warnings.warn(
+                "one training image has no covariance: patches score by their "
+                "Euclidean distance to it, divided by the square root of eps.",
+                stacklevel=5,
+            )
+        gaussians = Gaussians(
+            X.shape[1] * X.shape[2],
+            X.shape[3],
+            X.dtype,
+            self.eps,
+            self.calibration_size,
+        )
+        self._learn_from(gaussians, X)
+
+    def _update(self, X):
+        self._learn_from(self._gaussians.reopened(), X)
+
+    def _merge(self, other):
+        gaussians = self._gaussians.reopened().join(other._gaussians)
+        self._gaussians = gaussians.finish()
+        self.mean_ = gaussians.mean.reshape(self.mean_.shape)
+
+    def _learn_from(self, gaussians, X):
+        with progress(len(X), "Gaussians", self.verbose) as bar:
+            for lo in range(0, len(X), 32):
+                gaussians.add(_flat(X[lo : lo + 32]))
+                bar.reach(min(lo + 32, len(X)))
+        self._gaussians = gaussians.finish()
+        self.mean_ = gaussians.mean.reshape(X.shape[1:])
+
+    def _score(self, X):
+        if X.shape[1:3] != self.mean_.shape[:2]:
+            raise ValueError(
+                f"X has a patch grid of {X.shape[1]} x {X.shape[2]}, but the Gaussians "
+                f"belong to {self.mean_.shape[0]} x {self.mean_.shape[1]} positions; "
+                "use the same image size and layers as in fit."
+            )
+        maps = self._gaussians.distances(_flat(X)).reshape(X.shape[:3])
+        return image_scores(maps), maps
+
+    def _score_left_out(self, X=None):
+        """Score the images kept, each by the Gaussians of all others."""
+        maps = self._gaussians.left_out().reshape(-1, *self.mean_.shape[:2])
+        return image_scores(maps), maps
+
+    def _draw(self, maps, size, window=WHOLE):
+        return render(
+            maps,
+            size,
+            sigma=self.sigma,
+            window=window,
+            interpolation=self.interpolation,
+        )
+
+
+def _flat(X):
+    return X.reshape(len(X), -1, X.shape[-1])

@@ -1,0 +1,369 @@
+"""SPADE (Cohen and Hoshen, 2020): nearest images first, then nearest patches.
+
+Stage 1 is DN2: an image scores by its distance to the K training images with
+the nearest descriptors. Stage 2 compares its patches with those of these K
+images only. With cosine distances, a window of positions and the mean over the
+layers of a transformer, this is RAD.
+"""
+
+import warnings
+from numbers import Integral
+
+import numpy as np
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from skad._maps import render
+from skad._patch_array import PatchArray
+from skad._progress import progress
+from skad.base import BaseDetector, filled, image_scores
+from skad.neighbors._distances import unit_rows
+from skad.neighbors._nearest import search
+
+
+class SPADEDetector(BaseDetector):
+    """Detect anomalies among the images that look most alike.
+
+    Parameters
+    ----------
+    n_neighbors_image : int, default=50
+        Number K of training images that an image is compared with.
+
+    n_neighbors : int, default=1
+        A patch scores by its mean distance to so many patches of those images.
+
+    levels : {"auto", "joint"} or sequence of int, default="auto"
+        "auto" searches each level of the network by itself, where the features
+        tell them apart, and averages the maps, as the published code does;
+        "joint" takes all channels as one vector, as the paper writes. A
+        sequence gives the number of channels of each level.
+
+    squared : bool, default=True
+        Images score by squared distances, as in the paper; False takes plain
+        ones, as the published code does.
+
+    squared_patches : bool, default=False
+        The same for patches.
+
+    metric : {"euclidean", "cosine"}, default="euclidean"
+        Distance between descriptors and between patches; "cosine" is one minus
+        the cosine similarity, and `squared` does not apply.
+
+    position_radius : int or None, default=None
+        Compare a patch only with those of other images at most so many rows and
+        columns away, for parts that lie in the same place. None compares with
+        all positions.
+
+    image_score : {"neighbors", "max"}, default="neighbors"
+        Images score by the first stage, or by the largest score of their
+        patches.
+
+    gate : bool, default=False
+        Leave out the second stage for an image that the first one calls normal:
+        its map is zero. Saves time, and hides defects too small for the
+        descriptor.
+
+    contamination : float, default=0.05
+        Tolerated false-alarm rate on good images, in (0, 0.5].
+
+    calibration : {"auto", "loo", "kfold", "split", "train"}, default="auto"
+        How the scores behind the threshold are held out. "auto" is "loo":
+        every training image is compared with the other ones.
+
+    sigma : float, default=4.0
+        Standard deviation in pixels of the Gaussian that smooths maps drawn at
+        pixel size.
+
+    random_state : int, RandomState instance or None, default=0
+        Draws the hold-out of ``calibration="split"``; the method itself is
+        deterministic.
+
+    verbose : bool, default=False
+        Report progress on the standard error stream.
+
+    Attributes
+    ----------
+    descriptors_ : ndarray of shape (n_images, n_descriptor)
+        Descriptors of the training images.
+
+    galleries_ : list of ndarray of shape (n_images, h, w, n_channels)
+        Patches of the training images, one array per level. With
+        ``metric="cosine"`` they have unit length, as the descriptors do.
+
+    offset_ : float
+        Threshold of `score_samples`.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of good images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their patch scores, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of training images.
+
+    n_features_in_ : int
+        Number of channels of a patch.
+
+    See Also
+    --------
+    skad.PatchFeatures : ``PatchFeatures(layers=("layer1", "layer2", "layer3"),
+        embedding="replicate", pooled=True)`` gives SPADE's features: the
+        network's pooled output travels with the patches.
+
+    Notes
+    -----
+    Features without a descriptor, such as a plain array, are described by the
+    mean of their patches.
+
+    ``SPADEDetector(metric="cosine", position_radius=1, image_score="max")`` on
+    several blocks of a transformer follows RAD [2]_.
+
+    The published code drops the last patches of its gallery that do not fill a
+    block; here every patch is compared.
+
+    References
+    ----------
+    .. [1] N. Cohen and Y. Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid
+       Correspondences", arXiv 2005.02357, 2020. Equations 1 to 3.
+    .. [2] X. Zhang et al., "Is Training Necessary for Anomaly Detection?", arXiv
+       2601.22763, 2026.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad import SPADEDetector
+    >>> rng = np.random.default_rng(0)
+    >>> good = rng.normal(size=(40, 4, 4, 8))
+    >>> odd = rng.normal(size=(1, 4, 4, 8))
+    >>> odd[0, 2, 1] += 20
+    >>> detector = SPADEDetector(n_neighbors_image=10).fit(good)
+    >>> detector.predict(odd)
+    array([-1])
+    >>> heat = detector.anomaly_map(odd)[0]
+    >>> [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]
+    [2, 1]
+    """
+
+    _auto_calibration = "loo"
+    _parameter_constraints = {
+        **BaseDetector._parameter_constraints,
+        "n_neighbors_image": [Interval(Integral, 1, None, closed="left")],
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "levels": [StrOptions({"auto", "joint"}), list, tuple],
+        "squared": ["boolean"],
+        "squared_patches": ["boolean"],
+        "metric": [StrOptions({"euclidean", "cosine"})],
+        "position_radius": [Interval(Integral, 0, None, closed="left"), None],
+        "image_score": [StrOptions({"neighbors", "max"})],
+        "gate": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        n_neighbors_image=50,
+        n_neighbors=1,
+        *,
+        levels="auto",
+        squared=True,
+        squared_patches=False,
+        metric="euclidean",
+        position_radius=None,
+        image_score="neighbors",
+        gate=False,
+        contamination=0.05,
+        calibration="auto",
+        sigma=4.0,
+        random_state=0,
+        verbose=False,
+    ):
+        self.n_neighbors_image = n_neighbors_image
+        self.n_neighbors = n_neighbors
+        self.levels = levels
+        self.squared = squared
+        self.squared_patches = squared_patches
+        self.metric = metric
+        self.position_radius = position_radius
+        self.image_score = image_score
+        self.gate = gate
+        self.contamination = contamination
+        self.calibration = calibration
+        self.sigma = sigma
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fit(self, X):
+        if self.n_neighbors_image > len(X):
+            warnings.warn(
+                f"n_neighbors_image={self.n_neighbors_image} exceeds the {len(X)} "
+                f"training images; using all of them.",
+                stacklevel=5,
+            )
+        self.descriptors_ = self._space(X.pooled)
+        self.galleries_ = [self._space(level) for level in _split(X)]
+
+    def _score(self, X):
+        return self._compare(X, *self._nearest_images(X))
+
+    def _score_left_out(self, X):
+        """Compare each training image with the other ones."""
+        own = np.arange(len(X)), np.arange(len(X))
+        return self._compare(X, *self._nearest_images(X, own))
+
+    def _score_images(self, X):
+        if self.image_score == "max":
+            return self._score(X)[0]
+        return self._nearest_images(X)[0]
+
+    def _score_patches(self, X):
+        distances, neighbors = self._nearest_images(X)
+        odd = np.ones(len(X), bool)
+        if self.gate and self.image_score == "neighbors":
+            odd = distances > -self.offset_
+        maps = np.zeros(X.shape[:3])
+        if odd.any():
+            maps[odd] = self._compare(X[odd], distances[odd], neighbors[odd])[1]
+        return maps
+
+    # -- stage 1: images -------------------------------------------------------
+
+    def _nearest_images(self, X, groups=None):
+        """Score by the nearest training images (Equation 1), and who they are."""
+        bank = self.descriptors_
+        k = min(self.n_neighbors_image, len(bank) - (groups is not None))
+        squared, neighbors = search(
+            self._space(X.pooled).astype(bank.dtype), bank, k, groups=groups
+        )
+        return self._distance(squared, self.squared).mean(axis=1), neighbors
+
+    # -- stage 2: patches --------------------------------------------------------
+
+    def _compare(self, X, distances, neighbors):
+        """Maps from the patches of the nearest images (Equation 2)."""
+        maps = np.zeros(X.shape[:3])
+        levels = [self._space(level) for level in _split(X)]
+        with progress(len(X), "images", self.verbose) as bar:
+            for i in range(len(X)):
+                for level, gallery in zip(levels, self.galleries_, strict=True):
+                    found = self._search_patches(level[i], gallery[neighbors[i]])
+                    maps[i] += _resized(found, X.shape[1:3]) / len(levels)
+                bar.reach(i + 1)
+        maps[np.isnan(X[..., 0])] = np.nan
+        scores = distances if self.image_score == "neighbors" else image_scores(maps)
+        return scores, maps
+
+    def _search_patches(self, image, gallery):
+        """Distances of the patches of one image (h, w, d) to a gallery."""
+        height, width, n_channels = image.shape
+        if self.position_radius is None:
+            return self._search_rows(image, gallery.reshape(-1, n_channels))
+        radius = self.position_radius
+        columns = np.tile(np.arange(width), len(gallery))
+        found = np.empty((height, width))
+        for row in range(height):
+            near = gallery[:, max(0, row - radius) : row + radius + 1]
+            # Rows of the gallery first: columns then repeat in the same order.
+            bank = near.transpose(1, 0, 2, 3).reshape(-1, n_channels)
+            far = np.abs(np.arange(width)[:, None] - columns) > radius
+            hidden = np.tile(far, near.shape[1])
+            found[row] = self._search_rows(image[row], bank, hidden)
+        return found
+
+    def _search_rows(self, queries, bank, hidden=None):
+        shape, n_channels = queries.shape[:-1], queries.shape[-1]
+        queries = queries.reshape(-1, n_channels)
+        inside, known = ~np.isnan(queries[:, 0]), ~np.isnan(bank[:, 0])
+        found = np.full(len(queries), np.nan)
+        k = min(self.n_neighbors, known.sum())
+        if k and inside.any():
+            if hidden is not None:
+                hidden = hidden[np.ix_(inside, known)]
+            if not known.all():
+                bank = bank[known]
+            squared, _ = search(
+                queries[inside].astype(bank.dtype), bank, k, hidden=hidden
+            )
+            found[inside] = self._distance(squared, self.squared_patches).mean(axis=1)
+        return np.where(np.isinf(found), np.nan, found).reshape(shape)
+
+    # -- distances -----------------------------------------------------------------
+
+    def _space(self, array):
+        """A copy in the space where Euclidean distance ranks as the metric does."""
+        rows = np.array(array).reshape(-1, array.shape[-1])
+        return (rows if self.metric == "euclidean" else unit_rows(rows)).reshape(
+            array.shape
+        )
+
+    def _distance(self, squared, keep_squared):
+        if self.metric == "cosine":
+            return squared / 2
+        return squared if keep_squared else np.sqrt(squared)
+
+    # -- input -----------------------------------------------------------------------
+
+    def _check_features(self, X, *, reset):
+        patches, present = super()._check_features(X, reset=reset)
+        pooled = getattr(X, "pooled", None)
+        if pooled is None:
+            pooled = _mean_patches(patches)
+        if not np.isfinite(pooled[present]).all():
+            raise ValueError("the descriptors of X contain NaN or infinity.")
+        if reset:
+            self._n_descriptor = pooled.shape[1]
+        elif pooled.shape[1] != self._n_descriptor:
+            raise ValueError(
+                f"the descriptors of X have {pooled.shape[1]} entries, but had "
+                f"{self._n_descriptor} in fit; take both from the same transformer."
+            )
+        levels = self._levels(getattr(X, "levels", ()), patches.shape)
+        return PatchArray(patches, pooled, levels), present
+
+    def _levels(self, carried, shape):
+        """Channels and grid of each level to search by itself."""
+        grid, n_channels = shape[1:3], shape[3]
+        if isinstance(self.levels, (list, tuple)):
+            if sum(self.levels) != n_channels or min(self.levels) < 1:
+                raise ValueError(
+                    f"levels={self.levels!r} must be positive and add up to the "
+                    f"{n_channels} channels of X."
+                )
+            return tuple((count, grid) for count in self.levels)
+        if self.levels == "auto" and carried:
+            return carried
+        return ((n_channels, grid),)
+
+
+def _mean_patches(patches):
+    """Mean patch of each image; NaN for an image without patches."""
+    rows = patches.reshape(len(patches), -1, patches.shape[3])
+    inside = ~np.isnan(rows[:, :, :1])
+    if inside.all():
+        return rows.mean(axis=1)
+    total = np.where(inside, rows, 0).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return total / inside.sum(axis=1)
+
+
+def _split(X):
+    """Patches of each level on its own grid: repeated cells are taken once."""
+    parts, start = [], 0
+    for n_channels, grid in X.levels:
+        part = np.asarray(X)[..., start : start + n_channels]
+        start += n_channels
+        for axis in (1, 2):
+            n_cells, n_own = X.shape[axis], grid[axis - 1]
+            if n_own < n_cells:
+                first = -(-np.arange(n_own) * n_cells // n_own)
+                # Of equal cells, some of which may be NaN, the one that is not.
+                part = np.fmax.reduceat(part, first, axis=axis)
+        parts.append(part)
+    return parts
+
+
+def _resized(map_, grid):
+    """A map on another grid, bilinearly; NaN counts as the smallest score."""
+    if map_.shape == tuple(grid):
+        return map_
+    if np.isnan(map_).all():
+        return np.full(grid, np.nan)
+    return render(filled(map_[None]), grid, sigma=0)[0]

@@ -1,0 +1,186 @@
+"""Anomalies as what a subspace of good patches leaves over.
+
+One principal component analysis over all patches of the good images; a patch
+scores by the length of its residual (SubspaceAD). No positions, no search: the
+state is one small matrix and scoring is one matrix product.
+"""
+
+import copy
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.utils._param_validation import Interval, RealNotInt
+
+from skad._moments import Moments
+from skad.base import BaseDetector, image_scores, patch_maps, patch_rows
+
+_CHUNK = 2**22  # entries of a temporary
+
+
+class SubspaceDetector(BaseDetector):
+    """Detect anomalies by their distance to the subspace of good patches.
+
+    Parameters
+    ----------
+    n_components : float or int, default=0.99
+        Share of the variance that the subspace holds, in (0, 1), or its number
+        of dimensions. At least one dimension is always left over.
+
+    top_ratio : float or None, default=0.01
+        An image scores by the mean of this share of its highest patch scores;
+        None takes the highest.
+
+    contamination : float, default=0.05
+        Tolerated false-alarm rate on good images, in (0, 0.5].
+
+    calibration : {"auto", "kfold", "split", "train"}, default="auto"
+        How the scores behind the threshold are held out. "auto" is "kfold":
+        every image is scored by the subspace of the other four fifths.
+
+    sigma : float, default=4.0
+        Standard deviation in pixels of the Gaussian that smooths maps drawn at
+        pixel size.
+
+    random_state : int, RandomState instance or None, default=0
+        Draws the hold-out of ``calibration="split"``; the method itself is
+        deterministic.
+
+    verbose : bool, default=False
+        Accepted as by every detector; there is no long step to report.
+
+    Attributes
+    ----------
+    mean_ : ndarray of shape (n_features,), float64
+        Mean of all good patches.
+
+    n_components_ : int
+        Dimensions of the subspace.
+
+    explained_variance_ratio_ : ndarray of shape (n_features,), float64
+        Share of the variance along every axis, in descending order.
+
+    offset_ : float
+        Threshold of `score_samples`.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of good images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their patch scores, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of training images.
+
+    n_features_in_ : int
+        Number of channels of a patch.
+
+    Notes
+    -----
+    `partial_fit` and `merge` give the subspace of one fit on all patches, to
+    rounding: the state is the count, mean and covariance of the patches.
+
+    References
+    ----------
+    .. [1] C. Lendering, E. Akdag and E. Bondarev, "SubspaceAD: Training-Free
+       Few-Shot Anomaly Detection via Subspace Modeling", arXiv 2602.23013, 2026.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad import SubspaceDetector
+    >>> rng = np.random.default_rng(0)
+    >>> mixing = rng.normal(size=(3, 8))
+    >>> good = rng.normal(size=(40, 4, 4, 3)) @ mixing
+    >>> good += 0.1 * rng.normal(size=good.shape)
+    >>> odd = good[:1].copy()
+    >>> odd[0, 2, 1] += rng.normal(size=8)
+    >>> detector = SubspaceDetector(n_components=0.95).fit(good)
+    >>> detector.n_components_
+    3
+    >>> detector.predict(odd)
+    array([-1])
+    """
+
+    _parameter_constraints = {
+        **BaseDetector._parameter_constraints,
+        "n_components": [
+            Interval(RealNotInt, 0, 1, closed="neither"),
+            Interval(Integral, 1, None, closed="left"),
+        ],
+        "top_ratio": [Interval(Real, 0, 1, closed="right"), None],
+    }
+
+    def __init__(
+        self,
+        n_components=0.99,
+        *,
+        top_ratio=0.01,
+        contamination=0.05,
+        calibration="auto",
+        sigma=4.0,
+        random_state=0,
+        verbose=False,
+    ):
+        self.n_components = n_components
+        self.top_ratio = top_ratio
+        self.contamination = contamination
+        self.calibration = calibration
+        self.sigma = sigma
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fit(self, X):
+        self._set_moments(Moments().with_rows(patch_rows(X)[0]), X.dtype)
+
+    def _update(self, X):
+        self._set_moments(self._moments.with_rows(patch_rows(X)[0]), X.dtype)
+
+    def _merge(self, other):
+        self._set_moments(self._moments + other._moments, self._axes.dtype)
+
+    def _set_moments(self, moments, dtype):
+        self._moments = moments
+        self.mean_ = moments.mean
+        variance, axes = np.linalg.eigh(moments.squares)
+        variance = np.maximum(variance[::-1], 0)
+        share = variance / max(variance.sum(), np.finfo(float).tiny)
+        n = self.n_components
+        if not isinstance(n, Integral):
+            n = np.searchsorted(np.cumsum(share), n) + 1
+        # A residual of no dimension would call every image perfect.
+        self.n_components_ = int(min(n, len(share) - 1))
+        self.explained_variance_ratio_ = share
+        # Axes of the subspace or of its complement, whichever are fewer.
+        n_left = len(share) - self.n_components_
+        self._spans_residual = n_left <= self.n_components_
+        axes = axes[:, :n_left] if self._spans_residual else axes[:, n_left:]
+        self._axes = axes.astype(dtype)
+
+    def _score(self, X):
+        rows, inside = patch_rows(X)
+        length = np.empty(len(rows))
+        step = max(1, _CHUNK // rows.shape[1])
+        for lo in range(0, len(rows), step):
+            residual = rows[lo : lo + step] - self.mean_.astype(rows.dtype)
+            along = residual @ self._axes
+            if self._spans_residual:
+                residual = along
+            else:
+                residual -= along @ self._axes.T
+            length[lo : lo + step] = np.sqrt(np.einsum("ij,ij->i", residual, residual))
+        maps = patch_maps(length, inside, X.shape[:3])
+        return image_scores(maps, self.top_ratio), maps
+
+    def _score_out_of_fold(self, X, before, step, n_folds=5):
+        """As in the base class, with every fold's moments computed once."""
+        folds = np.array_split(np.arange(len(X)), min(n_folds, len(X)))
+        moments = [Moments().with_rows(patch_rows(X[fold])[0]) for fold in folds]
+        known = Moments() if step is type(self)._fit else before._moments
+        scores = np.empty(len(X))
+        maps = np.empty(X.shape[:3], np.float32)
+        for i, fold in enumerate(folds):
+            other = copy.copy(before)
+            rest = sum(moments[:i] + moments[i + 1 :], known)
+            other._set_moments(rest, X.dtype)
+            scores[fold], maps[fold] = other._score(X[fold])
+        return scores, maps
