@@ -237,7 +237,7 @@ def test_what_does_not_fit_together_is_refused(learner):
     learner.fit(features(30))
     with pytest.raises(ValueError, match="6 features"):
         learner.partial_fit(features(3, shape=(5, 4, 7)))
-    with pytest.raises(ValueError, match="4 x 4.*5 x 4"):
+    with pytest.raises(ValueError, match=r"4 x 4.*5 x 4"):
         learner.partial_fit(features(3, shape=(4, 4, 6)))
     with pytest.raises(ValueError, match="no good image"):
         learner.partial_fit(features(3), [-1, -1, -1])
@@ -245,5 +245,5 @@ def test_what_does_not_fit_together_is_refused(learner):
         learner.merge(object())
     with pytest.raises(ValueError, match="7 channels"):
         learner.merge(clone(learner).fit(features(30, shape=(5, 4, 7))))
-    with pytest.raises(ValueError, match="4 x 4.*5 x 4"):
+    with pytest.raises(ValueError, match=r"4 x 4.*5 x 4"):
         learner.merge(clone(learner).fit(features(30, shape=(4, 4, 6))))

@@ -22,6 +22,7 @@ from skad.images import (
     read_image,
     read_mask,
     resize_image,
+    to_float,
 )
 
 ORIENTATION = 0x0112
@@ -106,6 +107,121 @@ def test_tensors(rgb, grey):
     np.testing.assert_allclose(read_image(learned), rgb / 255, atol=1e-6)
     coarse = read_image((channels_first / 255).to(torch.bfloat16))
     np.testing.assert_allclose(coarse, rgb / 255, atol=4e-3)
+
+
+# Any number of channels --------------------------------------------------------
+
+
+@pytest.fixture
+def bands():
+    return np.random.default_rng(1).integers(0, 256, (5, 7, 5), dtype=np.uint8)
+
+
+def test_as_many_channels_as_asked_for(bands, rgb, grey):
+    torch = pytest.importorskip("torch")
+    rgba = np.dstack([rgb, grey])
+    for image in (bands, bands[..., :2], rgba, bands.repeat(40, axis=2)):
+        n = image.shape[2]
+        np.testing.assert_array_equal(read_image(image, n_channels=n), image)
+        tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        np.testing.assert_array_equal(read_image(tensor, n_channels=n), image)
+        assert image_size(image) == image_size(tensor) == (5, 7)
+        assert content_key(image) == content_key(image.copy())
+        floats = to_float(read_image(image, n_channels=n), n)
+        np.testing.assert_allclose(floats, image / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, bool, np.float32, np.float64])
+def test_channels_of_every_dtype(bands, dtype):
+    scale = {np.uint16: 257.0, bool: 1.0}.get(dtype, 1 / 255)
+    image = (bands * scale).astype(dtype)
+    result = to_float(read_image(image, n_channels=5), 5)
+    expected = image / (65535 if dtype is np.uint16 else 1)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_colour_becomes_grey_as_pillow_does_it(tmp_path, rgb, grey):
+    torch = pytest.importorskip("torch")
+    expected = np.asarray(Image.fromarray(rgb).convert("L"))[..., np.newaxis]
+    path = tmp_path / "image.png"
+    Image.fromarray(rgb).save(path)
+    tensor = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
+    rgba = np.dstack([rgb, grey])
+    for item in (rgb, rgba, tensor, Image.fromarray(rgb), Image.fromarray(rgba), path):
+        np.testing.assert_array_equal(read_image(item, n_channels=1), expected)
+    floats = read_image(rgb / 255, n_channels=1)
+    np.testing.assert_allclose(floats, expected / 255, atol=0.6 / 255)
+    assert read_image(np.ones((9, 9, 3)), n_channels=1).max() <= 1
+
+
+def test_grey_stays_one_channel(tmp_path, grey):
+    deep = Image.frombytes("I;16", (7, 5), (grey * np.uint16(257)).tobytes())
+    path = tmp_path / "deep.png"
+    deep.save(path)
+    for item in (grey, grey[..., np.newaxis], Image.fromarray(grey), deep, path):
+        image = to_float(read_image(item, n_channels=1), 1)
+        np.testing.assert_allclose(image[..., 0], grey / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "n_channels"), [("RGBA", 4), ("RGBX", 4), ("CMYK", 4), ("LA", 2)]
+)
+def test_bands_of_pillow_images(tmp_path, mode, n_channels):
+    values = np.random.default_rng(2).integers(0, 256, (5, 7, n_channels), np.uint8)
+    image = Image.frombytes(mode, (7, 5), values.tobytes())
+    np.testing.assert_array_equal(read_image(image, n_channels=n_channels), values)
+    other = values.copy()
+    other[0, 0, -1] ^= 1  # alpha, say, counts as it does in arrays
+    assert content_key(Image.frombytes(mode, (7, 5), other.tobytes())) != content_key(
+        image
+    )
+    if mode in ("RGBA", "LA"):
+        path = tmp_path / "image.png"
+        image.save(path)
+        np.testing.assert_array_equal(read_image(path, n_channels=n_channels), values)
+
+
+@pytest.mark.parametrize("n_channels", [2, 4, 5])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_channels_are_resized_one_by_one(bands, n_channels, dtype):
+    image = bands[..., :n_channels]
+    image = image if dtype == np.uint8 else image / np.float32(255)
+    result = resize_image(image, (3, 11))
+    assert result.dtype == dtype
+    for channel in range(n_channels):
+        plane = resize_image(image[..., channel : channel + 1].copy(), (3, 11))
+        np.testing.assert_array_equal(result[..., channel], plane[..., 0])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "?", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4), (5, 7, 6)])
+def test_array_files(tmp_path, shape, dtype):
+    image = (np.random.default_rng(3).random(shape) * 1).round().astype(dtype)
+    path = tmp_path / "image.NPY"
+    for order in "CF":
+        with path.open("wb") as file:
+            np.save(file, np.asarray(image, order=order))
+        n = shape[-1] if shape[-1] == 6 else 3
+        for item in (path, str(path)):
+            np.testing.assert_array_equal(
+                read_image(item, n_channels=n), read_image(image, n_channels=n)
+            )
+            assert image_size(item) == (5, 7)
+    path.unlink()  # not held open
+
+
+def test_image_of_an_array_file_outlives_the_file(tmp_path, bands):
+    np.save(tmp_path / "a.npy", bands)
+    image = read_image(tmp_path / "a.npy", n_channels=5)
+    assert type(image) is np.ndarray
+    np.save(tmp_path / "a.npy", bands[:1])
+    np.testing.assert_array_equal(image, bands)
+    assert content_key(tmp_path / "a.npy") != content_key(bands)
+
+
+def test_size_of_an_array_file_needs_only_the_header(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", np.full((5, 7, 9), np.nan))
+    assert image_size(tmp_path / "a.npy") == (5, 7)  # NaN is not looked at
 
 
 # Every kind of Pillow image and file ------------------------------------------
@@ -323,6 +439,17 @@ def test_one_array(shape, dtype):
     X = np.zeros(shape, dtype=dtype)
     assert check_images(X) is X
     assert read_image(X[0]).shape == (5, 7, 3 if shape[-1] in (3, 4) else 1)
+
+
+def test_one_array_or_tensor_of_many_channels():
+    torch = pytest.importorskip("torch")
+    for n in (2, 4, 5):
+        X = np.zeros((3, 9, 8, n), np.uint8)
+        assert check_images(X, n_channels=n) is X
+        tensor = torch.from_numpy(X).permute(0, 3, 1, 2)
+        assert check_images(tensor, n_channels=n).shape == X.shape
+    for shape in ((2, 9, 8), (2, 9, 8, 1), (2, 9, 8, 3), (2, 9, 8, 4)):
+        check_images(np.zeros(shape), n_channels=1)
 
 
 def test_one_tensor(rgb):

@@ -120,6 +120,34 @@ CONTAINERS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("shape", "part"),
+    [
+        ((2, 9, 8), r"shape \(2, 9, 8\); pass \(n, H, W, 5\)"),
+        ((2, 9, 8, 3), r"shape \(2, 9, 8, 3\); pass \(n, H, W, 5\)"),
+        ((9, 8, 5), "looks like one image"),
+        ((9, 8), r"pass \(n, H, W, 5\)"),
+        ((2, 5, 9, 8), r"channels come last: use X.transpose\(0, 2, 3, 1\)"),
+    ],
+)
+def test_container_of_other_channels(shape, part):
+    with pytest.raises(ValueError, match=part):
+        check_images(np.zeros(shape), n_channels=5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "part"),
+    [
+        ((2, 3, 9, 8), r"\(2, 3, 9, 8\); pass \(n, C, H, W\) with C 5"),
+        ((2, 9, 8, 5), r"permute\(0, 3, 1, 2\)"),
+        ((5, 9, 8), r"X\[None\]"),
+    ],
+)
+def test_tensor_of_other_channels(shape, part):
+    with pytest.raises(ValueError, match=part):
+        check_images(tensor(*shape), n_channels=5)
+
+
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_bad_container(kind):
     make, error, part = CONTAINERS[kind]
@@ -189,6 +217,35 @@ def test_bad_item_in_memory(kind):
     assert (caught.value.where, caught.value.path) == ("X[12]", None)
 
 
+@pytest.mark.parametrize(
+    ("make", "n_channels", "part"),
+    [
+        (lambda: U8, 5, "1 channel, expected 5; pass an array .H, W, 5. or a .npy"),
+        (lambda: np.zeros((9, 8, 3)), 5, "3 channels, expected 5;.*in_chans=3"),
+        (lambda: np.zeros((9, 8, 3)), 2, "3 channels, expected 2"),
+        (lambda: np.zeros((9, 8, 3)), 4, "3 channels, expected 4"),
+        (lambda: np.zeros((9, 8, 6)), 5, "6 channels, expected 5"),
+        (lambda: np.zeros((5, 9, 8)), 5, r"channels come last: use .transpose"),
+        (lambda: np.zeros((1, 9, 8, 5)), 5, r"4 dimensions.*one image is \(H, W, 5\)"),
+        (lambda: np.zeros((9, 8, 5)), 1, r"\(9, 8, 5\); one image is \(H, W\)"),
+        (lambda: tensor(3, 9, 8), 5, "3 channels, expected 5"),
+        (lambda: tensor(9, 8, 5), 5, "channels come first"),
+        (lambda: tensor(5, 9, 8), 1, r"\(5, 9, 8\).*C 1, 3 or 4"),
+        (lambda: tensor(1, 5, 9, 8), 5, "4 dimensions.*with C 5"),
+        (lambda: Image.new("RGB", (8, 9)), 4, "3 channels, expected 4"),
+        (lambda: Image.new("LA", (8, 9)), 4, "1 channel, expected 4"),
+        (lambda: Image.new("RGBA", (8, 9)), 5, "channels, expected 5"),
+        (lambda: Image.new("I;16", (8, 9)), 2, "1 channel, expected 2"),
+        (lambda: np.full((9, 8, 5), 2.0), 5, "from 2 to 2, outside"),
+        (lambda: np.zeros((9, 8, 5), int), 5, "int64.*astype"),
+    ],
+)
+def test_other_channels_than_asked_for(make, n_channels, part):
+    with pytest.raises(ImageError, match=part) as caught:
+        read_image(make(), where="X[12]", n_channels=n_channels)
+    assert str(caught.value).startswith("X[12]: ")
+
+
 def noise(side=64):
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
@@ -196,6 +253,11 @@ def noise(side=64):
 
 def cut(path, share, **options):
     noise().save(path, **options)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def save_cut(path, share):
+    np.save(path, np.asarray(noise()))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
@@ -236,6 +298,27 @@ FILES = {
         "a.tif",
         lambda p: Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(p),
         "4 values are NaN",
+    ),
+    "text as array": ("a.npy", lambda p: p.write_text("hello you"), "decoded.*damaged"),
+    "PNG as array": ("a.npy", lambda p: noise().save(p, "PNG"), "decoded.*damaged"),
+    "empty array file": ("a.npy", Path.touch, r"0 bytes.*replace the file"),
+    "missing array file": ("a.npy", lambda p: None, "no such file; check"),
+    "cut array": ("a.npy", lambda p: save_cut(p, 0.5), "truncated or damaged"),
+    "cut array header": ("a.npy", lambda p: save_cut(p, 0.01), "truncated or damaged"),
+    "several arrays": ("a.npy", lambda p: np.savez(p.open("wb"), U8), "damaged"),
+    "array of objects": (
+        "a.npy",
+        lambda p: np.save(p, np.array([{}]), allow_pickle=True),
+        "Python objects.*damaged",
+    ),
+    "array without pixels": ("a.npy", lambda p: np.save(p, U8[:0]), "empty|damaged"),
+    "array of text": ("a.npy", lambda p: np.save(p, [["a"]]), "pass numbers"),
+    "1-D array file": ("a.npy", lambda p: np.save(p, U8[0]), "1 dimensions"),
+    "array file 0..254": ("a.npy", lambda p: np.save(p, floats(0, 254)), "divide by"),
+    "array file of 5 channels": (
+        "a.npy",
+        lambda p: np.save(p, np.zeros((6, 5, 5))),
+        r"\(6, 5, 5\); one image is",
     ),
     "name too long": ("a" * 5000, lambda p: None, "cannot be opened.*check the path"),
     "null in the name": ("a\0.png", lambda p: None, "cannot be opened.*check the path"),
@@ -384,6 +467,10 @@ def test_jpeg_mask(tmp_path):
             "resample must be one of .* got 'box'",
         ),
         (lambda: to_float(np.zeros((4, 5, 3))), "image must be .*float64"),
+        (
+            lambda: to_float(U8[..., None].repeat(2, axis=2)),
+            "n_channels=3 .*read_image",
+        ),
         (lambda: resize_short_side((4, 5), 0), "short must be .* got 0"),
         (lambda: resize_short_side((4,), 3), "size must be two"),
         (lambda: center_crop_box((4, 5), 5), r"crop \(5, 5\) is larger"),

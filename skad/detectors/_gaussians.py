@@ -218,7 +218,7 @@ class Gaussians:
         return (np.einsum("pbd,pbd->pb", centred, centred) - explained) / self.eps
 
     def _leverages(self, part, ridge):
-        """c (S + ridge)^-1 c of every image kept, (p, n_kept)."""
+        """C (S + ridge)^-1 c of every image kept, (p, n_kept)."""
         centred = self._centred(self.images, part)
         if not self.is_low_rank:
             squares = self._squares(part)

@@ -171,10 +171,10 @@ def _build(name, weights, kwargs, seed, device):
     if weights is None:
         _require_download(name)
         kwargs["pretrained"] = True
-    elif weights is not False:
-        kwargs["pretrained"] = True
-        kwargs["pretrained_cfg_overlay"] = {"file": str(weights)}
     try:
+        if weights:
+            source = _source(name, str(weights), kwargs.get("in_chans", 3))
+            kwargs.update(pretrained=True, pretrained_cfg_overlay=source)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = _create(name, kwargs)
@@ -186,10 +186,42 @@ def _build(name, weights, kwargs, seed, device):
         ) from error
     module.requires_grad_(False)
     config = module.pretrained_cfg
+    config.pop("state_dict", None)  # a second copy of the weights
     module = module.eval().to(device)
     if torch.device(device).type == "cpu":
         module = module.to(memory_format=torch.channels_last)
     return Backbone(module, config["mean"], config["std"])
+
+
+def _source(name, file, n_channels):
+    """Where timm takes the weights from: a file, or what is made of it.
+
+    timm takes the first convolution of any file for one of three channels, starts
+    it at random where it cannot adapt that, and rounds the result to the type in
+    the file. So it is adapted here, by timm's own rule, and only if it must be.
+    """
+    import timm
+    from timm.models import adapt_input_conv, load_state_dict
+
+    config = timm.get_pretrained_cfg(name)
+    if n_channels == 3 or config is None or not config.first_conv or config.custom_load:
+        return {"file": file}
+    state = load_state_dict(file)
+    keys = [f"{conv}.weight" for conv in np.atleast_1d(config.first_conv)]
+    if any(key not in state for key in keys):  # a file whose names timm translates
+        return {"file": file}
+    for key in keys:
+        found = state[key].shape[1]
+        if found == n_channels:
+            continue
+        try:
+            state[key] = adapt_input_conv(n_channels, state[key].float())
+        except (NotImplementedError, AssertionError) as error:
+            raise ValueError(
+                f"its first convolution has {found} channels, which cannot be adapted "
+                f"to in_chans={n_channels}"
+            ) from error
+    return {"state_dict": state, "first_conv": None}
 
 
 def _create(name, kwargs):

@@ -218,7 +218,13 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
 
     def _reader(self, X):
         size, crop = self._frame()
-        return ImageReader(X, size, crop, self.on_error, n_threads(self.n_jobs))
+        return ImageReader(
+            X, size, crop, self.on_error, n_threads(self.n_jobs), self._n_channels()
+        )
+
+    def _n_channels(self):
+        """Channels of the images that `_extract` sees."""
+        return 3
 
     def _signature(self):
         raise NotImplementedError

@@ -17,6 +17,7 @@ from skad.features._backbone import (
 )
 from skad.features._base import PatchFeatureTransformer, _pair
 from skad.features._embedding import concat, mean1d, replicate
+from skad.images import check_images
 
 
 class PatchFeatures(PatchFeatureTransformer):
@@ -40,7 +41,11 @@ class PatchFeatures(PatchFeatureTransformer):
         .safetensors or .pth file. False takes random weights.
 
     backbone_kwargs : dict, default=None
-        Passed to ``timm.create_model``.
+        Passed to ``timm.create_model``. ``{"in_chans": n}`` is for images of n
+        channels, by default 3: arrays (H, W, n), .npy files of them, or tensors
+        (n, H, W). With 1, colour images become grey; with 3, grey ones become
+        colour; any other number the images must have. Trained weights are
+        adapted. Your own network is asked for its first ``Conv2d``.
 
     image_size : int or (int, int), default=224
         Every image is resized to exactly this height and width (bilinear,
@@ -69,9 +74,10 @@ class PatchFeatures(PatchFeatureTransformer):
     grid : int or (int, int), default=None
         Rows and columns of the patch grid. None takes the finest level's.
 
-    mean, std : sequence of 3 floats, default=None
-        Normalisation of RGB values in [0, 1]; None takes the backbone's own,
-        or ImageNet's for your own network.
+    mean, std : sequence of floats, default=None
+        Normalisation of values in [0, 1], one for each channel or one for all;
+        None takes the backbone's own, or ImageNet's for your own network, and
+        their average where the images are not RGB.
 
     batch_size : int, default=16
         Images per pass through the network.
@@ -213,6 +219,38 @@ class PatchFeatures(PatchFeatureTransformer):
         self.random_state = random_state
         self.verbose = verbose
 
+    def _fit_reader(self, X, y):
+        self._validate_params()  # before `backbone_kwargs` is looked into
+        return super()._fit_reader(self._checked(X), y)
+
+    def _transform(self, X, extract=None):
+        return super()._transform(self._checked(X), extract)
+
+    def image_sizes(self, X):
+        return super().image_sizes(self._checked(X))
+
+    def _checked(self, X):
+        """Images that the base class takes: a list, where it knows no such array."""
+        n_channels = self._n_channels()
+        if n_channels in (1, 3):
+            return X
+        X = check_images(X, n_channels=n_channels)
+        return list(X) if isinstance(X, np.ndarray) else X
+
+    def _n_channels(self):
+        from torch.nn import Conv2d
+
+        if isinstance(self.backbone, str):
+            n_channels = (self.backbone_kwargs or {}).get("in_chans", 3)
+            if not isinstance(n_channels, Integral) or n_channels < 1:
+                raise ValueError(
+                    f"backbone_kwargs={self.backbone_kwargs!r}: in_chans must be a "
+                    "positive integer, the number of channels of the images."
+                )
+            return int(n_channels)
+        parts = self.backbone.modules()
+        return next((p.in_channels for p in parts if isinstance(p, Conv2d)), 3)
+
     def _fit_extractor(self, images):
         self._check_settings()
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -221,7 +259,8 @@ class PatchFeatures(PatchFeatureTransformer):
         self.weights_sha256_ = backbone.sha256
         self.components_ = None
         # A black image tells the shapes, and which layer the network ends with.
-        probe = np.zeros((1, *self._input_size(), 3), np.float32)
+        shape = (1, *self._input_size(), self._n_channels())
+        probe = np.zeros(shape, np.float32)
         levels, self._last_layer = self._levels(backbone, probe)
         self.grid_shape_ = self._grid(levels)
         n_features = self._embed(levels).shape[1]
@@ -255,11 +294,24 @@ class PatchFeatures(PatchFeatureTransformer):
     def _as_input(self, batch, backbone):
         import torch
 
-        mean = np.asarray(backbone.mean if self.mean is None else self.mean)
-        std = np.asarray(backbone.std if self.std is None else self.std)
-        batch = (batch - mean.astype(np.float32)) / std.astype(np.float32)
+        mean = self._per_channel("mean", backbone.mean, batch.shape[3])
+        std = self._per_channel("std", backbone.std, batch.shape[3])
+        batch = (batch - mean) / std
         # Channels stay last in memory: the layout of images, and faster on CPUs.
         return torch.from_numpy(batch).permute(0, 3, 1, 2).to(self._device())
+
+    def _per_channel(self, name, own, n_channels):
+        """The values of `mean` or `std`, one for each channel or one for all."""
+        given = getattr(self, name)
+        values = np.asarray(own if given is None else given)
+        if given is None and len(own) != n_channels:
+            values = np.full(n_channels, values.mean())
+        if values.shape not in ((1,), (n_channels,)):
+            raise ValueError(
+                f"{name}={given!r} has shape {values.shape}; pass {n_channels} values, "
+                "one for each channel of the images, or a sequence of 1 for all."
+            )
+        return values.astype(np.float32)
 
     def _levels(self, backbone, batch, last=None):
         """Levels of a batch, in the arithmetic that `precision` asks for."""

@@ -29,32 +29,38 @@ class ImageReader:
     n_threads : int
         Threads that read ahead.
 
+    n_channels : int
+        Channels C of the images, as in `skad.images.read_image`.
+
     Attributes
     ----------
     skipped : list of (int, str)
         Position of each image that could not be read so far, and why.
     """
 
-    def __init__(self, X, image_size, crop_size, on_error, n_threads):
+    def __init__(self, X, image_size, crop_size, on_error, n_threads, n_channels=3):
         self.X = X
         self.image_size = image_size
         self.crop_size = crop_size
         self.on_error = on_error
         self.n_threads = n_threads
+        self.n_channels = n_channels
         self.skipped = []
 
     def __len__(self):
         return len(self.X)
 
     def read(self, index):
-        """One image, float32 (H, W, 3) in [0, 1]."""
-        image = read_image(self.X[index], where=f"X[{index}]")
+        """One image, float32 (H, W, C) in [0, 1]."""
+        image = read_image(
+            self.X[index], where=f"X[{index}]", n_channels=self.n_channels
+        )
         image = resize_image(image, self.image_size)
         if self.crop_size is not None:
             top, left = center_crop_box(self.image_size, self.crop_size)
             height, width = self.crop_size
             image = image[top : top + height, left : left + width]
-        return to_float(image)
+        return to_float(image, self.n_channels)
 
     def each(self, function, indices):
         """Yield (index, function(index)) in order; bad images are left out."""
@@ -81,7 +87,7 @@ class ImageReader:
             self.skipped.append((int(index), str(error)))
 
     def indexed_batches(self, batch_size, indices=None):
-        """Yield (indices, float32 (b, H, W, 3)) for the images that can be read."""
+        """Yield (indices, float32 (b, H, W, C)) for the images that can be read."""
         if indices is None:
             indices = range(len(self))
         members, batch = [], []
@@ -95,7 +101,7 @@ class ImageReader:
             yield np.array(members), np.stack(batch)
 
     def batches(self, batch_size):
-        """Yield float32 (b, H, W, 3) for the images that can be read."""
+        """Yield float32 (b, H, W, C) for the images that can be read."""
         for _, batch in self.indexed_batches(batch_size):
             yield batch
 

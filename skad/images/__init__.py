@@ -1,7 +1,8 @@
 """Reading images and masks of every supported kind.
 
-The normal form of one image is an array (H, W, C) with C 1 or 3, of uint8, or of
-float32 in [0, 1]. Nothing here needs torch; tensors are recognised by their type.
+The normal form of one image is an array (H, W, C) of uint8, or of float32 in [0, 1];
+C is 1 or 3 unless another number is asked for. Nothing here needs torch; tensors are
+recognised by their type.
 """
 
 from skad.images._containers import check_images

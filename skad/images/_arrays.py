@@ -11,8 +11,28 @@ from skad.images._errors import Source
 from skad.images._kinds import tensor_to_numpy
 
 CHANNELS = (1, 3, 4)
+# Grey and colour become one another; other numbers of channels are kept as they are.
+CONVERTED = (1, 3)
 # Arithmetic such as resizing moves a float past 0 or 1 by rounding alone.
 ROUNDING = 1e-6
+
+
+def accepted_channels(n_channels: int | None) -> tuple[int, ...]:
+    """Numbers of channels of an array where `n_channels`, or any, are wanted."""
+    if n_channels is None or n_channels in CONVERTED:
+        return CHANNELS
+    return (n_channels,)
+
+
+def array_form(n_channels: int | None) -> str:
+    """Shapes of one array, for messages."""
+    known = accepted_channels(n_channels)
+    return "(H, W) or (H, W, 1|3|4)" if known is CHANNELS else f"(H, W, {n_channels})"
+
+
+def channel_counts(n_channels: int | None) -> str:
+    """Numbers of channels, for messages."""
+    return "1, 3 or 4" if accepted_channels(n_channels) is CHANNELS else str(n_channels)
 
 
 def dtype_problem(dtype: np.dtype[Any]) -> tuple[str, str] | None:
@@ -28,8 +48,13 @@ def dtype_problem(dtype: np.dtype[Any]) -> tuple[str, str] | None:
     return f"the array has dtype {dtype}, which has no known value range", hint
 
 
-def array_view(array: NDArray[Any], source: Source) -> NDArray[Any]:
-    """View with axes (H, W, C), C 1, 3 or 4, after the checks of shape and dtype."""
+def array_view(
+    array: NDArray[Any], source: Source, n_channels: int | None = 3
+) -> NDArray[Any]:
+    """View with axes (H, W, C) after the checks of shape and dtype.
+
+    Any number of channels passes where `n_channels` is None.
+    """
     if isinstance(array, np.ma.MaskedArray):
         raise source.error(
             "the array is a masked array", "fill the masked pixels with .filled(value)"
@@ -39,44 +64,81 @@ def array_view(array: NDArray[Any], source: Source) -> NDArray[Any]:
     if array.ndim != 3:
         raise source.error(
             f"the array has {array.ndim} dimensions, shape {array.shape}",
-            "one image is (H, W) or (H, W, 1|3|4)",
+            f"one image is {array_form(n_channels)}",
         )
     if min(array.shape) == 0:
         raise source.error(
             f"the array is empty, shape {array.shape}",
             "an image has at least one pixel",
         )
-    if array.shape[2] not in CHANNELS:
-        hint = "one image is (H, W) or (H, W, 1|3|4)"
-        if array.shape[0] in CHANNELS and array.shape[2] > 4:
-            hint = "channels come last: use .transpose(1, 2, 0)"
-        raise source.error(f"the array has shape {array.shape}", hint)
+    _check_array_channels(array, source, n_channels)
     problem = dtype_problem(array.dtype)
     if problem is not None:
         raise source.error(*problem)
     return array
 
 
-def tensor_view(tensor: Any, source: Source) -> NDArray[Any]:
+def _check_array_channels(
+    array: NDArray[Any], source: Source, n_channels: int | None
+) -> None:
+    known = accepted_channels(n_channels)
+    if array.shape[2] in known:
+        return
+    if array.shape[0] in known and array.shape[2] > 4:
+        raise source.error(
+            f"the array has shape {array.shape}",
+            "channels come last: use .transpose(1, 2, 0)",
+        )
+    if n_channels in CONVERTED:
+        raise source.error(
+            f"the array has shape {array.shape}",
+            f"one image is {array_form(n_channels)}",
+        )
+    if n_channels is not None:
+        check_channels(array, source, n_channels)
+
+
+def check_channels(array: NDArray[Any], source: Source, n_channels: int) -> None:
+    """Refuse pixels (H, W, C) that do not become `n_channels` channels."""
+    seen = array.shape[2]
+    if n_channels in CONVERTED or seen == n_channels:
+        return
+    raise source.error(
+        f"the image has {seen} channel{'s' if seen > 1 else ''}, expected {n_channels}",
+        f"pass an array (H, W, {n_channels}) or a .npy file of one, or take a network "
+        f"for {seen} (in_chans={seen})",
+    )
+
+
+def tensor_view(
+    tensor: Any, source: Source, n_channels: int | None = 3
+) -> NDArray[Any]:
     """View of a tensor (C, H, W) or (H, W) as an array (H, W, C)."""
     shape = tuple(tensor.shape)
-    if len(shape) == 3 and shape[0] not in CHANNELS:
-        hint = "one image is a tensor (C, H, W) with C 1, 3 or 4"
-        if shape[2] in CHANNELS:
-            hint = "in a torch tensor channels come first: use .permute(2, 0, 1)"
-        raise source.error(f"the torch tensor has shape {shape}", hint)
+    known = accepted_channels(n_channels)
+    form = f"one image is a tensor (C, H, W) with C {channel_counts(n_channels)}"
     if len(shape) not in (2, 3):
         raise source.error(
-            f"the torch tensor has {len(shape)} dimensions, shape {shape}",
-            "one image is a tensor (C, H, W) with C 1, 3 or 4",
+            f"the torch tensor has {len(shape)} dimensions, shape {shape}", form
         )
+    if len(shape) == 3 and shape[0] not in known:
+        if shape[2] in known:
+            form = "in a torch tensor channels come first: use .permute(2, 0, 1)"
+        if shape[2] in known or n_channels in CONVERTED:
+            raise source.error(f"the torch tensor has shape {shape}", form)
     array = tensor_to_numpy(tensor, source)
-    return array_view(array.transpose(1, 2, 0) if array.ndim == 3 else array, source)
+    array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    return array_view(array, source, n_channels)
 
 
-def normal_form(view: NDArray[Any], source: Source) -> NDArray[Any]:
-    """Drop alpha and bring an array (H, W, C) to uint8, or float32 in [0, 1]."""
-    if view.shape[2] == 4:
+def normal_form(
+    view: NDArray[Any], source: Source, n_channels: int = 3
+) -> NDArray[Any]:
+    """Bring an array (H, W, C) to uint8, or float32 in [0, 1].
+
+    Alpha is dropped where `n_channels` are grey or colour.
+    """
+    if view.shape[2] == 4 and n_channels in CONVERTED:
         view = view[..., :3]
     if view.dtype == bool:
         return view.astype(np.uint8) * np.uint8(255)

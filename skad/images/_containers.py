@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from skad.images._arrays import CHANNELS, dtype_problem
+from skad.images._arrays import (
+    CHANNELS,
+    CONVERTED,
+    accepted_channels,
+    channel_counts,
+    dtype_problem,
+)
 from skad.images._errors import Source
 from skad.images._kinds import has_base, is_item_type, is_tensor, tensor_to_numpy
 from skad.images._read import refuse_item
@@ -21,7 +27,7 @@ _EXPECTED = (
 )
 
 
-def check_images(X: Any, name: str = "X") -> Any:
+def check_images(X: Any, name: str = "X", *, n_channels: int = 3) -> Any:
     """Check that an argument is a sequence of images, without reading any.
 
     Of a list, tuple, object array or Series the types of the items are looked at;
@@ -36,6 +42,9 @@ def check_images(X: Any, name: str = "X") -> Any:
         one array (n, H, W) or (n, H, W, 1|3|4); or one tensor (n, C, H, W).
     name : str, default="X"
         Name of the argument in error messages.
+    n_channels : int, default=3
+        Channels that the images are read for, as in `read_image`. Where it is
+        neither 1 nor 3, an array is (n, H, W, n_channels).
 
     Returns
     -------
@@ -64,9 +73,9 @@ def check_images(X: Any, name: str = "X") -> Any:
 of a folder with sorted(Path(folder).glob('*.png')).
     """
     if isinstance(X, np.ndarray):
-        return _check_array(X, name)
+        return _check_array(X, name, n_channels)
     if is_tensor(X):
-        return _check_tensor(X, name)
+        return _check_tensor(X, name, n_channels)
     if has_base(type(X), "pandas", "Series") or has_base(type(X), "pandas", "Index"):
         X = X.to_numpy(dtype=object)
     elif not isinstance(X, Sequence) or isinstance(X, str | bytes | bytearray):
@@ -115,7 +124,7 @@ def _check_item_types(X: Sequence[Any] | NDArray[Any], name: str) -> None:
         refuse_item(X[place], Source(f"{name}[{place}]"))
 
 
-def _check_array(X: NDArray[Any], name: str) -> NDArray[Any]:
+def _check_array(X: NDArray[Any], name: str, n_channels: int) -> NDArray[Any]:
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; use {name}.filled(value).")
     if X.size == 0:
@@ -132,7 +141,10 @@ def _check_array(X: NDArray[Any], name: str) -> NDArray[Any]:
         )
     if problem := dtype_problem(X.dtype):
         raise ValueError(f"{name}: {problem[0]}; {problem[1]}.")
-    _check_array_shape(X.shape, name)
+    if n_channels in CONVERTED:
+        _check_array_shape(X.shape, name)
+    else:
+        _check_bands_shape(X.shape, name, n_channels)
     return X
 
 
@@ -156,19 +168,31 @@ def _check_array_shape(shape: tuple[int, ...], name: str) -> None:
     raise ValueError(f"{name} is an array of shape {shape}; {hint}.")
 
 
-def _check_tensor(X: Any, name: str) -> NDArray[Any]:
+def _check_bands_shape(shape: tuple[int, ...], name: str, n_channels: int) -> None:
+    if len(shape) == 4 and shape[3] == n_channels:
+        return
+    hint = f"pass (n, H, W, {n_channels}), for the images have {n_channels} channels"
+    if len(shape) == 3 and shape[2] == n_channels:
+        hint = f"this looks like one image (H, W, C): use {name}[np.newaxis]"
+    elif len(shape) == 4 and shape[1] == n_channels:
+        hint = f"channels come last: use {name}.transpose(0, 2, 3, 1)"
+    raise ValueError(f"{name} is an array of shape {shape}; {hint}.")
+
+
+def _check_tensor(X: Any, name: str, n_channels: int) -> NDArray[Any]:
+    known = accepted_channels(n_channels)
     shape = tuple(X.shape)
     if 0 in shape:
         raise ValueError(_empty(name) + f" Its shape is {shape}.")
-    if len(shape) == 4 and shape[1] in CHANNELS:
+    if len(shape) == 4 and shape[1] in known:
         array = tensor_to_numpy(X, Source(name)).transpose(0, 2, 3, 1)
         if problem := dtype_problem(array.dtype):
             raise ValueError(f"{name}: {problem[0]}; {problem[1]}.")
         return array
-    hint = "pass (n, C, H, W) with C 1, 3 or 4"
+    hint = f"pass (n, C, H, W) with C {channel_counts(n_channels)}"
     if len(shape) == 3:
         hint += f"; for one image use {name}[None], for grey images {name}[:, None]"
-    elif len(shape) == 4 and shape[3] in CHANNELS:
+    elif len(shape) == 4 and shape[3] in known:
         hint = (
             "in a torch tensor channels come first, (n, C, H, W): "
             f"use {name}.permute(0, 3, 1, 2)"

@@ -8,8 +8,10 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from skad.images._errors import ImageError, Source
@@ -65,6 +67,20 @@ def opened_image(source: Source) -> Iterator[tuple[Image.Image, BinaryIO]]:
         image = _read_header(stream, source)
         _check_pixel_count(image, source)
         yield image, stream
+
+
+def is_array_file(path: str) -> bool:
+    """Whether a file holds an array, by its name."""
+    return path.lower().endswith(".npy")
+
+
+@contextmanager
+def opened_array(source: Source) -> Iterator[NDArray[Any]]:
+    """Array of a .npy file with its header read and its values still in the file."""
+    with opened_bytes(source), decoding(source):
+        # Mapped, for a header that promises more than the file holds is found out
+        # before memory is asked for. Copy what is kept: the file may change.
+        yield np.lib.format.open_memmap(source.path or "", mode="r")
 
 
 def _read_header(stream: BinaryIO, source: Source) -> Image.Image:

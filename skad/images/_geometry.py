@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from skad.images._arrays import CONVERTED
+
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -37,7 +39,7 @@ def resize_image(
     Parameters
     ----------
     image : ndarray of shape (H, W, C)
-        Normal form: C 1 or 3, uint8 or float32 in [0, 1]; see `read_image`.
+        Normal form: uint8 or float32 in [0, 1]; see `read_image`.
     size : tuple of int
         Wanted (H, W).
     resample : {"bilinear", "bicubic", "lanczos", "nearest"}, default="bilinear"
@@ -69,15 +71,16 @@ def resize_image(
     if image.shape[:2] == (height, width):
         return image
     how = _FILTERS[resample]
-    if image.dtype == np.uint8:
+    if image.dtype == np.uint8 and image.shape[2] in CONVERTED:
         stored = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
         result = np.asarray(stored.resize((width, height), how))
         return result.reshape(height, width, image.shape[2])
-    result = np.empty((height, width, image.shape[2]), dtype=np.float32)
+    # Pillow would take a fourth channel for alpha and weigh the others with it.
+    result = np.empty((height, width, image.shape[2]), dtype=image.dtype)
     for channel in range(image.shape[2]):
         plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
         result[..., channel] = np.asarray(plane.resize((width, height), how))
-    return np.clip(result, 0, 1, out=result)
+    return result if image.dtype == np.uint8 else np.clip(result, 0, 1, out=result)
 
 
 def _check_normal_form(image: Any) -> None:
@@ -85,10 +88,10 @@ def _check_normal_form(image: Any) -> None:
         raise ValueError(
             f"image must be an array, got {type(image).__name__}; use read_image first."
         )
-    shape_ok = image.ndim == 3 and image.shape[2] in (1, 3) and min(image.shape) > 0
+    shape_ok = image.ndim == 3 and min(image.shape) > 0
     if not shape_ok or image.dtype not in (np.uint8, np.float32):
         raise ValueError(
-            "image must be (H, W, 1|3) of uint8 or float32, got shape "
+            "image must be (H, W, C) of uint8 or float32, got shape "
             f"{image.shape} and dtype {image.dtype}; use read_image first."
         )
 
@@ -164,23 +167,26 @@ def center_crop_box(
     return round((height - crop_height) / 2), round((width - crop_width) / 2)
 
 
-def to_float(image: NDArray[Any]) -> NDArray[np.float32]:
-    """Convert an image to three float channels in [0, 1].
+def to_float(image: NDArray[Any], n_channels: int = 3) -> NDArray[np.float32]:
+    """Convert an image to float channels in [0, 1], three unless told otherwise.
 
     Parameters
     ----------
     image : ndarray of shape (H, W, C)
-        Normal form: C 1 or 3, uint8 or float32 in [0, 1]; see `read_image`.
+        Normal form: uint8 or float32 in [0, 1], C 1 or `n_channels`; see
+        `read_image`.
+    n_channels : int, default=3
+        Wanted number of channels.
 
     Returns
     -------
-    ndarray of shape (H, W, 3), float32
+    ndarray of shape (H, W, n_channels), float32
         Grey is repeated. It may share memory with a float `image`.
 
     Raises
     ------
     ValueError
-        The image is not in normal form.
+        The image is not in normal form, or has another number of channels.
 
     Examples
     --------
@@ -190,6 +196,13 @@ def to_float(image: NDArray[Any]) -> NDArray[np.float32]:
     array([[[1., 1., 1.]]], dtype=float32)
     """
     _check_normal_form(image)
+    if image.shape[2] not in (1, n_channels):
+        raise ValueError(
+            f"image must have 1 or n_channels={n_channels} channels, got shape "
+            f"{image.shape}; use read_image with the same n_channels first."
+        )
     if image.dtype == np.uint8:
         image = image.astype(np.float32) / np.float32(255)
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+    if image.shape[2] == n_channels:
+        return image
+    return np.repeat(image, n_channels, axis=2)

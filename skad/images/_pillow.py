@@ -17,6 +17,8 @@ from skad.images._errors import ImageError, Source
 ORIENTATION = 0x0112
 # Their further frames are previews, depth maps or layers of the first one.
 COMPOSITE_FORMATS = ("MPO", "PSD")
+# Modes whose bands are kept where so many channels are wanted.
+STORED_BANDS = {"LA": 2, "RGBA": 4, "RGBX": 4, "CMYK": 4}
 
 
 @contextmanager
@@ -83,11 +85,17 @@ def apply_orientation(array: NDArray[Any], turn: int) -> NDArray[Any]:
     return np.ascontiguousarray(array)
 
 
-def pixels(image: Image.Image, source: Source) -> NDArray[Any]:
-    """Give stored pixels (H, W, C), C 1 or 3, in the value range of the mode."""
+def pixels(
+    image: Image.Image, source: Source, n_channels: int | None = 3
+) -> NDArray[Any]:
+    """Give stored pixels (H, W, C) in the value range of the mode.
+
+    C is 1 or 3, or `n_channels` if the image has so many bands; None keeps all bands.
+    """
     image.load()  # numpy would hide an error in here behind an array of one object
     mode = image.mode
-    if mode in ("RGB", "L", "I", "F") or mode.startswith("I;16"):
+    kept = mode in STORED_BANDS and n_channels in (None, STORED_BANDS[mode])
+    if kept or mode in ("RGB", "L", "I", "F") or mode.startswith("I;16"):
         array = np.asarray(image)
     elif mode == "La":
         array = np.asarray(image.convert("LA"))[..., :1]
@@ -113,3 +121,13 @@ def unit_range(array: NDArray[Any], source: Source) -> NDArray[Any]:
             "rescale to 0..65535 or to float in [0, 1]",
         )
     return array.astype(np.float32) / np.float32(65535)
+
+
+def luminance(image: NDArray[Any]) -> NDArray[Any]:
+    """Grey (H, W, 1) of an image in normal form, with the weights of Pillow."""
+    if image.shape[2] == 1:
+        return image
+    if image.dtype == np.uint8:
+        return np.asarray(Image.fromarray(image).convert("L"))[..., np.newaxis]
+    grey = image @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+    return grey.clip(0, 1)  # the weights add up to 1 but for rounding

@@ -13,14 +13,26 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from skad.images._arrays import array_view, normal_form, tensor_view
+from skad.images._arrays import (
+    array_view,
+    check_channels,
+    normal_form,
+    tensor_view,
+)
 from skad.images._errors import Source
-from skad.images._files import file_digest, opened_image, png_has_late_exif
+from skad.images._files import (
+    file_digest,
+    is_array_file,
+    opened_array,
+    opened_image,
+    png_has_late_exif,
+)
 from skad.images._kinds import ITEM_KINDS, as_path, is_tensor, type_name
 from skad.images._pillow import (
     apply_orientation,
     check_single_frame,
     decoding,
+    luminance,
     orientation,
     oriented_size,
     pixels,
@@ -31,35 +43,43 @@ from skad.images._pillow import (
 _LAZY_IMAGES = threading.Lock()
 
 
-def read_image(item: Any, *, where: str = "X[0]") -> NDArray[Any]:
+def read_image(item: Any, *, where: str = "X[0]", n_channels: int = 3) -> NDArray[Any]:
     """Read one image of any supported kind.
 
     EXIF orientation is applied. A transparency channel is dropped, not blended
     with a background. Palette, CMYK, YCbCr, LAB and HSV become RGB; grey stays one
     channel. 16-bit grey keeps its range (divided by 65535, so 12-bit data in 16-bit
     files stays dark); Pillow reads 16-bit colour files with 8 bits per channel.
-    Colour profiles are not applied.
+    Colour profiles are not applied. With `n_channels` other than 1 and 3, alpha and
+    CMYK are channels like others, and nothing becomes RGB.
 
     Parameters
     ----------
     item : str, Path, PIL.Image.Image, ndarray or torch.Tensor
         A file, an image of Pillow, an array (H, W) or (H, W, 1|3|4) of uint8,
         uint16, bool or float in [0, 1], or a tensor (C, H, W) of these types.
+        A file whose name ends in .npy holds such an array.
         Integer images of Pillow (modes I and I;16) count as 16-bit grey.
     where : str, default="X[0]"
         Name of the item in error messages.
+    n_channels : int, default=3
+        Channels that the image is read for. With 3, grey stays one channel, which
+        `to_float` repeats; with 1, colour becomes grey by its luminance; with any
+        other number, arrays are (H, W, n_channels).
 
     Returns
     -------
     ndarray of shape (H, W, C)
-        C is 1 or 3; uint8, or float32 in [0, 1]. It may share memory with `item`,
-        or be read-only: copy it before writing to it.
+        C is `n_channels`, or 1 where 3 are wanted and the image is grey; uint8, or
+        float32 in [0, 1]. It may share memory with `item`, or be read-only: copy it
+        before writing to it.
 
     Raises
     ------
     ImageError
         The item cannot be read, is damaged, has several frames, more pixels than
-        ``PIL.Image.MAX_IMAGE_PIXELS``, or values outside its range.
+        ``PIL.Image.MAX_IMAGE_PIXELS``, values outside its range, or another number
+        of channels.
 
     Examples
     --------
@@ -69,38 +89,53 @@ def read_image(item: Any, *, where: str = "X[0]") -> NDArray[Any]:
     >>> image.shape, image.dtype.name, float(image.max())
     ((2, 3, 1), 'float32', 1.0)
     """
-    path = as_path(item)
-    source = Source(where, path)
-    if path is not None:
+    image = _read(item, Source(where, as_path(item)), n_channels)
+    return luminance(image) if n_channels == 1 else image
+
+
+def _read(item: Any, source: Source, n_channels: int) -> NDArray[Any]:
+    if source.path is not None and is_array_file(source.path):
+        with opened_array(source) as stored:
+            view = np.array(array_view(stored, source, n_channels))
+            return normal_form(view, source, n_channels)
+    if source.path is not None:
         with opened_image(source) as (image, _):
-            return unit_range(oriented_pixels(image, source), source)
-    if isinstance(item, Image.Image):
-        return unit_range(oriented_pixels_of_object(item, source), source)
-    return normal_form(item_view(item, source), source)
+            array = oriented_pixels(image, source, n_channels)
+    elif isinstance(item, Image.Image):
+        array = oriented_pixels_of_object(item, source, n_channels)
+    else:
+        view = item_view(item, source, n_channels)
+        return normal_form(view, source, n_channels)
+    check_channels(array, source, n_channels)
+    return unit_range(array, source)
 
 
-def oriented_pixels(image: Image.Image, source: Source) -> NDArray[Any]:
+def oriented_pixels(
+    image: Image.Image, source: Source, n_channels: int | None = 3
+) -> NDArray[Any]:
     """Decode to upright pixels in the value range of the image mode."""
     with decoding(source):
         check_single_frame(image, source)
-        array = pixels(image, source)
+        array = pixels(image, source, n_channels)
         if isinstance(image, TiffImageFile):  # Pillow has turned these while decoding
             return array
         return apply_orientation(array, orientation(image.getexif))
 
 
-def oriented_pixels_of_object(image: Image.Image, source: Source) -> NDArray[Any]:
+def oriented_pixels_of_object(
+    image: Image.Image, source: Source, n_channels: int | None = 3
+) -> NDArray[Any]:
     """Do the same for an image of the caller, which other threads may be reading."""
     with _LAZY_IMAGES if isinstance(image, ImageFile) else nullcontext():
-        return oriented_pixels(image, source)
+        return oriented_pixels(image, source, n_channels)
 
 
-def item_view(item: Any, source: Source) -> NDArray[Any]:
+def item_view(item: Any, source: Source, n_channels: int | None) -> NDArray[Any]:
     """Array or tensor as a view (H, W, C); anything else is an error."""
     if isinstance(item, np.ndarray):
-        return array_view(item, source)
+        return array_view(item, source, n_channels)
     if is_tensor(item):
-        return tensor_view(item, source)
+        return tensor_view(item, source, n_channels)
     refuse_item(item, source)
 
 
@@ -122,7 +157,7 @@ def image_size(item: Any, *, where: str = "X[0]") -> tuple[int, int]:
     Parameters
     ----------
     item : str, Path, PIL.Image.Image, ndarray or torch.Tensor
-        As for `read_image`.
+        As for `read_image`, with any number of channels.
     where : str, default="X[0]"
         Name of the item in error messages.
 
@@ -152,7 +187,7 @@ def image_size(item: Any, *, where: str = "X[0]") -> tuple[int, int]:
     elif path is not None:
         size = _file_size(source)
     else:
-        size = item_view(item, source).shape[:2]
+        size = item_view(item, source, None).shape[:2]
     if min(size) < 1:
         raise source.error(
             f"the image is empty, height and width {size}",
@@ -162,6 +197,9 @@ def image_size(item: Any, *, where: str = "X[0]") -> tuple[int, int]:
 
 
 def _file_size(source: Source) -> tuple[int, int]:
+    if is_array_file(source.path or ""):
+        with opened_array(source) as array:
+            return array_view(array, source, None).shape[:2]
     with opened_image(source) as (image, stream), decoding(source):
         if image.format == "PNG" and png_has_late_exif(stream):
             image.load()
@@ -177,7 +215,8 @@ def content_key(item: Any, *, where: str = "X[0]") -> str:
     Parameters
     ----------
     item : str, Path, PIL.Image.Image, ndarray or torch.Tensor
-        As for `read_image`. Of a file the bytes count, not the decoded pixels.
+        As for `read_image`, with any number of channels. Of a file the bytes count,
+        not the decoded pixels.
     where : str, default="X[0]"
         Name of the item in error messages.
 
@@ -206,9 +245,9 @@ def content_key(item: Any, *, where: str = "X[0]") -> str:
     if path is not None:
         return file_digest(source)
     if isinstance(item, Image.Image):
-        array = oriented_pixels_of_object(item, source)
+        array = oriented_pixels_of_object(item, source, None)
     else:
-        array = item_view(item, source)
+        array = item_view(item, source, None)
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{array.dtype.str} {array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)

@@ -161,7 +161,7 @@ def test_another_grid_is_refused():
     rng = np.random.default_rng(0)
     detector = PaDiMDetector().fit(rng.normal(size=(30, 3, 3, 4)))
     for method in (detector.predict, detector.partial_fit, detector.calibrate):
-        with pytest.raises(ValueError, match="4 x 3.*3 x 3"):
+        with pytest.raises(ValueError, match=r"4 x 3.*3 x 3"):
             method(rng.normal(size=(2, 4, 3, 4)))
 
 

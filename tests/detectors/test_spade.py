@@ -129,7 +129,7 @@ def test_levels_by_number_of_channels(g):
     ]
     np.testing.assert_allclose(raw(detector, plain[n:]), np.mean(each, axis=0))
     assert [gallery.shape[3] for gallery in detector.galleries_] == [6, 8, 10]
-    with pytest.raises(ValueError, match="levels=.*add up to the 24 channels"):
+    with pytest.raises(ValueError, match=r"levels=.*add up to the 24 channels"):
         fitted(plain, g, levels=(6, 8))
 
 

@@ -202,6 +202,210 @@ def test_random_states_are_left_alone(images):
     assert torch.get_num_threads() == threads
 
 
+# -- channels ------------------------------------------------------------------
+
+
+def timm_features(n_channels, **parameters):
+    parameters = {
+        "weights": False,
+        "image_size": 32,
+        "embedding": "concat",
+    } | parameters
+    return PatchFeatures(
+        "resnet10t", "auto", backbone_kwargs={"in_chans": n_channels}, **parameters
+    )
+
+
+def bands(n_channels, dtype=np.uint8):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 2 if dtype is bool else 256, (3, 20, 24, n_channels), dtype)
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 4, 5, 13])
+def test_images_of_any_number_of_channels(tmp_path, n_channels):
+    import torch
+
+    X = bands(n_channels)
+    features = timm_features(n_channels)
+    expected = features.fit_transform(X, np.ones(3))
+    assert expected.shape[0] == 3
+    assert np.ptp(expected, axis=0).max() > 1e-3
+    assert features.image_sizes(X) == [(20, 24)] * 3
+    np.testing.assert_array_equal(features.fit(X).transform(list(X)), expected)
+    tensor = torch.from_numpy(X).permute(0, 3, 1, 2)
+    np.testing.assert_array_equal(features.transform(tensor), expected)
+    np.testing.assert_array_equal(features.transform(list(tensor)), expected)
+    paths = [tmp_path / f"{i}.npy" for i in range(3)]
+    for path, image in zip(paths, X, strict=True):
+        np.save(path, image)
+    np.testing.assert_array_equal(features.transform(paths), expected)
+    assert features.image_sizes(paths) == [(20, 24)] * 3
+    deep = features.transform(X * np.uint16(257))
+    np.testing.assert_allclose(deep, features.transform(X / 255), atol=1e-4)
+
+
+@pytest.mark.parametrize("n_channels", [2, 4, 5])
+def test_every_channel_counts(n_channels):
+    X = bands(n_channels)
+    features = timm_features(n_channels).fit(X)
+    plain = features.transform(X)
+    for channel in range(n_channels):
+        changed = X.copy()
+        changed[..., channel] = 255 - changed[..., channel]
+        assert np.abs(features.transform(changed) - plain).max() > 1e-3
+
+
+def test_own_network_tells_its_channels():
+    from torch import nn
+
+    network = nn.Sequential()
+    network.add_module("early", nn.Conv2d(5, 6, 3, stride=4, padding=1))
+    network.add_module("late", nn.Conv2d(6, 10, 3, stride=2, padding=1))
+    features = PatchFeatures(network, **TINY)
+    assert features.fit_transform(bands(5)).shape == (3, 8, 8, 1024)
+    with pytest.raises(
+        ImageError, match=r"X\[1\]: the image has 3 channels, expected 5"
+    ):
+        features.transform([bands(5)[0], bands(3)[0]])
+
+
+def test_a_network_without_convolution_takes_rgb(images):
+    from torch import nn
+
+    network = nn.Sequential()
+    network.add_module("pool", nn.AvgPool2d(4))
+    features = PatchFeatures(network, layers=("pool",), image_size=32)
+    assert features.fit_transform(images[..., 0]).shape[:3] == (5, 8, 8)
+
+
+def test_colour_becomes_grey_for_one_channel(images, tmp_path):
+    grey = [np.asarray(Image.fromarray(image).convert("L")) for image in images]
+    features = timm_features(1)
+    expected = features.fit_transform(grey)
+    np.testing.assert_array_equal(features.transform(images), expected)
+    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    one = features.transform([tmp_path / "a.png"])
+    np.testing.assert_allclose(one, expected[:1], atol=1e-5)
+
+
+def test_an_image_of_other_channels_is_named_or_skipped():
+    X = [*bands(5), bands(3)[0]]
+    features = timm_features(5).fit(X)
+    with pytest.raises(
+        ImageError, match=r"X\[3\]: the image has 3 channels, expected 5; pass"
+    ):
+        features.transform(X)
+    features.set_params(on_error="skip")
+    with pytest.warns(SkippedImageWarning, match="expected 5"):
+        assert np.isnan(features.transform(X)[3]).all()
+    with pytest.raises(ValueError, match=r"X is an array .*; pass \(n, H, W, 5\)"):
+        features.transform(bands(3))
+
+
+def test_mean_and_std_of_other_channels():
+    X = bands(5)
+    average = timm_features(5).fit_transform(X)
+    for mean, std in (
+        ([0.449], [0.226]),
+        ([0.449] * 5, np.full(5, 0.226)),
+    ):
+        given = timm_features(5, mean=mean, std=std).fit_transform(X)
+        np.testing.assert_allclose(given, average, atol=1e-4)
+    other = timm_features(5, mean=[0, 0.2, 0.4, 0.6, 0.8]).fit_transform(X)
+    assert np.abs(other - average).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_mean_of_another_length_is_an_error(images, features, name):
+    with pytest.raises(ValueError, match=rf"{name}=\[0.5, 0.5\] .* pass 3 values"):
+        features.set_params(**{name: [0.5, 0.5]}).fit(images)
+    with pytest.raises(ValueError, match=rf"{name}=\(1, 1, 1\) .* pass 5 values"):
+        timm_features(5, **{name: (1, 1, 1)}).fit(bands(5))
+
+
+@pytest.mark.parametrize("n_channels", [0, -1, 2.0, "5", None])
+def test_in_chans_must_be_a_number_of_channels(n_channels):
+    with pytest.raises(ValueError, match="in_chans must be a positive integer"):
+        timm_features(n_channels).fit(bands(5))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("n_channels", [1, 2, 5])
+def test_weights_files_are_adapted_to_the_channels(tmp_path, suffix, n_channels):
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path / f"weights.{suffix}"
+    save = torch.save if suffix == "pth" else save_file
+    for trained in (3, n_channels):  # the second is of these channels already
+        torch.manual_seed(trained)
+        state = timm.create_model("resnet10t", in_chans=trained).state_dict()
+        save(state, path)
+        features = timm_features(n_channels, weights=path).fit(bands(n_channels))
+        first = features._backbone().module.conv1[0].weight
+        filters = state["conv1.0.weight"]
+        if trained == 3:
+            filters = timm.models.adapt_input_conv(n_channels, filters)
+        np.testing.assert_allclose(first, filters, rtol=1e-6)
+        assert "state_dict" not in features._backbone().module.pretrained_cfg
+
+
+@pytest.mark.parametrize(("trained", "n_channels"), [(4, 5), (4, 1), (2, 6)])
+def test_weights_files_that_cannot_be_adapted(tmp_path, trained, n_channels):
+    import timm
+    import torch
+
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet10t", in_chans=trained).state_dict(), path)
+    with pytest.raises(
+        ValueError, match=f"has {trained} channels, which .* in_chans={n_channels}"
+    ):
+        timm_features(n_channels, weights=path).fit(bands(n_channels))
+
+
+def test_grey_images_through_one_trained_channel(shared):
+    weights = shared / "weights" / "mobilenetv2_100_imagenet.safetensors"
+    grey = bands(1)
+    results = []
+    for n_channels in (1, 3):
+        features = PatchFeatures(
+            "mobilenetv2_100",
+            "auto",
+            weights=weights,
+            backbone_kwargs={"pad_type": "same", "in_chans": n_channels},
+            image_size=64,
+            mean=[0.45],
+            std=[0.225],
+        )
+        results.append(features.fit_transform(np.repeat(grey, n_channels, axis=3)))
+    assert np.ptp(results[0]) > 0.1
+    np.testing.assert_allclose(*results, atol=1e-5 * np.abs(results[1]).max())
+
+
+def test_cache_tells_channels_apart(tmp_path):
+    # A grey image has one content; what is kept depends on the network too.
+    X = bands(1)
+    one = timm_features(1, cache_dir=tmp_path)
+    three = timm_features(3, cache_dir=tmp_path)
+    expected = one.fit_transform(X), three.fit_transform(X)
+    assert len(list(tmp_path.glob("*/*.npy"))) == 6
+    np.testing.assert_array_equal(one.transform(X), expected[0])
+    np.testing.assert_array_equal(three.transform(X), expected[1])
+
+
+def test_cache_keeps_the_fourth_channel(tmp_path):
+    values = bands(4)
+    X = [Image.fromarray(image) for image in values]
+    opaque = [image.copy() for image in X]
+    for image in opaque:
+        image.putalpha(255)
+    features = timm_features(4, cache_dir=tmp_path)
+    result = features.fit_transform(X)
+    np.testing.assert_array_equal(result, timm_features(4).fit_transform(values))
+    assert np.abs(features.transform(opaque) - result).max() > 1e-3
+
+
 # -- cache ---------------------------------------------------------------------
 
 
