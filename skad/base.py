@@ -455,7 +455,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         if first or (how == "loo" and self._keeps_images):
             self._set_threshold(*held_out_scores)
         else:
-            self._join_threshold(*held_out_scores, self.n_samples_seen_)
+            scores, maps = held_out_scores
+            self._join_threshold(scores, maps, self.n_samples_seen_)
         if how == "train":
             self.offset_ = float(
                 np.percentile(self.calibration_scores_, 100 * self.contamination)

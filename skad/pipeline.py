@@ -1,10 +1,14 @@
 """A scikit-learn Pipeline that also says where an image is anomalous."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import sklearn.pipeline
+from sklearn import get_config
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
 
 from skad._checks import check_size
 from skad._maps import render
@@ -70,8 +74,150 @@ class Pipeline(sklearn.pipeline.Pipeline):
         # passes is always named.
         self._steps = steps if not _has_bare(steps) else _named(steps)
 
+    def fit(self, X, y=None, regions=None, **params):
+        """Fit all transformers and the detector.
+
+        As in scikit-learn. A `PatchFeatures` followed by a `PaDiMDetector` works
+        batch by batch, so that memory does not grow with the number of images.
+
+        Parameters
+        ----------
+        X : sequence of images
+
+        y : array-like of shape (n,), optional
+            Images labelled -1 are left out.
+
+        regions : sequence of n masks, optional
+            As in `PatchFeatures.transform`.
+
+        **params
+            As in scikit-learn.
+
+        Returns
+        -------
+        self : object
+        """
+        if self._can_stream() and not params:
+            self.steps[1][1]._fit_blocks(self.steps[0][1]._fit_blocks(X, y, regions))
+            return self
+        if regions is not None:
+            params[self._regions_name()] = regions
+        return super().fit(X, y, **params)
+
+    def _regions_name(self):
+        """The name by which scikit-learn's pipeline takes regions in `fit`."""
+        if get_config()["enable_metadata_routing"]:
+            return "regions"
+        for name, step in self.steps[:-1]:
+            if hasattr(_unwrap(step), "image_sizes"):
+                return f"{name}__regions"
+        raise ValueError("regions needs a step that reads images, as PatchFeatures.")
+
+    @available_if(_final_has("score_samples"))
+    def score_samples(self, X, regions=None):
+        """Score images; larger is more normal.
+
+        Parameters
+        ----------
+        X : sequence of images
+
+        regions : sequence of n masks, optional
+            As in `PatchFeatures.transform`.
+
+        Returns
+        -------
+        scores : ndarray of shape (n,), float64
+        """
+        return self.steps[-1][1].score_samples(_transformed(self, X, regions))
+
+    @available_if(_final_has("decision_function"))
+    def decision_function(self, X, regions=None, **params):
+        """Score images against the threshold; negative is anomalous.
+
+        Parameters
+        ----------
+        X : sequence of images
+
+        regions : sequence of n masks, optional
+            As in `PatchFeatures.transform`.
+
+        **params
+            As in scikit-learn.
+
+        Returns
+        -------
+        decision : ndarray of shape (n,), float64
+        """
+        if regions is None:
+            return super().decision_function(X, **params)
+        return self.steps[-1][1].decision_function(_transformed(self, X, regions))
+
+    @available_if(_final_has("predict"))
+    def predict(self, X, regions=None, **params):
+        """Decide for each image: +1 is normal, -1 is anomalous.
+
+        Parameters
+        ----------
+        X : sequence of images
+
+        regions : sequence of n masks, optional
+            As in `PatchFeatures.transform`.
+
+        **params
+            As in scikit-learn.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,), int64
+        """
+        if regions is None:
+            return super().predict(X, **params)
+        return self.steps[-1][1].predict(_transformed(self, X, regions))
+
+    @available_if(_final_has("partial_fit"))
+    def partial_fit(self, X, y=None, regions=None):
+        """Let the detector learn from more good images.
+
+        Transformers stay as the first call has fitted them: the filters of
+        `PCANetFeatures`, for example.
+
+        Parameters
+        ----------
+        X : sequence of images
+
+        y : array-like of shape (n,), optional
+            Images labelled -1 are left out.
+
+        regions : sequence of n masks, optional
+            As in `PatchFeatures.transform`.
+
+        Returns
+        -------
+        self : object
+        """
+        final = self.steps[-1][1]
+        if not _is_fitted(final):
+            self.fit(X, y, regions)
+        elif self._can_stream():
+            images = self.steps[0][1]
+            final._fit_blocks(images._transform_blocks(X, y, regions), update=True)
+        else:
+            final.partial_fit(_transformed(self, X, regions), y)
+        return self
+
+    def _can_stream(self):
+        """Whether features can pass from step to step block by block."""
+        if len(self.steps) != 2 or self.memory is not None:
+            return False
+        images, final = (step for _, step in self.steps)
+        return (
+            hasattr(images, "_fit_blocks")
+            and hasattr(final, "_fit_blocks")
+            and final._calibration() == "loo"
+        )
+
     @available_if(_final_has("anomaly_map"))
-    def anomaly_map(self, X, size=None):
+    def anomaly_map(self, X, size=None, regions=None):
         """Say where images are anomalous; larger is more anomalous.
 
         Mind the sign: scores are larger for normal images, maps for anomalous
@@ -85,16 +231,20 @@ class Pipeline(sklearn.pipeline.Pipeline):
             Height and width of the maps in pixels. Without it every map has
             the size of its image as passed.
 
+        regions : sequence of n masks, optional
+            As in `PatchFeatures.transform`.
+
         Returns
         -------
         maps : ndarray of shape (n, H, W), float32, or list of (H, W) arrays
-            A list where images differ in size. Where the features saw a crop
-            only, the rest takes the smallest score of the image.
+            A list where images differ in size. Pixels outside a region, or
+            outside a crop that the features saw, take the smallest score of the
+            image.
         """
-        return _pipeline_map(self, X, size)
+        return _pipeline_map(self, X, size, regions)
 
     @available_if(_final_has("predict_mask"))
-    def predict_mask(self, X, size=None):
+    def predict_mask(self, X, size=None, regions=None):
         """Mark the anomalous pixels.
 
         Parameters
@@ -104,12 +254,15 @@ class Pipeline(sklearn.pipeline.Pipeline):
         size : (int, int), optional
             As in `anomaly_map`.
 
+        regions : sequence of n masks, optional
+            As in `PatchFeatures.transform`.
+
         Returns
         -------
         masks : ndarray of shape (n, H, W), bool, or list of (H, W) arrays
             True where the map exceeds `pixel_threshold` at its size.
         """
-        maps = self.anomaly_map(X, size)
+        maps = self.anomaly_map(X, size, regions)
         thresholds = {s: self.pixel_threshold(s) for s in {m.shape for m in maps}}
         masks = [m > thresholds[m.shape] for m in maps]
         return np.stack(masks) if isinstance(maps, np.ndarray) else masks
@@ -134,21 +287,24 @@ class Pipeline(sklearn.pipeline.Pipeline):
         return final.pixel_threshold(size, window=images.window())
 
     @available_if(_final_has("p_value"))
-    def p_value(self, X):
+    def p_value(self, X, regions=None):
         """How usual each image is among good ones; small for anomalies.
 
         Parameters
         ----------
         X : sequence of images
 
+        regions : sequence of n masks, optional
+            As in `PatchFeatures.transform`.
+
         Returns
         -------
         p : ndarray of shape (n,), float64
         """
-        return _unwrap(self.steps[-1][1]).p_value(_transformed(self, X))
+        return _unwrap(self.steps[-1][1]).p_value(_transformed(self, X, regions))
 
     @available_if(_final_has("calibrate"))
-    def calibrate(self, X, y=None):
+    def calibrate(self, X, y=None, regions=None):
         """Set the threshold anew from good images that were not trained on.
 
         Parameters
@@ -158,11 +314,14 @@ class Pipeline(sklearn.pipeline.Pipeline):
         y : array-like of shape (n,), optional
             Images labelled -1 are left out.
 
+        regions : sequence of n masks, optional
+            As in `PatchFeatures.transform`.
+
         Returns
         -------
         self : object
         """
-        _unwrap(self.steps[-1][1]).calibrate(_transformed(self, X), y)
+        _unwrap(self.steps[-1][1]).calibrate(_transformed(self, X, regions), y)
         return self
 
 
@@ -193,7 +352,7 @@ def make_pipeline(*steps, memory=None, transform_input=None, verbose=False):
     return Pipeline(named, **kwargs)
 
 
-def anomaly_map(estimator, X, size=None):
+def anomaly_map(estimator, X, size=None, regions=None):
     """Anomaly maps of any fitted estimator that can make them.
 
     Detectors, this package's and scikit-learn's Pipeline, and searches around
@@ -211,6 +370,10 @@ def anomaly_map(estimator, X, size=None):
         Height and width of the maps in pixels. Without it, every map has the
         size of its image, or of the patch grid where X holds features.
 
+    regions : sequence of n masks, optional
+        For pipelines: what to look at in each image, as in
+        `PatchFeatures.transform`.
+
     Returns
     -------
     maps : ndarray of shape (n, H, W), float32, or list of (H, W) arrays
@@ -223,11 +386,16 @@ def anomaly_map(estimator, X, size=None):
     """
     inner = _unwrap(estimator)
     if isinstance(inner, sklearn.pipeline.Pipeline):
-        return _pipeline_map(inner, X, size)
+        return _pipeline_map(inner, X, size, regions)
     if not hasattr(inner, "anomaly_map"):
         raise TypeError(
             f"{type(inner).__name__} has no method anomaly_map; maps come from the "
             "detectors of skad, alone or at the end of a pipeline."
+        )
+    if regions is not None:
+        raise ValueError(
+            f"regions is for pipelines that start from images; {type(inner).__name__} "
+            "takes features, where patches outside a region are NaN."
         )
     return inner.anomaly_map(X, size=size)
 
@@ -241,8 +409,29 @@ def _unwrap(estimator):
     return estimator
 
 
-def _transformed(pipeline, X):
-    return pipeline[:-1].transform(X) if len(pipeline.steps) > 1 else X
+def _is_fitted(estimator):
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError:
+        return False
+    return True
+
+
+def _transformed(pipeline, X, regions=None):
+    """What the last step gets; regions go to the step that reads images."""
+    images = _image_step(pipeline)
+    if regions is not None and images is None:
+        raise ValueError("regions needs a step that reads images, as PatchFeatures.")
+    for _, step in pipeline.steps[:-1]:
+        if step is None or step == "passthrough":
+            continue
+        if regions is not None and _unwrap(step) is images:
+            X = images.transform(X, regions=regions)
+        elif regions is not None and isinstance(step, sklearn.pipeline.Pipeline):
+            X = step.steps[-1][1].transform(_transformed(step, X, regions))
+        else:
+            X = step.transform(X)
+    return X
 
 
 def _image_step(pipeline):
@@ -256,25 +445,32 @@ def _image_step(pipeline):
     return None
 
 
-def _pipeline_map(pipeline, X, size):
+def _pipeline_map(pipeline, X, size, regions=None):
     final = pipeline.steps[-1][1]
     images = _image_step(pipeline)
     if size is not None:
         size = check_size(size)
+    features = _transformed(pipeline, X, regions)
     if images is None:
-        return anomaly_map(final, _transformed(pipeline, X), size)
-    grids = anomaly_map(final, _transformed(pipeline, X))
+        return anomaly_map(final, features, size)
+    grids = anomaly_map(final, features)
     sizes = [size] * len(grids) if size is not None else images.image_sizes(X)
     # An image that could not be read has no size and no scores: any size serves.
     known = [s for s in sizes if s is not None]
     sizes = [known[0] if s is None else s for s in sizes]
-    sigma, window = getattr(_unwrap(final), "sigma", 0.0), images.window()
+    draw = getattr(_unwrap(final), "_draw", partial(render, sigma=0.0))
+    window = images.window()
     if len(set(sizes)) == 1:
-        return render(grids, sizes[0], sigma=sigma, window=window)
-    return [
-        render(grids[i : i + 1], sizes[i], sigma=sigma, window=window)[0]
-        for i in range(len(grids))
-    ]
+        maps = draw(grids, sizes[0], window=window)
+    else:
+        maps = [
+            draw(grids[i : i + 1], sizes[i], window=window)[0]
+            for i in range(len(grids))
+        ]
+    looked_at = images.regions(regions, len(grids))
+    for i in range(len(maps)) if looked_at else ():
+        maps[i][~looked_at.inside(i, sizes[i])] = grids[i].min()
+    return maps
 
 
 def _is_named(step):

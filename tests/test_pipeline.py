@@ -11,15 +11,21 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_html_repr
 
 from skad import (
+    PaDiMDetector,
     PatchCoreDetector,
     PatchFeatures,
+    PCANetFeatures,
     Pipeline,
+    SPADEDetector,
+    SubspaceDetector,
     anomaly_map,
     make_pipeline,
 )
 from skad._maps import render
 from skad.datasets import make_textures
+from skad.detectors._gaussians import Gaussians
 from skad.features import SkippedImageWarning
+from skad.images import ImageError
 
 NETWORK = {"backbone": "resnet10t", "weights": False, "layers": "auto"}
 
@@ -232,3 +238,66 @@ def test_feature_pipelines_without_images():
     assert model.anomaly_map(X).shape == (40, 1, 1)
     assert model.predict(X).shape == (40,)
     assert isinstance(model.pixel_threshold((4, 4)), float)
+
+
+# -- learning on, and batch by batch ---------------------------------------------
+
+
+@pytest.mark.parametrize("features", [PatchFeatures(**NETWORK), PCANetFeatures()])
+def test_padim_learns_from_a_stream(data, features, monkeypatch):
+    features.set_params(image_size=64, batch_size=7)
+    X = [*data.train, *data.test]
+    y = np.r_[np.ones(len(data.train), int), data.y_test]
+    whole = PaDiMDetector().fit(clone(features).fit_transform(X, y), y)
+    seen = []
+    add = Gaussians.add
+    monkeypatch.setattr(
+        Gaussians, "add", lambda self, X: seen.append(len(X)) or add(self, X)
+    )
+    model = Pipeline([features, PaDiMDetector()]).fit(X, y)
+    assert max(seen) <= 7
+    np.testing.assert_allclose(model[-1].mean_, whole.mean_, atol=1e-12)
+    assert model[-1].offset_ == pytest.approx(whole.offset_, rel=1e-6)
+    assert model[-1].n_samples_seen_ == (y == 1).sum()
+
+
+@pytest.mark.parametrize(
+    "detector", [PatchCoreDetector(), PaDiMDetector(), SubspaceDetector()]
+)
+def test_partial_fit(data, detector):
+    features = PatchFeatures(**NETWORK, image_size=64, embedding="concat")
+    model = Pipeline([features, detector])
+    assert model.partial_fit(data.train[:12]) is model
+    model.partial_fit([*data.train[12:], *data.test[:3]], [1] * 12 + [-1] * 3)
+    assert model[-1].n_samples_seen_ == 24
+    parts = clone(detector)
+    X = features.transform(data.train)
+    parts.partial_fit(X[:12]).partial_fit(X[12:])
+    np.testing.assert_allclose(
+        model.score_samples(data.test),
+        parts.score_samples(features.transform(data.test)),
+        rtol=1e-6,
+    )
+    assert not hasattr(Pipeline([features, SPADEDetector()]), "partial_fit")
+
+
+def test_a_stream_of_bad_images_is_explained(data, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"")
+    features = PatchFeatures(**NETWORK, image_size=64, on_error="skip")
+    model = Pipeline([features, PaDiMDetector()])
+    with pytest.warns(SkippedImageWarning, match="bad.png"):
+        model.fit([*data.train, bad])
+    assert model[0].skipped_[0][0] == len(data.train)
+    assert model[-1].n_samples_seen_ == len(data.train)
+    with pytest.raises(ImageError, match="none of the 1 images"):
+        clone(model).partial_fit([bad])
+    with pytest.raises(ValueError, match="every label is -1"):
+        model.partial_fit(data.train[:2], [-1, -1])
+
+
+def test_one_image_in_a_stream(data):
+    features = PatchFeatures(**NETWORK, image_size=64)
+    with pytest.warns(UserWarning, match="one training image"):
+        model = Pipeline([features, PaDiMDetector()]).fit(data.train[:1])
+    assert np.isfinite(model.decision_function(data.test)).all()

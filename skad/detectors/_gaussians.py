@@ -7,6 +7,7 @@ of squares take over, and of the images a sample is kept, to set a threshold.
 """
 
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -40,8 +41,8 @@ class Gaussians:
         self.n_images = 0
         self.counts = np.zeros(n_positions, np.int64)
         self.mean = np.zeros((n_positions, n_features))
-        self.squares: np.ndarray | None = None
-        self.factor: np.ndarray | None = None
+        self.squares: Any = None  # while learning, beyond the low-rank regime
+        self.factor: Any = None  # once finished
         # Memory is committed where it is written only: room for the worst case.
         room = max(n_kept, n_features - 1)
         self.images = np.empty((room, n_positions, n_features), dtype)
@@ -78,7 +79,8 @@ class Gaussians:
 
     def reopened(self):
         """A copy to learn on with; the finished one stays as it is."""
-        new = Gaussians(*self.mean.shape, self.images.dtype, self.eps, self.n_kept)
+        n, d = self.mean.shape
+        new = Gaussians(n, d, self.images.dtype, self.eps, self.n_kept)
         return new.join(self)
 
     def finish(self):
@@ -254,7 +256,7 @@ class Gaussians:
 
     def _keep(self, image):
         """Keep an image if there is room, or if its key is small enough."""
-        digest = blake2b(np.ascontiguousarray(image), digest_size=8).digest()
+        digest = blake2b(image.tobytes(), digest_size=8).digest()
         key = np.uint64(int.from_bytes(digest, "little"))
         slot = self.n_used
         if slot == len(self.images):

@@ -168,36 +168,58 @@ class PaDiMDetector(BaseDetector):
         return self._gaussians.covariance(row * width + column)
 
     def _fit(self, X):
-        if len(X) == 1:
-            warnings.warn(
-                "one training image has no covariance: patches score by their "
-                "Euclidean distance to it, divided by the square root of eps.",
-                stacklevel=5,
-            )
-        gaussians = Gaussians(
-            X.shape[1] * X.shape[2],
-            X.shape[3],
-            X.dtype,
-            self.eps,
-            self.calibration_size,
-        )
-        self._learn_from(gaussians, X)
+        self._learn_from(self._new_gaussians(X), X)
 
     def _update(self, X):
         self._learn_from(self._gaussians.reopened(), X)
 
     def _merge(self, other):
         gaussians = self._gaussians.reopened().join(other._gaussians)
-        self._gaussians = gaussians.finish()
-        self.mean_ = gaussians.mean.reshape(self.mean_.shape)
+        self._set_gaussians(gaussians, self.mean_.shape[:2])
+
+    def _fit_blocks(self, blocks, update=False):
+        """Fit, or learn on, from features that come block by block."""
+        self._validate_params()
+        gaussians = self._gaussians.reopened() if update else None
+        n_before = self.n_samples_seen_ if update else 0
+        for X in blocks:
+            X, present = self._check_features(X, reset=gaussians is None)
+            if gaussians is None:
+                gaussians = self._new_gaussians(X)
+            elif update:
+                self._check_grid(X.shape[1:3])
+            gaussians.add(_flat(X if present.all() else X[present]))
+        if gaussians is None or gaussians.n_images == n_before:
+            raise ValueError("no good image is left: all of them were skipped.")
+        if gaussians.n_images == 1:
+            return self.fit(X[present])
+        self._set_gaussians(gaussians, X.shape[1:3])
+        self.n_samples_seen_ = gaussians.n_images
+        self._set_threshold(*self._score_left_out())
+        return self
+
+    def _new_gaussians(self, X):
+        n_positions, n_features = X.shape[1] * X.shape[2], X.shape[3]
+        return Gaussians(
+            n_positions, n_features, X.dtype, self.eps, self.calibration_size
+        )
 
     def _learn_from(self, gaussians, X):
         with progress(len(X), "Gaussians", self.verbose) as bar:
             for lo in range(0, len(X), 32):
                 gaussians.add(_flat(X[lo : lo + 32]))
                 bar.reach(min(lo + 32, len(X)))
+        if gaussians.n_images == 1:
+            warnings.warn(
+                "one training image has no covariance: patches score by their "
+                "Euclidean distance to it, divided by the square root of eps.",
+                stacklevel=5,
+            )
+        self._set_gaussians(gaussians, X.shape[1:3])
+
+    def _set_gaussians(self, gaussians, grid):
         self._gaussians = gaussians.finish()
-        self.mean_ = gaussians.mean.reshape(X.shape[1:])
+        self.mean_ = gaussians.mean.reshape(*grid, -1)
 
     def _score(self, X):
         if X.shape[1:3] != self.mean_.shape[:2]:

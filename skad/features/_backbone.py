@@ -38,13 +38,15 @@ class Backbone:
             digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def levels(self, batch, names, last=None):
+    def levels(self, batch, names, last=None, pooled=False):
         """Outputs of the named modules, as maps (b, c, h, w), in that order.
 
         Runs the network up to the module `last`; without it, to the end.
-        Returns the maps and the name of the module that finished last.
+        Returns the maps, the name of the module that finished last, and one
+        vector (b, p) per image: the network's pooled output where `pooled` is
+        True, or the mean output of the module that it names; None otherwise.
         """
-        taken = {}
+        taken, vector = {}, None
 
         def take(name):
             def hook(module, inputs, output):
@@ -55,25 +57,39 @@ class Backbone:
 
             return hook
 
+        def describe(module, inputs, output):
+            nonlocal vector
+            vector = _as_vector(output, pooled, self.module, batch.shape[2:])
+
         with _running, _evaluating(self.module):
             handles = [
                 self.module.get_submodule(name).register_forward_hook(take(name))
                 for name in names
             ]
+            if isinstance(pooled, str):
+                # Before the hooks of the levels, the last of which may stop the run.
+                module = self.module.get_submodule(pooled)
+                handles.append(module.register_forward_hook(describe, prepend=True))
+                handles.append(module.register_forward_hook(take(pooled)))
             try:
-                self.module(batch)
+                if pooled is True:
+                    features = self.module.forward_features(batch)
+                    vector = self.module.forward_head(features, pre_logits=True).float()
+                else:
+                    self.module(batch)
             except _Reached:
                 pass
             finally:
                 for handle in handles:
                     handle.remove()
-        absent = [name for name in names if name not in taken]
+        wanted = [*names, *([pooled] if isinstance(pooled, str) else [])]
+        absent = [name for name in wanted if name not in taken]
         if absent:
             raise ValueError(
                 f"layers: the network never runs {absent}; choose modules that take "
                 "part in its forward pass."
             )
-        return [taken[name] for name in names], list(taken)[-1]
+        return [taken[name] for name in names], list(taken)[-1], vector
 
 
 class _Reached(Exception):
@@ -114,6 +130,13 @@ def _as_map(output, name, module, image_size):
         f"layers: the output of {name!r} has shape {tuple(output.shape)}; expected "
         "maps (b, c, h, w) or tokens (b, n, c)."
     )
+
+
+def _as_vector(output, name, module, image_size):
+    """The output of a layer as one vector per image: the mean over positions."""
+    if getattr(output, "ndim", 0) == 2:
+        return output.float().clone()
+    return _as_map(output, name, module, image_size).mean(dim=(2, 3))
 
 
 def _token_grid(n_tokens, image_size, name):

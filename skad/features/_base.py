@@ -14,8 +14,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skad._checks import check_labels
+from skad._patch_array import PatchArray
 from skad._progress import progress
 from skad.features._reading import ImageReader, n_threads
+from skad.features._regions import Regions
 from skad.images import (
     ImageError,
     center_crop_box,
@@ -36,19 +38,29 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
     `ImageReader` and sets `grid_shape_` and `n_features_out_`, and
     ``_extract(batch)``, from float32 (b, H, W, 3) in [0, 1] to float32
     (b, h, w, d). One that caches defines ``_signature()``, a text of
-    everything that its features depend on beside the image.
+    everything that its features depend on beside the image. One that describes
+    whole images, too, sets ``_n_pooled``, the length of the descriptor, and
+    ``_own_levels``, and extracts a `PatchArray`.
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {
+    _n_pooled = 0
+    _own_levels: tuple = ()
+
+    _parameter_constraints: dict[str, Any] = {
         "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
         "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "region": "no_validation",
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "on_error": [StrOptions({"raise", "skip"})],
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
     }
 
-    def fit(self, X, y=None):
+    # A region for each image reaches `transform` through metadata routing.
+    __metadata_request__fit = {"regions": True}
+    __metadata_request__transform = {"regions": True}
+
+    def fit(self, X, y=None, regions=None):
         """Prepare the extractor on images.
 
         Parameters
@@ -61,26 +73,17 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
             +1 for good, -1 for anomalous. Filters are learned from good images
             only.
 
+        regions : object
+            Not used: what lies outside a region is cut out after the extractor.
+
         Returns
         -------
         self : object
         """
-        self._fit_reader(X, y)
+        self._fit_extract(X, y)
         return self
 
-    def _fit_reader(self, X, y):
-        """Validate, and fit the extractor; returns what `_fit_extractor` does."""
-        self._validate_params()
-        self._frame()
-        X = check_images(X)
-        if y is not None:
-            check_consistent_length(X, y)
-            X = [X[i] for i in np.flatnonzero(check_labels(y) == 1)]
-            if not X:
-                raise ValueError("no good image to learn from: every label is -1.")
-        return self._fit_extractor(self._reader(X))
-
-    def fit_transform(self, X, y=None):
+    def fit_transform(self, X, y=None, regions=None):
         """Fit, then extract the features of the same images.
 
         Like ``fit(X, y).transform(X)``; images that could not be read are
@@ -94,16 +97,19 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         y : array-like of shape (n,), optional
             As in `fit`.
 
+        regions : sequence of n masks, optional
+            As in `transform`.
+
         Returns
         -------
         features : ndarray of shape (n, h, w, d), float32
             As of `transform`.
         """
-        self.fit(X, y)
-        features, self.skipped_ = self._transform(X)
+        extract = self._fit_extract(X, y)
+        features, self.skipped_ = self._transform(X, regions, extract)
         return features
 
-    def transform(self, X):
+    def transform(self, X, regions=None):
         """Extract patch features.
 
         Parameters
@@ -111,51 +117,138 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         X : sequence of images
             As in `fit`.
 
+        regions : sequence of n masks, optional
+            For each image an array (H, W), the path of a mask, or None for the
+            whole image; True or not zero is looked at, beside what `region`
+            leaves out of every image.
+
         Returns
         -------
         features : ndarray of shape (n, h, w, d), float32
-            With ``on_error="skip"`` an image that could not be read is all NaN,
-            and a `SkippedImageWarning` lists it.
+            A patch that lies outside the region by more than half is NaN. With
+            ``on_error="skip"`` an image that could not be read is all NaN, and
+            a `SkippedImageWarning` lists it.
 
         Raises
         ------
         skad.images.ImageError
             If an image cannot be read; it names position, file and reason.
         """
-        return self._transform(X)[0]
+        return self._transform(X, regions)[0]
 
-    def _transform(self, X, extract=None):
-        """Features and skipped images; `extract` takes indices and their batch."""
+    def _fit_extract(self, X, y):
+        """Fit; returns how to extract the features of the same images, or None."""
+        self._fit_reader(X, y)
+
+    def _fit_reader(self, X, y):
+        """Validate, and fit the extractor; returns what `_fit_extractor` does."""
+        self._validate_params()
+        self._frame()
+        X = check_images(X, n_channels=self._n_channels())
+        if y is not None:
+            X = [X[i] for i in self._good(X, y)]
+        return self._fit_extractor(self._reader(X))
+
+    @staticmethod
+    def _good(X, y):
+        """Positions of the images that are not labelled -1."""
+        if y is None:
+            return np.arange(len(X))
+        check_consistent_length(X, y)
+        good = np.flatnonzero(check_labels(y) == 1)
+        if len(good) == 0:
+            raise ValueError("no good image to learn from: every label is -1.")
+        return good
+
+    def _transform(self, X, regions=None, extract=None):
+        """Features and skipped images."""
         check_is_fitted(self, "grid_shape_")
-        reader = self._reader(check_images(X))
+        X = check_images(X, n_channels=self._n_channels())
         features = np.full(
-            (len(reader), *self.grid_shape_, self.n_features_out_), np.nan, np.float32
+            (len(X), *self.grid_shape_, self.n_features_out_), np.nan, np.float32
         )
+        if self._n_pooled:
+            pooled = np.full((len(X), self._n_pooled), np.nan, np.float32)
+            features = PatchArray(features, pooled, self._own_levels)
+        reader = self._reader(X)
+        for index, block in self._blocks(reader, regions, extract):
+            features[index] = block
+            if self._n_pooled:
+                pooled[index] = block.pooled
+        return features, sorted(reader.skipped)
+
+    def _fit_blocks(self, X, y=None, regions=None):
+        """Fit, then yield the features of the good images block by block."""
+        extract = self._fit_extract(X, y)
+        X = check_images(X, n_channels=self._n_channels())
+        reader = self._reader(X)
+        for _, block in self._blocks(reader, regions, extract, self._good(X, y)):
+            yield block
+        self.skipped_ = sorted(reader.skipped)
+
+    def _transform_blocks(self, X, y=None, regions=None):
+        """Yield the features of the good images block by block."""
+        check_is_fitted(self, "grid_shape_")
+        X = check_images(X, n_channels=self._n_channels())
+        for _, block in self._blocks(self._reader(X), regions, None, self._good(X, y)):
+            yield block
+
+    def _blocks(self, reader, regions, extract=None, indices=None):
+        """Yield indices and the features of these images, the cached ones first.
+
+        `extract` takes indices and their batch of images.
+        """
+        indices = range(len(reader)) if indices is None else indices
+        regions = self.regions(regions, len(reader))
         cache = _Cache.of(self)
-        with progress(len(reader), "features", self.verbose) as bar:
-            missing, keys = cache.fill(features, reader)
-            done = len(reader) - len(missing)
-            for index, batch in reader.indexed_batches(self.batch_size, missing):
-                features[index] = (
-                    self._extract(batch) if extract is None else extract(index, batch)
-                )
-                cache.store(features, index, keys)
+        with progress(len(indices), "features", self.verbose) as bar:
+            keys, missing, done = cache.keys(reader, indices), [], 0
+            for lo in range(0, len(keys), self.batch_size):
+                some = list(keys)[lo : lo + self.batch_size]
+                index, rows, absent = cache.load(some, keys)
+                missing += absent
                 done += len(index)
                 bar.reach(done)
-        skipped = sorted(reader.skipped)
-        if skipped:
-            if len(skipped) == len(reader):
-                raise ImageError(
-                    f"none of the {len(reader)} images could be read; the first: "
-                    f"{skipped[0][1]}"
+                if len(index):
+                    yield index, regions.cut(self._unpacked(rows), index)
+            missing = indices if cache.folder is None else missing
+            for index, batch in reader.indexed_batches(self.batch_size, missing):
+                block = (
+                    self._extract(batch) if extract is None else extract(index, batch)
                 )
-            warnings.warn(
-                f"{len(skipped)} of {len(reader)} images could not be read and were "
-                f"skipped: {'; '.join(reason for _, reason in skipped)}",
-                SkippedImageWarning,
-                stacklevel=3,
+                cache.store(self._packed(block), index, keys)
+                done += len(index)
+                bar.reach(done)
+                yield index, regions.cut(block, index)
+        self._warn_of_skipped(reader, len(indices))
+
+    def _packed(self, block):
+        """One row per image: its patches, then its descriptor if there is one."""
+        rows = np.asarray(block).reshape(len(block), -1)
+        return np.hstack([rows, block.pooled]) if self._n_pooled else rows
+
+    def _unpacked(self, rows):
+        patches = rows[:, : rows.shape[1] - self._n_pooled]
+        patches = patches.reshape(len(rows), *self.grid_shape_, self.n_features_out_)
+        if not self._n_pooled:
+            return patches
+        return PatchArray(patches, rows[:, -self._n_pooled :], self._own_levels)
+
+    def _warn_of_skipped(self, reader, n_images):
+        skipped = sorted(reader.skipped)
+        if not skipped:
+            return
+        if len(skipped) == n_images:
+            raise ImageError(
+                f"none of the {n_images} images could be read; the first: "
+                f"{skipped[0][1]}"
             )
-        return features, skipped
+        warnings.warn(
+            f"{len(skipped)} of {n_images} images could not be read and were "
+            f"skipped: {'; '.join(reason for _, reason in skipped)}",
+            SkippedImageWarning,
+            stacklevel=5,
+        )
 
     def image_sizes(self, X):
         """Tell the size of each image as passed.
@@ -171,7 +264,7 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
             Height and width; None for an image that is skipped.
         """
         sizes: list[tuple[int, int] | None] = []
-        for i, item in enumerate(check_images(X)):
+        for i, item in enumerate(check_images(X, n_channels=self._n_channels())):
             try:
                 sizes.append(image_size(item, where=f"X[{i}]"))
             except ImageError:
@@ -179,6 +272,24 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
                     raise
                 sizes.append(None)
         return sizes
+
+    def regions(self, each, n_images):
+        """What to look at in each of some images.
+
+        Parameters
+        ----------
+        each : sequence of n masks, or None
+            As the argument `regions` of `transform`.
+
+        n_images : int
+
+        Returns
+        -------
+        regions : object
+            False where everything is looked at; ``inside(i, grid)`` tells which
+            cells of a grid over image i are.
+        """
+        return Regions(self.region, each, n_images, self.window())
 
     def window(self):
         """The part of an image that its patch grid covers, as fractions.
@@ -251,31 +362,37 @@ class _Cache:
             return cls(None, "")
         return cls(Path(folder), transformer._signature())
 
-    def fill(self, features, reader):
-        """Fill what is on disk; return the indices left and all keys."""
+    def keys(self, reader, indices):
+        """Key of every image that can be read, by index; none without a folder."""
         if self.folder is None:
-            return range(len(reader)), {}
-        missing, keys = [], {}
+            return {}
 
         def content_of(i):
             return content_key(reader.X[i], where=f"X[{i}]")
 
-        for index, content in reader.each(content_of, range(len(reader))):
-            key = sha256(f"{self.signature}\n{content}".encode()).hexdigest()
-            keys[index] = key
+        return {
+            index: sha256(f"{self.signature}\n{content}".encode()).hexdigest()
+            for index, content in reader.each(content_of, indices)
+        }
+
+    def load(self, indices, keys):
+        """Indices that are on disk, their rows, and the indices that are not."""
+        found, rows, missing = [], [], []
+        for index in indices:
             try:
-                features[index] = np.load(self._path(key))
+                rows.append(np.load(self._path(keys[index])))
+                found.append(index)
             except (OSError, ValueError, EOFError):  # absent, or cut short
                 missing.append(index)
-        return missing, keys
+        return np.array(found, np.intp), np.array(rows), missing
 
-    def store(self, features, indices, keys):
-        for index in indices if self.folder is not None else ():
+    def store(self, rows, indices, keys):
+        for index, row in zip(indices, rows, strict=True) if keys else ():
             path = self._path(keys[index])
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
             with os.fdopen(handle, "wb") as file:
-                np.save(file, features[index])
+                np.save(file, row)
             os.replace(partial, path)  # readers see a whole file or none
 
     def _path(self, key):

@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
+from skad._patch_array import PatchArray
 from skad.features._backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -17,7 +18,6 @@ from skad.features._backbone import (
 )
 from skad.features._base import PatchFeatureTransformer, _pair
 from skad.features._embedding import concat, mean1d, replicate
-from skad.images import check_images
 
 
 class PatchFeatures(PatchFeatureTransformer):
@@ -73,6 +73,17 @@ class PatchFeatures(PatchFeatureTransformer):
 
     grid : int or (int, int), default=None
         Rows and columns of the patch grid. None takes the finest level's.
+
+    pooled : bool or str, default=False
+        Let a descriptor of the whole image travel with its patches, for
+        `SPADEDetector`. True takes the pooled output of a timm model, which then
+        runs to its end; a str names a module whose output is averaged over its
+        positions, the only choice for your own network.
+
+    region : array (H, W), path or PIL.Image, default=None
+        Mask of what to look at in every image, True or not zero; it is stretched
+        over the image as passed. None looks everywhere. Masks for single images
+        are the argument `regions` of `fit_transform` and `transform`.
 
     mean, std : sequence of floats, default=None
         Normalisation of values in [0, 1], one for each channel or one for all;
@@ -162,6 +173,7 @@ class PatchFeatures(PatchFeatureTransformer):
         "target_dim": [Interval(Integral, 1, None, closed="left")],
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "grid": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "pooled": ["boolean", str],
         "mean": ["array-like", None],
         "std": ["array-like", None],
         "device": [str],
@@ -185,6 +197,8 @@ class PatchFeatures(PatchFeatureTransformer):
         target_dim=1024,
         n_components=None,
         grid=None,
+        pooled=False,
+        region=None,
         mean=None,
         std=None,
         batch_size=16,
@@ -208,6 +222,8 @@ class PatchFeatures(PatchFeatureTransformer):
         self.target_dim = target_dim
         self.n_components = n_components
         self.grid = grid
+        self.pooled = pooled
+        self.region = region
         self.mean = mean
         self.std = std
         self.batch_size = batch_size
@@ -218,24 +234,6 @@ class PatchFeatures(PatchFeatureTransformer):
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
-
-    def _fit_reader(self, X, y):
-        self._validate_params()  # before `backbone_kwargs` is looked into
-        return super()._fit_reader(self._checked(X), y)
-
-    def _transform(self, X, extract=None):
-        return super()._transform(self._checked(X), extract)
-
-    def image_sizes(self, X):
-        return super().image_sizes(self._checked(X))
-
-    def _checked(self, X):
-        """Images that the base class takes: a list, where it knows no such array."""
-        n_channels = self._n_channels()
-        if n_channels in (1, 3):
-            return X
-        X = check_images(X, n_channels=n_channels)
-        return list(X) if isinstance(X, np.ndarray) else X
 
     def _n_channels(self):
         from torch.nn import Conv2d
@@ -256,12 +254,16 @@ class PatchFeatures(PatchFeatureTransformer):
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         backbone = self._backbone()
         self.layers_ = self._check_layers(backbone.module)
+        self._check_pooled(backbone.module)
         self.weights_sha256_ = backbone.sha256
         self.components_ = None
         # A black image tells the shapes, and which layer the network ends with.
         shape = (1, *self._input_size(), self._n_channels())
         probe = np.zeros(shape, np.float32)
-        levels, self._last_layer = self._levels(backbone, probe)
+        levels, self._last_layer, pooled = self._levels(backbone, probe)
+        if self.pooled is True:
+            self._last_layer = None  # the pooled output comes at the very end
+        self._n_pooled = 0 if pooled is None else pooled.shape[1]
         self.grid_shape_ = self._grid(levels)
         n_features = self._embed(levels).shape[1]
         if self.n_components is not None:
@@ -273,6 +275,22 @@ class PatchFeatures(PatchFeatureTransformer):
             draw = np.random.RandomState(self._seed).permutation(n_features)
             self.components_ = np.sort(draw[: self.n_components])
         self.n_features_out_ = self.n_components or n_features
+        self._own_levels = self._describe_levels(levels)
+
+    def _describe_levels(self, levels):
+        """Number of channels and grid of each level, where they are kept apart."""
+        if self.embedding == "mean1d":
+            return ()
+        counts = [level.shape[1] for level in levels]
+        if self.components_ is not None:
+            ends = np.searchsorted(self.components_, np.cumsum(counts))
+            counts = np.diff(ends, prepend=0).tolist()
+        grids = [self.grid_shape_] * len(levels)
+        if self.embedding == "replicate":
+            grids = [tuple(level.shape[2:]) for level in levels]
+        return tuple(
+            (count, grid) for count, grid in zip(counts, grids, strict=True) if count
+        )
 
     def _extract(self, batch):
         import torch
@@ -285,11 +303,14 @@ class PatchFeatures(PatchFeatureTransformer):
                 f"({self.weights_sha256_[:12]}...); provide the same file or fit again."
             )
         with torch.inference_mode():
-            levels, _ = self._levels(backbone, batch, self._last_layer)
+            levels, _, pooled = self._levels(backbone, batch, self._last_layer)
             embedded = self._embed(levels)
             if self.components_ is not None:
                 embedded = embedded[:, torch.as_tensor(self.components_)]
-            return embedded.permute(0, 2, 3, 1).float().cpu().numpy()
+            patches = embedded.permute(0, 2, 3, 1).float().cpu().numpy()
+            if pooled is None:
+                return patches
+            return PatchArray(patches, pooled.cpu().numpy(), self._own_levels)
 
     def _as_input(self, batch, backbone):
         import torch
@@ -322,7 +343,8 @@ class PatchFeatures(PatchFeatureTransformer):
             dtype=getattr(torch, self.precision),
             enabled=self.precision != "float32",
         ):
-            return backbone.levels(self._as_input(batch, backbone), self.layers_, last)
+            batch = self._as_input(batch, backbone)
+            return backbone.levels(batch, self.layers_, last, self.pooled)
 
     def _embed(self, levels):
         if self.embedding == "mean1d":
@@ -388,6 +410,20 @@ class PatchFeatures(PatchFeatureTransformer):
                 "the weights of your own network before you pass it."
             )
 
+    def _check_pooled(self, module):
+        if self.pooled is True and not hasattr(module, "forward_head"):
+            raise ValueError(
+                "pooled=True needs a timm model; name the module of your own network "
+                "whose output describes the image."
+            )
+        if isinstance(self.pooled, str):
+            known = [name for name, _ in module.named_modules() if name]
+            if self.pooled not in known:
+                raise ValueError(
+                    f"pooled={self.pooled!r} is no module of the network. Choose from "
+                    f"{', '.join(available_layers(module))} or any dotted module name."
+                )
+
     def _check_layers(self, module):
         if self.layers == "auto":
             return automatic_layers(module)
@@ -406,12 +442,12 @@ class PatchFeatures(PatchFeatureTransformer):
         settings = self.get_params()
         for irrelevant in (
             *("backbone", "weights", "layers", "batch_size", "cache_dir", "device"),
-            *("on_error", "n_jobs", "verbose", "random_state"),
+            *("on_error", "n_jobs", "verbose", "random_state", "region"),
         ):
             del settings[irrelevant]
         backbone = self._backbone()
         components = None if self.components_ is None else self.components_.tolist()
         return (
-            f"1 {backbone.sha256} {backbone.module} {self.layers_} {components} "
+            f"2 {backbone.sha256} {backbone.module} {self.layers_} {components} "
             f"{sorted(settings.items())}"
         )

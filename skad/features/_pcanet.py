@@ -37,6 +37,11 @@ class PCANetFeatures(PatchFeatureTransformer):
     crop_size : int or (int, int), default=None
         Centre of the resized image to keep. None keeps the whole image.
 
+    region : array (H, W), path or PIL.Image, default=None
+        Mask of what to look at in every image, True or not zero; it is stretched
+        over the image as passed. None looks everywhere. Masks for single images
+        are the argument `regions` of `fit_transform` and `transform`.
+
     kernel_sizes : sequence of int, default=(5, 3, 3)
         Odd side of the filters of each stage.
 
@@ -101,8 +106,10 @@ class PCANetFeatures(PatchFeatureTransformer):
     every image. It needs some tens of images; with fewer, positions share more
     of a common spread.
 
-    `fit_transform` gives training images the features that they would have as
-    new images, which is what `Pipeline.fit` calls; see there.
+    `fit_transform`, which `Pipeline.fit` calls, standardises every training image
+    by the statistics of the other ones, as if it were new. Otherwise training
+    images would look more normal than new ones, and a threshold from them would
+    reject too many. ``fit(X).transform(X)`` does not do this.
 
     References
     ----------
@@ -137,6 +144,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         image_size=224,
         *,
         crop_size=None,
+        region=None,
         kernel_sizes=(5, 3, 3),
         n_filters=(16, 48, 96),
         n_components=64,
@@ -150,6 +158,7 @@ class PCANetFeatures(PatchFeatureTransformer):
     ):
         self.image_size = image_size
         self.crop_size = crop_size
+        self.region = region
         self.kernel_sizes = kernel_sizes
         self.n_filters = n_filters
         self.n_components = n_components
@@ -161,27 +170,8 @@ class PCANetFeatures(PatchFeatureTransformer):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit_transform(self, X, y=None):
-        """Fit, then extract the features of the same images as if they were new.
-
-        Every training image is standardised by the statistics of the other
-        ones. Otherwise training images would look more normal than new ones,
-        and a threshold from them would reject too many. ``fit(X).transform(X)``
-        does not do this.
-
-        Parameters
-        ----------
-        X : sequence of images
-            As in `fit`.
-
-        y : array-like of shape (n,), optional
-            As in `fit`.
-
-        Returns
-        -------
-        features : ndarray of shape (n, h, w, d), float32
-            As of `transform`.
-        """
+    def _fit_extract(self, X, y):
+        """Fit; returns how to extract the same images as if they were new."""
         everyone = self._fit_reader(X, y)
         learned = np.ones(len(X), bool) if y is None else np.asarray(y) == 1
 
@@ -194,8 +184,7 @@ class PCANetFeatures(PatchFeatureTransformer):
                 )
             return standardised @ self.whitening_
 
-        features, self.skipped_ = self._transform(X, extract)
-        return features
+        return extract
 
     def _fit_extractor(self, images):
         self._check_stages()

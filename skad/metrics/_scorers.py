@@ -42,18 +42,30 @@ class PixelScorer(BaseEstimator):
     >>> strict_scorer = PixelScorer(partial(pro_score, max_fpr=0.05))
     """
 
-    __metadata_request__score = {"masks": True}
+    __metadata_request__score = {"masks": True, "regions": True}
 
     def __init__(self, metric: Callable[..., float] = pro_score) -> None:
         self.metric = metric
 
     def __call__(
-        self, estimator: Any, X: Any, y: Any = None, masks: Any = None
+        self,
+        estimator: Any,
+        X: Any,
+        y: Any = None,
+        masks: Any = None,
+        regions: Any = None,
     ) -> float:
         """Score a fitted estimator, see `score`."""
-        return self.score(estimator, X, y, masks=masks)
+        return self.score(estimator, X, y, masks=masks, regions=regions)
 
-    def score(self, estimator: Any, X: Any, y: Any = None, masks: Any = None) -> float:
+    def score(
+        self,
+        estimator: Any,
+        X: Any,
+        y: Any = None,
+        masks: Any = None,
+        regions: Any = None,
+    ) -> float:
         """Score a fitted estimator.
 
         Parameters
@@ -66,6 +78,8 @@ class PixelScorer(BaseEstimator):
             Image labels, which are not used, or masks where `masks` is not given.
         masks : ndarray of shape (n_images, height, width) or list, optional
             True is defective; a list holds arrays, paths, or None for a good image.
+        regions : sequence of masks, optional
+            What to look at in each image, see `skad.PatchFeatures.transform`.
 
         Returns
         -------
@@ -78,7 +92,8 @@ class PixelScorer(BaseEstimator):
         given = _masks_of(y, masks)
         sizes = {mask.shape for mask in given if mask is not None}
         size = sizes.pop() if len(sizes) == 1 else None
-        return float(self.metric(given, anomaly_map(estimator, X, size=size)))
+        maps = anomaly_map(estimator, X, size=size, regions=regions)
+        return float(self.metric(given, maps))
 
 
 def _masks_of(y: Any, masks: Any) -> list[Any]:

@@ -108,7 +108,8 @@ def test_search_by_image_and_by_pixels_at_once(model, data, n_jobs):
 
 
 @pytest.mark.usefixtures("routing")
-def test_nested_search(model, data):
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_nested_search(model, data, n_jobs):
     X, y, masks = everything(data)
     search = GridSearchCV(
         model,
@@ -117,7 +118,13 @@ def test_nested_search(model, data):
         cv=OneClassSplit(2),
     )
     result = cross_validate(
-        search, X, y, scoring=pro_scorer, cv=OneClassSplit(2), params={"masks": masks}
+        search,
+        X,
+        y,
+        scoring=pro_scorer,
+        cv=OneClassSplit(2),
+        params={"masks": masks},
+        n_jobs=n_jobs,
     )
     assert (result["test_score"] > 0).all()
 
