@@ -1,16 +1,42 @@
 """One suite for every estimator: what scikit-learn and skad ask of all of them."""
 
+import inspect
 import pickle
+import re
 
 import joblib
 import numpy as np
 import pytest
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils import estimator_html_repr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-import skad.detectors
+import skad
+from skad.base import BaseDetector
+from skad.features import PatchFeatureTransformer
 
-DETECTORS = [getattr(skad.detectors, name) for name in skad.detectors.__all__]
+
+def all_estimators():
+    """Every estimator that skad exports, save the Pipeline that holds them."""
+    exported = [getattr(skad, name) for name in skad.__all__]
+    return [
+        cls
+        for cls in exported
+        if inspect.isclass(cls)
+        and issubclass(cls, BaseEstimator)
+        and cls is not skad.Pipeline
+    ]
+
+
+def documented(cls, section):
+    """Names in a section of a numpydoc docstring."""
+    text = re.split(rf"^{section}\n-+\n", inspect.getdoc(cls), flags=re.M)[1]
+    text = re.split(r"^\w[\w ]+\n-+\n", text, flags=re.M)[0]
+    entries = re.findall(r"^(\w[\w, ]*) :", text, flags=re.M)
+    return [name.strip() for entry in entries for name in entry.split(",")]
+
+
+DETECTORS = [cls for cls in all_estimators() if issubclass(cls, BaseDetector)]
 
 # The default threshold comes from held-out scores; these checks demand that the
 # training rows are flagged at the contamination rate, which for a memory bank
@@ -26,6 +52,33 @@ HELD_OUT = {"check_outliers_train": IN_SAMPLE, "check_outliers_fit_predict": IN_
 @pytest.mark.usefixtures("one_torch_thread")
 def test_estimator(estimator, check):
     check(estimator)
+
+
+@pytest.mark.parametrize("cls", all_estimators(), ids=lambda cls: cls.__name__)
+class TestEveryEstimator:
+    def test_is_a_detector_or_a_transformer(self, cls):
+        assert issubclass(cls, (BaseDetector, PatchFeatureTransformer))
+
+    def test_constructor_only_stores(self, cls):
+        estimator = cls()
+        expected = {
+            name: parameter.default
+            for name, parameter in inspect.signature(cls).parameters.items()
+        }
+        assert estimator.get_params() == expected
+        assert vars(estimator) == expected
+        copied = clone(estimator)
+        assert copied.get_params() == expected
+
+    def test_every_parameter_is_checked_and_documented(self, cls):
+        names = list(inspect.signature(cls).parameters)
+        assert documented(cls, "Parameters") == names
+        unchecked = {"layers", "weights"}  # told by errors of their own
+        assert set(names) - unchecked <= set(cls._parameter_constraints)
+
+    def test_prints(self, cls):
+        assert cls.__name__ in repr(cls())
+        assert cls.__name__ in estimator_html_repr(cls())
 
 
 @pytest.fixture(params=DETECTORS, ids=lambda cls: cls.__name__)
@@ -115,6 +168,11 @@ def test_pickles_score_alike_and_hold_numpy_only(detector, tmp_path):
     )
     np.testing.assert_array_equal(loaded.anomaly_map(new), detector.anomaly_map(new))
     assert b"torch" not in pickle.dumps(detector)
+
+
+def test_every_fitted_attribute_is_documented(detector):
+    fitted = {name for name in vars(detector.fit(features(40))) if name.endswith("_")}
+    assert fitted == set(documented(type(detector), "Attributes"))
 
 
 def test_there_is_no_score_method(detector):

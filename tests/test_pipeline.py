@@ -5,6 +5,7 @@ import joblib
 import numpy as np
 import pytest
 import sklearn.pipeline
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
@@ -26,6 +27,8 @@ from skad.datasets import make_textures
 from skad.detectors._gaussians import Gaussians
 from skad.features import SkippedImageWarning
 from skad.images import ImageError
+from skad.metrics import pro_scorer
+from skad.model_selection import OneClassSplit
 
 NETWORK = {"backbone": "resnet10t", "weights": False, "layers": "auto"}
 
@@ -301,3 +304,48 @@ def test_one_image_in_a_stream(data):
     with pytest.warns(UserWarning, match="one training image"):
         model = Pipeline([features, PaDiMDetector()]).fit(data.train[:1])
     assert np.isfinite(model.decision_function(data.test)).all()
+
+
+# -- searches ------------------------------------------------------------------------
+
+
+def test_a_search_runs_the_network_once_per_image(data, tmp_path):
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8))
+    passed = []
+
+    def count(module, inputs, output):
+        images = inputs[0][:, 0].flatten(1)
+        # A black image probes the shapes; it is constant.
+        passed.append(int((images.std(dim=1) > 1e-3).sum()))
+
+    network[0].register_forward_hook(count)
+    X = [*data.train, *data.test]
+    y = np.r_[np.ones(len(data.train), int), data.y_test]
+    masks = [None] * len(data.train) + list(data.masks)
+    features = PatchFeatures(
+        network, ("0",), image_size=64, embedding="concat", cache_dir=tmp_path
+    )
+    methods = [
+        {"detector__coreset_ratio": [0.02, 0.2], "detector__n_neighbors": [1, 3]},
+        {"detector": [PaDiMDetector(), SubspaceDetector(), SPADEDetector(5)]},
+    ]
+    search = GridSearchCV(
+        Pipeline([("features", features), ("detector", PatchCoreDetector())]),
+        methods,
+        scoring={"image": "roc_auc", "pro": pro_scorer},
+        refit="pro",
+        cv=OneClassSplit(3),
+        error_score="raise",
+    )
+    with config_context(enable_metadata_routing=True):
+        search.fit(X, y, masks=masks)
+        assert sum(passed) == len(X)
+        search.fit(X, y, masks=masks)
+    assert sum(passed) == len(X)
+    assert len(search.cv_results_["mean_test_pro"]) == 7
+    assert np.isfinite(search.cv_results_["mean_test_pro"]).all()

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from skad import PatchCoreDetector, PatchFeatures, Pipeline
+from skad import (
+    PaDiMDetector,
+    PatchCoreDetector,
+    PatchFeatures,
+    Pipeline,
+    SPADEDetector,
+    SubspaceDetector,
+)
 from skad.datasets import load_mvtec
 from skad.metrics import image_auroc, pixel_metrics
+from skad.neighbors import nearest
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +36,8 @@ def mobilenet(shared, tmp_path_factory):
 
 def evaluate(model, data):
     scores = model.score_samples(data.test)
-    metrics = pixel_metrics(data.masks, model.anomaly_map(data.test))
+    size = None if isinstance(model, Pipeline) else (256, 256)
+    metrics = pixel_metrics(data.masks, model.anomaly_map(data.test, size))
     decision = model.predict(data.test)
     good = data.y_test == 1
     return SimpleNamespace(
@@ -49,6 +58,47 @@ def test_patchcore_on_bottles(shared, mobilenet):
     assert result.pro >= 0.88
     assert result.recall >= 0.95
     assert result.false_alarms <= 0.2
+
+
+def test_padim_on_bottles(shared, mobilenet):
+    data = load_mvtec(shared / "data", "mvtec_bottle_256")
+    features = clone(mobilenet).set_params(
+        layers=("blocks.1", "blocks.2", "blocks.4"),
+        embedding="replicate",
+        n_components=100,
+        cache_dir=None,
+    )
+    result = evaluate(Pipeline([features, PaDiMDetector()]).fit(data.train), data)
+    assert result.image_auroc >= 0.98
+    assert result.pixel_auroc >= 0.965
+    assert result.pro >= 0.88
+    assert result.recall >= 0.9
+    assert result.false_alarms <= 0.2
+
+
+def test_subspace_on_bottles(shared, mobilenet):
+    data = load_mvtec(shared / "data", "mvtec_bottle_256")
+    result = evaluate(Pipeline([mobilenet, SubspaceDetector()]).fit(data.train), data)
+    assert result.image_auroc >= 0.99
+    assert result.pixel_auroc >= 0.96
+    assert result.pro >= 0.85
+    assert result.recall >= 0.95
+    assert result.false_alarms <= 0.15
+
+
+def test_spade_on_bottles(shared, mobilenet):
+    data = load_mvtec(shared / "data", "mvtec_bottle_256")
+    features = clone(mobilenet).set_params(embedding="replicate", pooled=True)
+    X, new = features.fit_transform(data.train), features.transform(data.test)
+    result = evaluate(SPADEDetector().fit(X), SimpleNamespace(**data | {"test": new}))
+    assert result.image_auroc >= 0.97
+    assert result.pro >= 0.92
+    retrieval = SPADEDetector(metric="cosine", position_radius=1, image_score="max")
+    result = evaluate(retrieval.fit(X), SimpleNamespace(**data | {"test": new}))
+    assert result.image_auroc >= 0.99
+    assert result.pixel_auroc >= 0.975
+    assert result.pro >= 0.93
+    assert result.recall >= 0.95
 
 
 def test_a_network_of_ones_own(shared):
@@ -88,20 +138,54 @@ def test_same_bits_again(shared, mobilenet):
     np.testing.assert_array_equal(scores[0], scores[1])
 
 
-def test_false_alarm_rate_on_real_parts(shared, mobilenet):
+@pytest.fixture(scope="module")
+def tiles(shared, mobilenet):
+    """Features of all good tiles, on a coarse grid."""
     data = load_mvtec(shared / "data", "magnetic_tile")
     good = [*data.train, *np.asarray(data.test, object)[data.y_test == 1]]
-    features = clone(mobilenet).set_params(grid=14).fit_transform(good)
+    return clone(mobilenet).set_params(grid=14, pooled=True).fit_transform(good)
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [PatchCoreDetector(), PaDiMDetector(), SPADEDetector(), SubspaceDetector()],
+    ids=lambda detector: type(detector).__name__,
+)
+def test_false_alarm_rate_on_real_parts(tiles, detector):
     rng = np.random.default_rng(0)
-    rates, detected_pixels = [], []
+    rates, fires = [], []
     for _ in range(60):
-        order = rng.permutation(len(features))
-        detector = PatchCoreDetector().fit(features[order[:50]])
-        new = features[order[50:350]]
+        order = rng.permutation(len(tiles))
+        detector.fit(tiles[order[:50]])
+        new = tiles[order[50:250]]
         rates.append(np.mean(detector.predict(new) == -1))
-        fires = detector.predict_mask(new[:100], size=(56, 56)).any(axis=(1, 2))
-        detected_pixels.append(fires.mean())
+        if len(fires) < 20 or not isinstance(detector, SPADEDetector):
+            masks = detector.predict_mask(new[:100], size=(56, 56))
+            fires.append(masks.any(axis=(1, 2)).mean())
     assert 0.01 <= np.mean(rates) <= 0.08
-    assert 0.01 <= np.mean(detected_pixels) <= 0.08
-    trained = PatchCoreDetector(calibration="train").fit(features[order[:50]])
-    assert np.mean(trained.predict(new) == -1) > 0.9  # why scores are held out
+    assert 0.01 <= np.mean(fires) <= 0.08
+    if isinstance(detector, PatchCoreDetector):  # why scores are held out
+        trained = detector.set_params(calibration="train").fit(tiles[order[:50]])
+        assert np.mean(trained.predict(new) == -1) > 0.9
+
+
+@pytest.mark.parametrize("n_parts", [2, 15])
+@pytest.mark.parametrize("coreset_ratio", [0.01, 0.1])
+def test_banks_in_parts_cover_as_well(tiles, n_parts, coreset_ratio):
+    X = tiles[:300]
+    rows = np.asarray(X).reshape(-1, X.shape[-1])
+
+    def radius(detector):
+        return nearest(rows, detector.bank_)[0].max()
+
+    detector = PatchCoreDetector(coreset_ratio, calibration="train")
+    parts = [X[some] for some in np.array_split(np.arange(300), n_parts)]
+    one_pass = clone(detector).fit(X)
+    updated, merged = clone(detector), clone(detector).fit(parts[0])
+    for part in parts:
+        updated.partial_fit(part)
+    for part in parts[1:]:
+        merged.merge(clone(detector).fit(part))
+    for other in (updated, merged):
+        assert len(other.bank_) <= len(one_pass.bank_)
+        assert radius(other) <= 1.5 * radius(one_pass)  # 1.25 at most when written

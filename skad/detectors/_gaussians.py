@@ -152,6 +152,20 @@ class Gaussians:
         result[np.diag_indices_from(result)] += self.eps
         return result
 
+    def __getstate__(self):
+        # Factors are triangular: half of each tells all.
+        state = self.__dict__.copy()
+        below = np.tril_indices(self.factor.shape[1])
+        state["factor"] = self.factor[:, below[0], below[1]]
+        return state
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        side = self.n_images if self.is_low_rank else self.mean.shape[1]
+        below = np.tril_indices(side)
+        packed, self.factor = self.factor, np.zeros((len(self.mean), side, side))
+        self.factor[:, below[0], below[1]] = packed
+
     # -- sums of squares -----------------------------------------------------
 
     def _start_squares(self):
@@ -159,12 +173,11 @@ class Gaussians:
         self.squares = np.zeros((n_positions, n_features, n_features))
         if self.n_used:
             self._add_squares(self.images[: self.n_used])
+        # From now on a sample of the images will do; rows move up in place.
         smallest = np.sort(np.argsort(self.keys[: self.n_used])[: self.n_kept])
-        kept = self.images[smallest]
-        self.images = np.empty((self.n_kept, n_positions, n_features), kept.dtype)
-        self.keys[: len(kept)] = self.keys[smallest]
-        self.images[: len(kept)] = kept
-        self.n_used = len(kept)
+        for slot, image in enumerate(smallest):
+            self.images[slot], self.keys[slot] = self.images[image], self.keys[image]
+        self.images, self.n_used = self.images[: self.n_kept], len(smallest)
 
     def _add_squares(self, images):
         for part in self._parts(len(images)):
