@@ -38,23 +38,3 @@ def check_size(size):
             f"size={size!r} is not a pair of positive integers (height, width)."
         )
     return int(height), int(width)
-
-
-def inside_patches(X):
-    """Which patches (n, h, w) to look at; raise for values that are not finite.
-
-    A patch that is NaN in every channel lies outside the region of interest.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = X.sum(dtype=np.float64)
-    if np.isfinite(total):  # a sum needs no array of flags as large as X
-        return np.ones(X.shape[:3], bool)
-    inside = np.empty(X.shape[:3], bool)
-    for i, image in enumerate(X):
-        inside[i] = np.isfinite(image).all(axis=-1)
-        if not np.isnan(image[~inside[i]]).all():
-            raise ValueError(
-                f"X[{i}] contains NaN or infinity; features must be finite, or NaN in "
-                "all channels of a patch to leave it out."
-            )
-    return inside

@@ -27,8 +27,9 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skad._checks import check_labels, check_size, inside_patches
+from skad._checks import check_labels, check_size
 from skad._maps import WHOLE, render
+from skad._patches import filled, inside_patches
 from skad._threshold import conformal_p_values, conformal_threshold
 
 _FLOATS = [np.float64, np.float32]
@@ -527,43 +528,3 @@ def decide(decision):
     labels = np.where(decision >= 0, 1, -1)
     labels[np.isnan(decision)] = 0
     return labels
-
-
-def patch_rows(X):
-    """Patches as rows, without those that are NaN, and which of all they are."""
-    rows = X.reshape(-1, X.shape[-1])
-    inside = ~np.isnan(rows[:, 0])
-    return (rows, inside) if inside.all() else (rows[inside], inside)
-
-
-def patch_maps(values, inside, shape):
-    """Values of the patches inside as maps of a shape; NaN for the others."""
-    maps = np.full(inside.shape, np.nan, np.asarray(values).dtype)
-    maps[inside] = values
-    return maps.reshape(shape)
-
-
-def image_scores(maps, top_ratio=None):
-    """Score of each image from its patches: the largest, or a mean of the largest."""
-    if top_ratio is None:
-        return np.fmax.reduce(maps.reshape(len(maps), -1), axis=1).astype(np.float64)
-    scores = np.full(len(maps), np.nan)
-    for i, values in enumerate(maps):
-        values = np.sort(values[~np.isnan(values)])
-        if len(values):
-            n_top = max(1, round(len(values) * top_ratio))
-            scores[i] = values[-n_top:].mean(dtype=np.float64)
-    return scores
-
-
-def filled(maps):
-    """Maps with the smallest score of each in place of its NaN patches.
-
-    Nothing was looked at there, so nothing fires there.
-    """
-    maps = np.asarray(maps, np.float32)
-    outside = np.isnan(maps)
-    if not outside.any():
-        return maps
-    lowest = np.fmin.reduce(maps, axis=(1, 2), keepdims=True)
-    return np.where(outside, lowest, maps)

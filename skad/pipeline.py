@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skad._checks import check_size
 from skad._maps import render
+from skad._steps import has_bare, named
 
 
 def _final_has(method):
@@ -72,7 +73,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
     def steps(self, steps):
         # clone demands that a list that it passes is stored as it is; what it
         # passes is always named.
-        self._steps = steps if not _has_bare(steps) else _named(steps)
+        self._steps = steps if not has_bare(steps) else named(steps)
 
     def fit(self, X, y=None, regions=None, **params):
         """Fit all transformers and the detector.
@@ -128,7 +129,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         -------
         scores : ndarray of shape (n,), float64
         """
-        return self.steps[-1][1].score_samples(_transformed(self, X, regions))
+        return _judged(self, "score_samples", X, regions)
 
     @available_if(_final_has("decision_function"))
     def decision_function(self, X, regions=None, **params):
@@ -148,9 +149,9 @@ class Pipeline(sklearn.pipeline.Pipeline):
         -------
         decision : ndarray of shape (n,), float64
         """
-        if regions is None:
+        if params:
             return super().decision_function(X, **params)
-        return self.steps[-1][1].decision_function(_transformed(self, X, regions))
+        return _judged(self, "decision_function", X, regions)
 
     @available_if(_final_has("predict"))
     def predict(self, X, regions=None, **params):
@@ -170,9 +171,9 @@ class Pipeline(sklearn.pipeline.Pipeline):
         -------
         labels : ndarray of shape (n,), int64
         """
-        if regions is None:
+        if params:
             return super().predict(X, **params)
-        return self.steps[-1][1].predict(_transformed(self, X, regions))
+        return _judged(self, "predict", X, regions)
 
     @available_if(_final_has("partial_fit"))
     def partial_fit(self, X, y=None, regions=None):
@@ -301,7 +302,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         -------
         p : ndarray of shape (n,), float64
         """
-        return _unwrap(self.steps[-1][1]).p_value(_transformed(self, X, regions))
+        return _judged(self, "p_value", X, regions)
 
     @available_if(_final_has("calibrate"))
     def calibrate(self, X, y=None, regions=None):
@@ -345,11 +346,11 @@ def make_pipeline(*steps, memory=None, transform_input=None, verbose=False):
     >>> make_pipeline(PCANetFeatures(), PatchCoreDetector()).named_steps.keys()
     dict_keys(['pcanetfeatures', 'patchcoredetector'])
     """
-    named = sklearn.pipeline.make_pipeline(*steps).steps
+    steps = sklearn.pipeline.make_pipeline(*steps).steps
     kwargs: dict[str, Any] = {"memory": memory, "verbose": verbose}
     if transform_input is not None:
         kwargs["transform_input"] = transform_input
-    return Pipeline(named, **kwargs)
+    return Pipeline(steps, **kwargs)
 
 
 def anomaly_map(estimator, X, size=None, regions=None):
@@ -387,17 +388,21 @@ def anomaly_map(estimator, X, size=None, regions=None):
     inner = _unwrap(estimator)
     if isinstance(inner, sklearn.pipeline.Pipeline):
         return _pipeline_map(inner, X, size, regions)
-    if not hasattr(inner, "anomaly_map"):
-        raise TypeError(
-            f"{type(inner).__name__} has no method anomaly_map; maps come from the "
-            "detectors of skad, alone or at the end of a pipeline."
-        )
+    _require_maps(inner)
     if regions is not None:
         raise ValueError(
             f"regions is for pipelines that start from images; {type(inner).__name__} "
             "takes features, where patches outside a region are NaN."
         )
     return inner.anomaly_map(X, size=size)
+
+
+def _require_maps(estimator):
+    if not hasattr(estimator, "anomaly_map"):
+        raise TypeError(
+            f"{type(estimator).__name__} has no method anomaly_map; maps come from the "
+            "detectors of skad, alone or at the end of a pipeline."
+        )
 
 
 def _unwrap(estimator):
@@ -434,6 +439,23 @@ def _transformed(pipeline, X, regions=None):
     return X
 
 
+def _judged(pipeline, method, X, regions):
+    """What a method of the last step says of images, some blocks at a time."""
+    final = _unwrap(pipeline.steps[-1][1])
+    images = _unwrap(pipeline.steps[0][1])
+    if len(pipeline.steps) != 2 or not hasattr(images, "_scoring_blocks"):
+        features = _transformed(pipeline, X, regions)
+        return getattr(final, method)(features)
+    judge, result = getattr(final, method), None
+    for index, block in images._scoring_blocks(X, regions):
+        part = judge(block)
+        if result is None:  # what stays is an image that was skipped
+            nothing = 0 if part.dtype.kind == "i" else np.nan
+            result = np.full((len(X), *part.shape[1:]), nothing, part.dtype)
+        result[index] = part
+    return result
+
+
 def _image_step(pipeline):
     """The step that knows the geometry of images, if there is one."""
     for _, step in pipeline.steps:
@@ -450,10 +472,10 @@ def _pipeline_map(pipeline, X, size, regions=None):
     images = _image_step(pipeline)
     if size is not None:
         size = check_size(size)
-    features = _transformed(pipeline, X, regions)
     if images is None:
-        return anomaly_map(final, features, size)
-    grids = anomaly_map(final, features)
+        return anomaly_map(final, _transformed(pipeline, X, regions), size)
+    _require_maps(_unwrap(final))
+    grids = _judged(pipeline, "anomaly_map", X, regions)
     sizes = [size] * len(grids) if size is not None else images.image_sizes(X)
     # An image that could not be read has no size and no scores: any size serves.
     known = [s for s in sizes if s is not None]
@@ -471,33 +493,3 @@ def _pipeline_map(pipeline, X, size, regions=None):
     for i in range(len(maps)) if looked_at else ():
         maps[i][~looked_at.inside(i, sizes[i])] = grids[i].min()
     return maps
-
-
-def _is_named(step):
-    return isinstance(step, tuple) and len(step) == 2 and isinstance(step[0], str)
-
-
-def _has_bare(steps):
-    """Whether a list holds steps without a name; anything else is left alone."""
-    if not isinstance(steps, (list, tuple)):
-        return False
-    return any(
-        hasattr(step, "fit") or step is None or step == "passthrough" for step in steps
-    )
-
-
-def _named(steps):
-    taken = {step[0] for step in steps if _is_named(step)}
-    bare = [step for step in steps if not _is_named(step)]
-    fresh = iter(sklearn.pipeline.make_pipeline(*bare).steps)
-    named = []
-    for step in steps:
-        if _is_named(step):
-            named.append(step)
-            continue
-        name, estimator = next(fresh)
-        while name in taken:
-            name += "-x"
-        taken.add(name)
-        named.append((name, estimator))
-    return named

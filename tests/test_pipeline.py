@@ -306,6 +306,31 @@ def test_one_image_in_a_stream(data):
     assert np.isfinite(model.decision_function(data.test)).all()
 
 
+def test_scores_block_by_block(model, data, monkeypatch):
+    whole = model["features"].transform(data.test)
+    seen = []
+    blocks = PatchFeatures._scoring_blocks
+
+    def small(self, X, regions=None):
+        for index, block in blocks(self, X, regions, n_entries=1):
+            seen.append(len(block))
+            yield index, block
+
+    monkeypatch.setattr(PatchFeatures, "_scoring_blocks", small)
+    monkeypatch.setattr(model["features"], "batch_size", 3)
+    for method in ("score_samples", "decision_function", "predict", "p_value"):
+        np.testing.assert_allclose(
+            getattr(model, method)(data.test),
+            getattr(model["detector"], method)(whole),
+            rtol=1e-6,
+        )
+    maps = model["detector"].anomaly_map(whole)
+    np.testing.assert_allclose(
+        model.anomaly_map(data.test), render(maps, (64, 64)), rtol=1e-5, atol=1e-5
+    )
+    assert max(seen) == 3
+
+
 # -- searches ------------------------------------------------------------------------
 
 

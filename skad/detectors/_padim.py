@@ -11,8 +11,9 @@ from numbers import Integral, Real
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._maps import WHOLE, render
+from skad._patches import image_scores
 from skad._progress import progress
-from skad.base import BaseDetector, image_scores
+from skad.base import BaseDetector
 from skad.detectors._gaussians import Gaussians
 
 

@@ -13,7 +13,8 @@ from scipy.special import logsumexp
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skad.base import BaseDetector, image_scores, patch_maps, patch_rows
+from skad._patches import image_scores, patch_maps, patch_rows
+from skad.base import BaseDetector
 from skad.neighbors import greedy_coreset
 from skad.neighbors._coreset import extend_coreset
 from skad.neighbors._distances import direct, unit_rows

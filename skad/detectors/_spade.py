@@ -14,8 +14,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._maps import render
 from skad._patch_array import PatchArray
+from skad._patches import filled, image_scores
 from skad._progress import progress
-from skad.base import BaseDetector, filled, image_scores
+from skad.base import BaseDetector
 from skad.neighbors._distances import unit_rows
 from skad.neighbors._nearest import search
 

@@ -12,7 +12,8 @@ import numpy as np
 from sklearn.utils._param_validation import Interval, RealNotInt
 
 from skad._moments import Moments
-from skad.base import BaseDetector, image_scores, patch_maps, patch_rows
+from skad._patches import image_scores, patch_maps, patch_rows
+from skad.base import BaseDetector
 
 _CHUNK = 2**22  # entries of a temporary
 

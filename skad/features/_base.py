@@ -1,11 +1,7 @@
 """What every patch-feature transformer shares: images in, patch grids out."""
 
-import os
-import tempfile
 import warnings
-from hashlib import sha256
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +12,13 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skad._checks import check_labels
 from skad._patch_array import PatchArray
 from skad._progress import progress
+from skad.features._cache import Cache
 from skad.features._reading import ImageReader, n_threads
 from skad.features._regions import Regions
 from skad.images import (
     ImageError,
     center_crop_box,
     check_images,
-    content_key,
     image_size,
 )
 
@@ -193,6 +189,20 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         for _, block in self._blocks(self._reader(X), regions, None, self._good(X, y)):
             yield block
 
+    def _scoring_blocks(self, X, regions=None, n_entries=2**24):
+        """Yield indices and features of images in blocks of about 64 MB."""
+        check_is_fitted(self, "grid_shape_")
+        X = check_images(X, n_channels=self._n_channels())
+        waiting, room = [], n_entries
+        for index, block in self._blocks(self._reader(X), regions):
+            waiting.append((index, block))
+            room -= block.size
+            if room <= 0:
+                yield _joined(waiting)
+                waiting, room = [], n_entries
+        if waiting:
+            yield _joined(waiting)
+
     def _blocks(self, reader, regions, extract=None, indices=None):
         """Yield indices and the features of these images, the cached ones first.
 
@@ -200,7 +210,7 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         """
         indices = range(len(reader)) if indices is None else indices
         regions = self.regions(regions, len(reader))
-        cache = _Cache.of(self)
+        cache = Cache.of(self)
         with progress(len(indices), "features", self.verbose) as bar:
             keys, missing, done = cache.keys(reader, indices), [], 0
             for lo in range(0, len(keys), self.batch_size):
@@ -348,55 +358,15 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         return tags
 
 
-class _Cache:
-    """Features on disk, one file per image; without a folder it does nothing."""
-
-    def __init__(self, folder, signature):
-        self.folder = folder
-        self.signature = signature
-
-    @classmethod
-    def of(cls, transformer):
-        folder = getattr(transformer, "cache_dir", None)
-        if folder is None:
-            return cls(None, "")
-        return cls(Path(folder), transformer._signature())
-
-    def keys(self, reader, indices):
-        """Key of every image that can be read, by index; none without a folder."""
-        if self.folder is None:
-            return {}
-
-        def content_of(i):
-            return content_key(reader.X[i], where=f"X[{i}]")
-
-        return {
-            index: sha256(f"{self.signature}\n{content}".encode()).hexdigest()
-            for index, content in reader.each(content_of, indices)
-        }
-
-    def load(self, indices, keys):
-        """Indices that are on disk, their rows, and the indices that are not."""
-        found, rows, missing = [], [], []
-        for index in indices:
-            try:
-                rows.append(np.load(self._path(keys[index])))
-                found.append(index)
-            except (OSError, ValueError, EOFError):  # absent, or cut short
-                missing.append(index)
-        return np.array(found, np.intp), np.array(rows), missing
-
-    def store(self, rows, indices, keys):
-        for index, row in zip(indices, rows, strict=True) if keys else ():
-            path = self._path(keys[index])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, row)
-            os.replace(partial, path)  # readers see a whole file or none
-
-    def _path(self, key):
-        return self.folder / key[:2] / f"{key}.npy"
+def _joined(blocks):
+    """Indices and features of several blocks as of one."""
+    index = np.concatenate([index for index, _ in blocks])
+    patches = np.concatenate([np.asarray(block) for _, block in blocks])
+    first = blocks[0][1]
+    if isinstance(first, PatchArray):
+        pooled = np.concatenate([block.pooled for _, block in blocks])
+        patches = PatchArray(patches, pooled, first.levels)
+    return index, patches
 
 
 def _pair(value, name):

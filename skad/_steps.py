@@ -1,0 +1,33 @@
+"""Steps of a pipeline without names."""
+
+import sklearn.pipeline
+
+
+def _is_named(step):
+    return isinstance(step, tuple) and len(step) == 2 and isinstance(step[0], str)
+
+
+def has_bare(steps):
+    """Whether a list holds steps without a name; anything else is left alone."""
+    if not isinstance(steps, (list, tuple)):
+        return False
+    return any(
+        hasattr(step, "fit") or step is None or step == "passthrough" for step in steps
+    )
+
+
+def named(steps):
+    taken = {step[0] for step in steps if _is_named(step)}
+    bare = [step for step in steps if not _is_named(step)]
+    fresh = iter(sklearn.pipeline.make_pipeline(*bare).steps)
+    named = []
+    for step in steps:
+        if _is_named(step):
+            named.append(step)
+            continue
+        name, estimator = next(fresh)
+        while name in taken:
+            name += "-x"
+        taken.add(name)
+        named.append((name, estimator))
+    return named

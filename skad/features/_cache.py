@@ -1,0 +1,61 @@
+"""Features on disk: each image is extracted once, whoever asks."""
+
+import os
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from skad.images import content_key
+
+
+class Cache:
+    """Features on disk, one file per image; without a folder it does nothing."""
+
+    def __init__(self, folder, signature):
+        self.folder = folder
+        self.signature = signature
+
+    @classmethod
+    def of(cls, transformer):
+        folder = getattr(transformer, "cache_dir", None)
+        if folder is None:
+            return cls(None, "")
+        return cls(Path(folder), transformer._signature())
+
+    def keys(self, reader, indices):
+        """Key of every image that can be read, by index; none without a folder."""
+        if self.folder is None:
+            return {}
+
+        def content_of(i):
+            return content_key(reader.X[i], where=f"X[{i}]")
+
+        return {
+            index: sha256(f"{self.signature}\n{content}".encode()).hexdigest()
+            for index, content in reader.each(content_of, indices)
+        }
+
+    def load(self, indices, keys):
+        """Indices that are on disk, their rows, and the indices that are not."""
+        found, rows, missing = [], [], []
+        for index in indices:
+            try:
+                rows.append(np.load(self._path(keys[index])))
+                found.append(index)
+            except (OSError, ValueError, EOFError):  # absent, or cut short
+                missing.append(index)
+        return np.array(found, np.intp), np.array(rows), missing
+
+    def store(self, rows, indices, keys):
+        for index, row in zip(indices, rows, strict=True) if keys else ():
+            path = self._path(keys[index])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, row)
+            os.replace(partial, path)  # readers see a whole file or none
+
+    def _path(self, key):
+        return self.folder / key[:2] / f"{key}.npy"
