@@ -18,7 +18,7 @@ from skad.base import BaseDetector
 from skad.neighbors import greedy_coreset
 from skad.neighbors._coreset import extend_coreset
 from skad.neighbors._distances import direct, unit_rows
-from skad.neighbors._nearest import search
+from skad.neighbors._nearest import Bank
 
 
 class PatchCoreDetector(BaseDetector):
@@ -221,7 +221,18 @@ class PatchCoreDetector(BaseDetector):
 
     def _set_bank(self, bank, indices):
         self.bank_, self.coreset_indices_ = bank, indices
+        self._searched = Bank(self._space(bank))
         self._index = _build_index(self) if self.algorithm == "nndescent" else None
+
+    def __getstate__(self):
+        state = dict(super().__getstate__())
+        state.pop("_searched", None)  # a copy of the bank, made again on loading
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if hasattr(self, "bank_"):
+            self._searched = Bank(self._space(self.bank_))
 
     def _share(self, rows):
         return max(1, int(len(rows) * self.coreset_ratio))
@@ -233,14 +244,13 @@ class PatchCoreDetector(BaseDetector):
     def _score(self, X):
         rows, inside = patch_rows(X)
         queries = self._space(rows)
-        bank = self._space(self.bank_).astype(queries.dtype, copy=False)
-        k = self._available(self.n_neighbors, len(bank), "n_neighbors")
+        k = self._available(self.n_neighbors, len(self.bank_), "n_neighbors")
         if self._index is not None:
             indices, distances = self._index.query(queries, k=k, epsilon=0.3)
             squared = distances.astype(np.float64) ** 2
         else:
-            squared, indices = search(queries, bank, k)
-        return self._scores(X, inside, queries, bank, squared, indices)
+            squared, indices = self._searched.search(queries, k)
+        return self._scores(X, inside, queries, squared, indices)
 
     def _score_left_out(self, X):
         """Score each training image against the bank without its own rows.
@@ -248,7 +258,7 @@ class PatchCoreDetector(BaseDetector):
         X holds the images learned from last.
         """
         rows, inside = patch_rows(X)
-        queries, bank = self._space(rows), self._space(self.bank_)
+        queries = self._space(rows)
         n_patches = X.shape[1] * X.shape[2]
         n_before = self.n_samples_seen_ - len(X)
         owner = self.coreset_indices_ // n_patches - n_before
@@ -261,12 +271,12 @@ class PatchCoreDetector(BaseDetector):
                 stacklevel=4,
             )
             owner, images = self.coreset_indices_, np.flatnonzero(inside)
-        k = min(self.n_neighbors, max(1, len(bank) - _largest(owner)))
-        squared, indices = search(queries, bank, k, groups=(images, owner))
+        k = min(self.n_neighbors, max(1, len(self.bank_) - _largest(owner)))
         groups = images, owner
-        return self._scores(X, inside, queries, bank, squared, indices, groups)
+        squared, indices = self._searched.search(queries, k, groups=groups)
+        return self._scores(X, inside, queries, squared, indices, groups)
 
-    def _scores(self, X, inside, queries, bank, squared, indices, groups=None):
+    def _scores(self, X, inside, queries, squared, indices, groups=None):
         distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
         maps = patch_maps(distances.mean(axis=1), inside, X.shape[:3])
         scores = image_scores(maps, self.top_ratio)
@@ -274,11 +284,12 @@ class PatchCoreDetector(BaseDetector):
             flat = np.where(np.isnan(maps), -np.inf, maps).reshape(len(X), -1)
             worst = flat.argmax(axis=1) + np.arange(len(X)) * flat.shape[1]
             worst = np.cumsum(inside)[worst] - 1  # its row among the queries
-            scores *= self._weights(queries, bank, worst, indices[worst, 0], groups)
+            scores *= self._weights(queries, worst, indices[worst, 0], groups)
         return scores, maps.astype(np.float32)
 
-    def _weights(self, queries, bank, worst, nearest_row, groups):
+    def _weights(self, queries, worst, nearest_row, groups):
         """Weight of each image's score (Equation 7), safe from overflow."""
+        bank = self._searched.rows
         b = 1 if self.reweight is None else self.reweight
         b = min(b, len(bank))
         if b < 2:
@@ -289,7 +300,7 @@ class PatchCoreDetector(BaseDetector):
             if b < 2:
                 return 1.0
         # The nearest row counts itself among its b neighbours.
-        _, around = search(bank[nearest_row], bank, b, groups=groups)
+        _, around = self._searched.search(bank[nearest_row], b, groups=groups)
         squared = direct(queries, bank, np.repeat(worst, b), around.ravel()).reshape(
             -1, b
         )

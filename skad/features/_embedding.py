@@ -21,13 +21,26 @@ def mean1d(levels, grid, patch_size, pretrain_dim, target_dim):
     import torch
     from torch.nn.functional import conv2d
 
-    pooled = []
-    for level in levels:
-        weight, groups = _pooling(level.shape[1], patch_size, pretrain_dim)
+    # Where the second pooling joins entries of one level only, it comes first:
+    # the convolution then makes, and the grid repeats, a fraction of the entries.
+    n_entries = len(levels) * pretrain_dim
+    joined = 1
+    if n_entries % target_dim == 0 and target_dim % len(levels) == 0:
+        joined = n_entries // target_dim
+    n_each = pretrain_dim // joined
+    stacked = torch.empty(
+        (len(levels[0]), n_each * len(levels), *grid),
+        dtype=levels[0].dtype,
+        device=levels[0].device,
+        memory_format=torch.channels_last,
+    )
+    for i, level in enumerate(levels):
+        weight, groups = _pooling(level.shape[1], patch_size, n_each, joined)
         weight = torch.as_tensor(weight, dtype=level.dtype, device=level.device)
         patches = conv2d(level, weight, padding=patch_size // 2, groups=groups)
-        pooled.append(_to_grid(patches, grid))
-    stacked = torch.cat(pooled, dim=1)
+        stacked[:, i * n_each : (i + 1) * n_each] = _to_grid(patches, grid)
+    if stacked.shape[1] == target_dim:
+        return stacked
     weight, groups = _pooling(stacked.shape[1], 1, target_dim)
     weight = torch.as_tensor(weight, dtype=stacked.dtype, device=stacked.device)
     return conv2d(stacked, weight, groups=groups)
@@ -70,19 +83,20 @@ def _to_grid(level, grid):
 
 
 @lru_cache(maxsize=64)
-def _pooling(n_channels, patch_size, n_out):
+def _pooling(n_channels, patch_size, n_out, joined=1):
     """Adaptive average pooling over flattened patches, as convolution weights.
 
-    Output i averages the entries from floor(i K / n) up to ceil((i + 1) K / n)
-    of the K flattened ones. The pattern repeats with the greatest common
-    divisor of channels and outputs, which makes the groups.
+    Of n = `n_out` * `joined` outputs, output i averages the entries from
+    floor(i K / n) up to ceil((i + 1) K / n) of the K flattened ones; so many
+    neighbours as are `joined` are averaged in turn. The pattern repeats with the
+    greatest common divisor of channels and outputs, which makes the groups.
     """
     groups = gcd(n_channels, n_out)
-    channels, outputs = n_channels // groups, n_out // groups
+    channels, outputs = n_channels // groups, n_out * joined // groups
     entries = channels * patch_size**2
     weight = np.zeros((outputs, entries))
     for i in range(outputs):
         start, stop = i * entries // outputs, -(-(i + 1) * entries // outputs)
         weight[i, start:stop] = 1 / (stop - start)
-    weight = weight.reshape(outputs, channels, patch_size, patch_size)
+    weight = weight.reshape(-1, joined, channels, patch_size, patch_size).mean(axis=1)
     return np.tile(weight, (groups, 1, 1, 1)), groups

@@ -8,7 +8,7 @@ wherever its rounding could matter the difference itself is taken, in float64.
 
 import numpy as np
 
-_CHUNK = 2**22  # entries of a float64 temporary (32 MB)
+_CHUNK = 2**16  # entries of a float64 temporary: it stays in the cache
 
 
 def squared_norms(rows):
@@ -35,14 +35,17 @@ def rounding_bound(left_norms, right_norms, n_features, dtype):
     )
 
 
-def direct(left, right, left_index, right_index):
-    """Exact squared distances of the given pairs of rows, in float64."""
+def direct(left, right, left_index, right_index, dtype=np.float64):
+    """Exact squared distances of the given pairs of rows, in float64.
+
+    In float32 they are off by no more than `n_features` + 4 roundings, in less time.
+    """
     result = np.empty(len(left_index))
     step = max(1, _CHUNK // left.shape[1])
     for lo in range(0, len(left_index), step):
         pairs = slice(lo, lo + step)
-        gap = left[left_index[pairs]].astype(np.float64)
-        gap -= right[right_index[pairs]]
+        gap = left.take(left_index[pairs], axis=0).astype(dtype, copy=False)
+        gap -= right.take(right_index[pairs], axis=0)
         result[pairs] = squared_norms(gap)
     return result
 

@@ -1,16 +1,21 @@
 """Exact nearest neighbours.
 
-One matrix product per block of queries screens the bank; every row that the
-rounding of the product leaves in doubt is then measured directly in float64.
-The answer does not depend on the number of threads or on the blocking.
+Lower bounds of all distances come first, by one matrix product per block of queries.
+One exact distance per query then rules out nearly all of the bank, and the few rows
+that are left are measured directly in float64. The answer does not depend on how the
+bounds were found, on the number of threads, or on the blocking.
 """
+
+from typing import Any
 
 import numpy as np
 from sklearn.utils import check_array
 
-from skad.neighbors._distances import direct, rounding_bound, squared_norms
+from skad.neighbors._bounds import Bounds, plan
+from skad.neighbors._distances import direct
 
-_BLOCK = 2**23  # entries of one block of the product
+_BLOCK = 2**23  # entries of one block of bounds
+_TINY = 1e-30  # above all that underflow takes from a squared distance
 
 
 def nearest(queries, bank, k=1):
@@ -71,71 +76,114 @@ def nearest(queries, bank, k=1):
 def search(queries, bank, k=1, *, groups=None, hidden=None):
     """Squared distances and indices of the k nearest rows, unvalidated.
 
+    For a bank that is searched once; see `Bank.search`.
+    """
+    return Bank(bank).search(queries, k, groups=groups, hidden=hidden)
+
+
+class Bank:
+    """Rows to search exactly, and often: what speeds a search up is kept.
+
+    More is prepared when more has been looked up, so that preparing never takes
+    more than a part of the time spent in searching.
+
     Parameters
     ----------
-    queries, bank : ndarray of shape (n, d) and (m, d)
-
-    k : int
-
-    groups : (ndarray of shape (n,), ndarray of shape (m,)), optional
-        A group per query and per bank row; a query never finds a row of its
-        own group. Where fewer than k rows are left, distances are infinite.
-
-    hidden : ndarray of shape (n, m), bool, optional
-        Pairs that never find each other, with the same effect.
-
-    Returns
-    -------
-    squared : ndarray of shape (n, k), float64
-    indices : ndarray of shape (n, k), intp
+    rows : ndarray of shape (m, d)
+        Rows to find; kept, not copied.
     """
-    squared = np.full((len(queries), k), np.inf)
-    indices = np.zeros((len(queries), k), np.intp)
-    bank_norms = squared_norms(bank)
-    step = max(1, _BLOCK // len(bank))
-    for lo in range(0, len(queries), step):
-        block = slice(lo, lo + step)
-        hide = None
-        if groups is not None:
-            hide = _hide_own_group(groups[0][block], groups[1])
-        elif hidden is not None:
-            hide = _hide_pairs(hidden[block])
-        _search_block(
-            queries[block], bank, bank_norms, k, hide, squared[block], indices[block]
-        )
-    return squared, indices
 
+    def __init__(self, rows):
+        self.rows = rows
+        self._n_queries = 0
+        self._plan: dict | None = None
+        self._bounds: Any = None
 
-def _search_block(queries, bank, bank_norms, k, hide, squared, indices):
-    """Fill `squared` and `indices` for one block of queries."""
-    # |q|^2 is the same along a row and so left out of the screening. Scaling by
-    # a power of two before the product is exact, and spares a pass over it.
-    screen = (-2 * queries) @ bank.T
-    screen += bank_norms
-    found = np.arange(len(queries))
-    if hide is not None:
-        found = hide(screen, k)
-        if len(found) < len(queries):
-            screen = screen[found]
-    kth = screen.min(axis=1) if k == 1 else np.partition(screen, k - 1)[:, k - 1]
-    norms = squared_norms(queries[found])
-    noise = rounding_bound(norms, bank_norms.max(), bank.shape[1], screen.dtype)
-    in_doubt = np.flatnonzero(screen <= (kth + 2 * noise)[:, None])
-    rows, cols = np.divmod(in_doubt, len(bank))
-    exact = direct(queries, bank, found[rows], cols)
-    order = np.lexsort((cols, exact, rows))
-    first = np.searchsorted(rows, np.arange(len(found)))
-    best = order[first[:, None] + np.arange(k)]
-    squared[found] = exact[best]
-    indices[found] = cols[best]
+    def _prepare(self, n_queries):
+        self._n_queries += n_queries
+        needed = plan(self.rows.shape, self._n_queries)
+        if needed != self._plan:
+            self._bounds = Bounds(self.rows, **needed)
+            self._plan = needed
+
+    def search(self, queries, k=1, *, groups=None, hidden=None):
+        """Squared distances and indices of the k nearest rows.
+
+        Parameters
+        ----------
+        queries : ndarray of shape (n, d)
+
+        k : int
+
+        groups : (ndarray of shape (n,), ndarray of shape (m,)), optional
+            A group per query and per row; a query never finds a row of its own
+            group. Where fewer than k rows are left, distances are infinite.
+
+        hidden : ndarray of shape (n, m), bool, optional
+            Pairs that never find each other, with the same effect.
+
+        Returns
+        -------
+        squared : ndarray of shape (n, k), float64
+        indices : ndarray of shape (n, k), intp
+        """
+        self._prepare(len(queries))
+        squared = np.full((len(queries), k), np.inf)
+        indices = np.zeros((len(queries), k), np.intp)
+        step = max(1, _BLOCK // len(self.rows))
+        for lo in range(0, len(queries), step):
+            block = slice(lo, lo + step)
+            hide = None
+            if groups is not None:
+                hide = _hide_own_group(groups[0][block], groups[1])
+            elif hidden is not None:
+                hide = _hide_pairs(hidden[block])
+            self._search_block(queries[block], k, hide, squared[block], indices[block])
+        return squared, indices
+
+    def _search_block(self, queries, k, hide, squared, indices):
+        """Fill `squared` and `indices` for one block of queries."""
+        bounds, limits = self._bounds.of(queries)
+        found = np.arange(len(queries))
+        if hide is not None:
+            found = hide(bounds, k)
+        if len(found) == 0:
+            return
+        if k == 1:
+            likely = bounds.argmin(axis=1)[:, None]
+        else:
+            likely = np.argpartition(bounds, k - 1, axis=1)[:, :k]
+        every = np.repeat(np.arange(len(queries)), k)
+        seen = direct(queries, self.rows, every, likely.ravel()).reshape(-1, k)
+        reach = np.sqrt(seen.max(axis=1))
+        left = np.flatnonzero(bounds <= limits(reach)[:, None])
+        rows, cols = np.divmod(left, len(self.rows))
+        both_single = queries.dtype == self.rows.dtype == np.float32
+        if both_single and len(rows) > 2 * k * len(found):
+            # Few of many pairs are worth float64.
+            rough, order = self._measure(queries, rows, cols, np.float32)
+            kth = np.full(len(queries), np.inf)
+            kth[found] = rough[order[np.searchsorted(rows, found) + k - 1]]
+            margin = 1 + 2 * (queries.shape[1] + 4) * np.finfo(np.float32).eps
+            kept = rough <= (kth * margin)[rows] + _TINY
+            rows, cols = rows[kept], cols[kept]
+        exact, order = self._measure(queries, rows, cols, np.float64)
+        best = order[np.searchsorted(rows, found)[:, None] + np.arange(k)]
+        squared[found] = exact[best]
+        indices[found] = cols[best]
+
+    def _measure(self, queries, rows, cols, dtype):
+        """Squared distances of pairs, and the order by query, distance and row."""
+        exact = direct(queries, self.rows, rows, cols, dtype)
+        return exact, np.lexsort((cols, exact, rows))
 
 
 def _hide_pairs(hidden):
     """Put hidden pairs out of reach; tells which queries have k rows left."""
 
-    def hide(screen, k):
-        screen[hidden] = np.inf
-        return np.flatnonzero(screen.shape[1] - hidden.sum(axis=1) >= k)
+    def hide(bounds, k):
+        bounds[hidden] = np.iinfo(bounds.dtype).max
+        return np.flatnonzero(bounds.shape[1] - hidden.sum(axis=1) >= k)
 
     return hide
 
@@ -143,12 +191,12 @@ def _hide_pairs(hidden):
 def _hide_own_group(query_groups, bank_groups):
     """The same for the rows of a query's own group, without a flag per pair."""
 
-    def hide(screen, k):
+    def hide(bounds, k):
         enough = []
         for group in np.unique(query_groups):
             own = np.flatnonzero(bank_groups == group)
             members = np.flatnonzero(query_groups == group)
-            screen[members[:, None], own] = np.inf
+            bounds[members[:, None], own] = np.iinfo(bounds.dtype).max
             if len(bank_groups) - len(own) >= k:
                 enough.append(members)
         return np.sort(np.concatenate(enough)) if enough else np.array([], np.intp)

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skad.neighbors import nearest
+from skad.neighbors import _nearest, nearest
+from skad.neighbors._bounds import Bounds
 from skad.neighbors._nearest import search
 
 
@@ -104,3 +105,70 @@ def test_blocks_do_not_change_the_answer(monkeypatch):
 def test_bad_arguments(queries, bank, k, message):
     with pytest.raises(ValueError, match=message):
         nearest(queries, bank, k)
+
+
+def _rows(kind, rng, n, d=96, rank=12):
+    """Rows of which leading directions hold nearly all, and what makes them hard."""
+    mixing = np.random.default_rng(1).normal(size=(rank, d))
+    rows = rng.normal(size=(n, rank)) @ mixing + 0.05 * rng.normal(size=(n, d))
+    if kind == "full rank":
+        rows = rng.normal(size=(n, d))
+    if kind == "far from the origin":
+        rows = rows + 1e4
+    if kind == "tiny":
+        rows = rows * 1e-18
+    if kind == "huge":
+        rows = rows * 1e17
+    if kind == "double":
+        return rows
+    return rows.astype(np.float32)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("directions", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    ["low rank", "full rank", "far from the origin", "tiny", "huge", "double"],
+)
+def test_exact_whatever_is_prepared(kind, directions, half, monkeypatch):
+    monkeypatch.setattr(
+        _nearest, "plan", lambda *_: {"half": half, "directions": directions}
+    )
+    rng = np.random.default_rng(0)
+    bank, queries = _rows(kind, rng, 900), _rows(kind, rng, 150)
+    queries[:5] = bank[100:105]
+    bank[500] = bank[100]
+    expected = brute(queries, bank)
+    order = np.argsort(expected, axis=1, kind="stable")[:, :3]
+    squared, indices = _nearest.Bank(bank).search(queries, 3)
+    np.testing.assert_array_equal(indices, order)
+    nearest_ones = np.take_along_axis(expected, order, axis=1)
+    np.testing.assert_allclose(np.sqrt(squared), nearest_ones, rtol=1e-12)
+    assert (squared[:5, 0] == 0).all()
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("directions", [False, True])
+def test_bounds_are_below_all_distances(directions, half):
+    rng = np.random.default_rng(0)
+    bank, queries = _rows("low rank", rng, 400), _rows("low rank", rng, 60)
+    queries[:20] *= np.logspace(0, 30, 20, dtype=np.float32)[:, None]  # out of reach
+    bounds, limits = Bounds(bank, half=half, directions=directions).of(queries)
+    distances = brute(queries, bank)
+    for column in range(len(bank)):
+        assert (bounds[:, column] <= limits(distances[:, column])).all()
+    loose = bounds <= limits(distances.min(axis=1))[:, None]
+    assert loose[20:].sum() < 0.1 * loose[20:].size  # and yet they rule out most
+
+
+def test_more_is_prepared_when_more_was_searched():
+    rng = np.random.default_rng(0)
+    bank = _nearest.Bank(_rows("low rank", rng, 3000))
+    queries = _rows("low rank", rng, 400)
+    first = bank.search(queries)
+    plans = {str(bank._plan)}
+    for _ in range(20):
+        again = bank.search(queries)
+        plans.add(str(bank._plan))
+    assert len(plans) > 1
+    np.testing.assert_array_equal(first, again)

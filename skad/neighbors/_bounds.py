@@ -1,0 +1,254 @@
+"""Lower bounds of all distances between queries and a bank, by one matrix product.
+
+Two things make the product cheap, and neither can make a bound too large.
+
+Points see leading directions of the bank only, with the length of what these leave
+as one more coordinate. By the triangle inequality that map never stretches a distance.
+
+Points are rounded to bfloat16 where the machine multiplies these faster, which moves
+each by a known length. A distance can have grown by no more than the two lengths.
+
+Bounds are compared as integers: floats that are not negative have the order of their
+bits, and NumPy compares 16 of these faster than anything compares bfloat16.
+"""
+
+import time
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from skad.neighbors._distances import squared_norms
+
+_SMALL = 2**26  # multiplications from which bfloat16 pays
+_SAMPLE = 4096  # rows that the directions are taken from
+_VARIANCE = 0.96  # share of the variance that the directions keep
+_WORTH = 0.6  # share of the directions from which all are kept
+_PIECE = 64  # columns of a product that rounds little
+_UNIT = 2.0**-24  # of rounding in float32
+_FARTHEST = 2.0**40  # coordinates beyond are cut
+_CHUNK = 2**18  # entries of a temporary: it stays in the cache
+
+
+class Bounds:
+    """Bounds for the distances to the rows of a bank.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (m, d)
+        The bank.
+
+    half : bool
+        Whether to round to bfloat16.
+
+    directions : bool
+        Whether to look for leading directions.
+    """
+
+    def __init__(self, rows, *, half, directions):
+        sample = _spread(rows, 256)
+        origin = sample.mean(axis=0).astype(rows.dtype)
+        largest = np.abs(sample - origin).max()
+        self._scale = _scale(largest)
+        self._origin = origin * rows.dtype.type(self._scale)
+        self._half = half
+        self._directions: Any = None  # an array, or a tensor where PyTorch multiplies
+        if directions:
+            found = _leading_directions(_spread(rows, _SAMPLE) - origin)
+            self._directions = None if found is None else self._shared(found)
+        self._rows, moved, lengths = self._points(rows)
+        self._moved, self._length = moved.max(), lengths.max()
+
+    def of(self, queries):
+        """Bound the distances from some queries.
+
+        Parameters
+        ----------
+        queries : ndarray of shape (n, d)
+
+        Returns
+        -------
+        bounds : ndarray of shape (n, m), int16 or int32
+            In the order of the squared distances that they bound.
+
+        limits : callable
+            Takes a distance per query, and gives the largest bound per query that
+            a row no farther than this can have.
+        """
+        points, moved, lengths = self._points(queries, as_queries=True)
+        noise = self._noise(lengths)
+
+        def limits(distances):
+            grown = distances * self._scale + moved + self._moved
+            return self._bits(grown**2 + 2 * noise)
+
+        product = points @ self._rows.T
+        if not self._half:
+            return product.view(np.int32), limits
+        import torch
+
+        return product.view(torch.int16).numpy(), limits
+
+    def _points(self, rows, *, as_queries=False):
+        """Columns of the product, how far each point was moved, and its length.
+
+        A query's columns times a row's give the squared distance of their points:
+        -2 times one point times the other, plus both squared lengths. As bfloat16
+        has 8 bits, lengths are split over three columns.
+        """
+        n = rows.shape[1]
+        if self._directions is not None:
+            n = len(self._directions) + 1
+        n_parts = 3 if self._half else 1
+        columns = self._empty((len(rows), n + 2 * n_parts))
+        own, other = slice(n, n + n_parts), slice(n + n_parts, None)
+        if as_queries:
+            own, other = other, own
+        columns[:, other] = 1
+        moved, lengths = np.empty(len(rows)), np.empty(len(rows))
+        n_entries = _CHUNK if self._directions is None else 4 * _CHUNK
+        step = max(1, n_entries // rows.shape[1])
+        for lo in range(0, len(rows), step):
+            part = slice(lo, lo + step)
+            points, moved[part] = self._mapped(rows[part])
+            if self._half:
+                exact, points = points, self._rounded(points)
+                moved[part] += 1.001 * np.sqrt(squared_norms(exact - points))
+            squared = squared_norms(points).astype(np.float64)
+            lengths[part] = np.sqrt(squared)
+            if as_queries:
+                points *= -2
+                squared += self._noise(lengths[part])  # so that no bound is negative
+            columns[part, :n] = self._shared(points)
+            for column in range(own.start, own.start + n_parts):
+                rounded = self._rounded(squared.astype(np.float32))
+                columns[part, column] = self._shared(rounded)
+                squared -= rounded
+        return columns, moved, lengths
+
+    def _mapped(self, rows):
+        """Points in float32, and a bound on how far rounding moved each."""
+        if self._scale != 1:
+            with np.errstate(over="ignore"):
+                rows = rows * rows.dtype.type(self._scale)
+        points = (rows - self._origin).astype(np.float32, copy=False)
+        lengths = np.sqrt(squared_norms(points))
+        if not lengths.max() < _FARTHEST:
+            # To cut coordinates stretches no distance either.
+            np.clip(points, -_FARTHEST, _FARTHEST, out=points)
+            lengths = np.sqrt(squared_norms(points))
+        if self._directions is None:
+            return points, _UNIT * 4 * lengths
+        columns, slack = self._projected(points)
+        return columns, slack * lengths
+
+    def _projected(self, points):
+        """Points by the directions and the length of the rest, and the rounding.
+
+        Rounding in a product of n columns moves an entry by n units of the lengths
+        involved at most. In pieces of few columns that stays small, and the rest is
+        taken from the rounded point, which its own rounding moves but little.
+        """
+        n_kept, n = self._directions.shape
+        points = self._shared(points)
+        inside = sum(
+            points[:, lo : lo + _PIECE] @ self._directions[:, lo : lo + _PIECE].T
+            for lo in range(0, n, _PIECE)
+        )
+        rest = points - inside @ self._directions
+        columns = np.empty((len(points), n_kept + 1), np.float32)
+        columns[:, :-1] = inside
+        columns[:, -1] = np.sqrt(squared_norms(np.asarray(rest)))
+        n_terms = 2 * (_PIECE + n / _PIECE + 4) + n_kept
+        return columns, _UNIT * (n_kept**0.5 * n_terms + n + 4)
+
+    def _shared(self, values):
+        """The array for PyTorch where that multiplies: threads of two would clash."""
+        if not self._half:
+            return values
+        import torch
+
+        return torch.from_numpy(values)
+
+    def _empty(self, shape):
+        if not self._half:
+            return np.empty(shape, np.float32)
+        import torch
+
+        return torch.empty(shape, dtype=torch.bfloat16)
+
+    def _rounded(self, values):
+        if not self._half:
+            return values
+        import torch
+
+        return torch.from_numpy(values).bfloat16().float().numpy()
+
+    def _noise(self, lengths):
+        """Bound on the rounding inside of the product, and of lengths."""
+        n_columns = len(self._origin) + 8
+        reach = lengths + getattr(self, "_length", 0.0)
+        return 4 * n_columns * _UNIT * reach**2
+
+    def _bits(self, squared):
+        """Integers above those of all bounds up to some squared distances."""
+        margin = 2.0**-7 if self._half else 2.0**-20
+        squared = np.minimum(squared * (1 + margin), 2.0**126)
+        bits = squared.astype(np.float32).view(np.int32)
+        return ((bits >> 16) + 1).astype(np.int16) if self._half else bits + 1
+
+
+def _scale(largest):
+    """A power of two, which makes scaling exact; 1 where float32 needs no other."""
+    exponent = np.floor(np.log2(largest)) if largest > 0 else 0.0
+    return 1.0 if abs(exponent) <= 20 else 2.0 ** -np.clip(exponent, -120, 120)
+
+
+def plan(shape, n_queries):
+    """What pays for so many queries to a bank, by the multiplications that it takes.
+
+    Returns
+    -------
+    arguments : dict
+        For `Bounds`.
+    """
+    m, d = shape
+    work = n_queries * m * d
+    taken = 2 * min(m, _SAMPLE) * d**2 + 30 * d**3 + m * d**2
+    directions = 48 <= d <= 2048 and work > 8 * taken
+    return {"half": work > _SMALL and half_pays(), "directions": directions}
+
+
+@cache
+def half_pays():
+    """Whether this machine multiplies bfloat16 faster; it is timed once."""
+    import torch
+
+    single = np.ones((256, 512), np.float32)
+    half = torch.from_numpy(single).bfloat16()
+
+    def seconds(matrix):
+        runs = []
+        for _ in range(5):
+            start = time.perf_counter()
+            matrix @ matrix.T
+            runs.append(time.perf_counter() - start)
+        return min(runs)
+
+    return seconds(half) < 0.75 * seconds(single)
+
+
+def _leading_directions(sample):
+    """Orthogonal directions of most variance, as rows; None if they would be many."""
+    variances, directions = np.linalg.eigh(sample.T @ sample)
+    kept = np.cumsum(variances[::-1]) < _VARIANCE * variances.sum()
+    n_kept = int(kept.sum()) + 1
+    if n_kept >= _WORTH * len(kept):
+        return None
+    return directions[:, ::-1][:, :n_kept].T.astype(np.float32, order="C")
+
+
+def _spread(rows, n_most):
+    """At most so many of the rows, evenly spread, in float64."""
+    picked = np.linspace(0, len(rows) - 1, min(len(rows), n_most)).astype(np.intp)
+    return rows[picked].astype(np.float64)
