@@ -66,6 +66,10 @@ class PatchCoreDetector(BaseDetector):
     random_state : int, RandomState instance or None, default=0
         Picks the row that the coreset starts from.
 
+    on_interrupt : {"raise", "keep"}, default="raise"
+        What Ctrl-C does during the selection of the coreset: "keep" warns and goes
+        on with the rows selected until then, the coreset of a smaller ratio.
+
     verbose : bool, default=False
         Report progress on the standard error stream.
 
@@ -149,6 +153,7 @@ class PatchCoreDetector(BaseDetector):
         "top_ratio": [Interval(Real, 0, 1, closed="right"), None],
         "metric": [StrOptions({"euclidean", "cosine"})],
         "algorithm": [StrOptions({"exact", "nndescent"})],
+        "on_interrupt": [StrOptions({"raise", "keep"})],
     }
 
     def __init__(
@@ -164,6 +169,7 @@ class PatchCoreDetector(BaseDetector):
         calibration="auto",
         sigma=4.0,
         random_state=0,
+        on_interrupt="raise",
         verbose=False,
     ):
         self.coreset_ratio = coreset_ratio
@@ -176,6 +182,7 @@ class PatchCoreDetector(BaseDetector):
         self.calibration = calibration
         self.sigma = sigma
         self.random_state = random_state
+        self.on_interrupt = on_interrupt
         self.verbose = verbose
 
     def _fit(self, X):
@@ -185,7 +192,11 @@ class PatchCoreDetector(BaseDetector):
         else:
             start = check_random_state(self.random_state).randint(len(rows))
             picked = greedy_coreset(
-                self._space(rows), self._share(rows), start=start, verbose=self.verbose
+                self._space(rows),
+                self._share(rows),
+                start=start,
+                on_interrupt=self.on_interrupt,
+                verbose=self.verbose,
             )
         self._set_bank(rows[picked], np.flatnonzero(inside)[picked])
 
@@ -197,6 +208,7 @@ class PatchCoreDetector(BaseDetector):
                 self._space(self.bank_),
                 self._space(rows),
                 self._share(rows),
+                on_interrupt=self.on_interrupt,
                 verbose=self.verbose,
             )
         first = self.n_samples_seen_ * X.shape[1] * X.shape[2]

@@ -9,6 +9,8 @@ long as the best beats every row left out. The rows selected, and their order,
 are those of the plain algorithm.
 """
 
+import warnings
+
 import numpy as np
 from sklearn.utils import check_array
 
@@ -19,11 +21,12 @@ from skad.neighbors._distances import (
     squared_norms,
 )
 
-_CANDIDATES = 2048
+_CANDIDATES = 1024, 2048  # fewest and most rows that a round looks at
 _STALE_GROUPS = 4
+_CHUNK = 2**18  # entries of a temporary
 
 
-def greedy_coreset(X, n_samples, *, start=0, verbose=False):
+def greedy_coreset(X, n_samples, *, start=0, verbose=False, on_interrupt="raise"):
     """Select rows by farthest-first traversal.
 
     Every next row is the one farthest from all rows selected before, which
@@ -44,6 +47,10 @@ def greedy_coreset(X, n_samples, *, start=0, verbose=False):
     verbose : bool, default=False
         Print progress to the standard error stream.
 
+    on_interrupt : {"raise", "keep"}, default="raise"
+        What to do about Ctrl-C: "keep" returns the rows selected until then, with a
+        warning. They are the coreset of that many rows.
+
     Returns
     -------
     indices : ndarray of shape (n_selected,), intp
@@ -53,7 +60,13 @@ def greedy_coreset(X, n_samples, *, start=0, verbose=False):
     Raises
     ------
     ValueError
-        If `X` is empty or not finite, or `n_samples` or `start` is out of range.
+        If `X` is empty or not finite, `n_samples` or `start` is out of range, or
+        `on_interrupt` is neither of its values.
+
+    Notes
+    -----
+    Takes up to 15 % of the size of `X` in memory beside it, or 16 MB where that is
+    more.
 
     References
     ----------
@@ -82,10 +95,12 @@ def greedy_coreset(X, n_samples, *, start=0, verbose=False):
                 f"{name}={value} is out of range: X has {len(X)} rows, so {name} "
                 f"must be between {low} and {high}."
             )
-    return _Traversal(X, n_samples, [start]).run(verbose)
+    if on_interrupt not in ("raise", "keep"):
+        raise ValueError(f"on_interrupt={on_interrupt!r} must be 'raise' or 'keep'.")
+    return _Traversal(X, n_samples, [start]).run(verbose, on_interrupt)
 
 
-def extend_coreset(coreset, X, n_samples, *, verbose=False):
+def extend_coreset(coreset, X, n_samples, *, verbose=False, on_interrupt="raise"):
     """Select rows farthest from a coreset and from each other, unvalidated.
 
     Returns
@@ -96,7 +111,7 @@ def extend_coreset(coreset, X, n_samples, *, verbose=False):
     """
     both = np.concatenate([coreset, X])
     traversal = _Traversal(both, len(coreset) + n_samples, range(len(coreset)))
-    return traversal.run(verbose)[len(coreset) :] - len(coreset)
+    return traversal.run(verbose, on_interrupt)[len(coreset) :] - len(coreset)
 
 
 class _Traversal:
@@ -110,8 +125,6 @@ class _Traversal:
         self.n_samples = n_samples
         # Centring keeps norms, and with them the rounding of products, small.
         self.origin = X.mean(axis=0, dtype=np.float64)
-        self.centres = np.empty((n_samples, X.shape[1]), X.dtype)
-        self.norms = np.empty(n_samples, X.dtype)
         self.picked = np.empty(n_samples, np.intp)
         self.n_picked = 0
         # Upper bound of the squared distance to the first `seen` centres, and
@@ -121,31 +134,35 @@ class _Traversal:
         self.seen = np.zeros(len(X), np.int32)
         self.value = np.full(len(X), np.inf)
         self.settled = np.zeros(len(X), np.int32)
-        for start in starts:
-            self._add(start, self._rows(np.array([start]))[0])
-        for lo in range(0, len(X), 2**14):
-            rows = np.arange(lo, min(lo + 2**14, len(X)))
+        self.picked[: len(starts)] = starts
+        self.n_picked = len(starts)
+        self.n_candidates = _n_candidates(X)
+        step = max(1, _CHUNK // X.shape[1])
+        for lo in range(0, len(X), step):
+            rows = np.arange(lo, min(lo + step, len(X)))
             self._refresh(rows, self._rows(rows))
 
-    def run(self, verbose):
+    def run(self, verbose, on_interrupt):
         with progress(self.n_samples, "coreset", verbose) as bar:
-            while self.n_picked < self.n_samples and self._round():
-                bar.reach(self.n_picked)
+            try:
+                while self.n_picked < self.n_samples and self._round():
+                    bar.reach(self.n_picked)
+            except KeyboardInterrupt:
+                if on_interrupt == "raise":
+                    raise
+                warnings.warn(
+                    f"interrupted after {self.n_picked} of {self.n_samples} rows of "
+                    "the coreset; going on with these.",
+                    stacklevel=3,
+                )
         return self.picked[: self.n_picked].copy()
 
     def _rows(self, index):
         return self.X[index].astype(np.float64) - self.origin
 
-    def _add(self, index, row):
-        row = row.astype(self.X.dtype)
-        self.centres[self.n_picked] = row
-        self.norms[self.n_picked] = row @ row
-        self.picked[self.n_picked] = index
-        self.n_picked += 1
-
     def _round(self):
         """Refresh the rows with the largest bounds and pick among them."""
-        n_left = max(0, len(self.bound) - _CANDIDATES)
+        n_left = max(0, len(self.bound) - self.n_candidates)
         if n_left:
             order = np.argpartition(self.bound, n_left - 1)
             candidates, left_out = order[n_left:], self.bound[order[n_left - 1]]
@@ -166,32 +183,36 @@ class _Traversal:
         rows = rows.astype(self.X.dtype, copy=False)
         norms = squared_norms(rows)
         for part, missed in self._missed(self.seen, index):
-            screen = rows[part] @ self.centres[missed].T
+            centres = self._rows(missed).astype(self.X.dtype, copy=False)
+            centre_norms = squared_norms(centres)
+            screen = rows[part] @ centres.T
             screen *= -2
-            screen += self.norms[missed]
-            largest = self.norms[missed].max()
+            screen += centre_norms
+            largest = centre_norms.max()
             noise = rounding_bound(norms[part], largest, rows.shape[1], rows.dtype)
             bound = screen.min(axis=1).astype(np.float64) + norms[part] + 2 * noise
             reached = index[part]
             self.bound[reached] = np.minimum(self.bound[reached], bound)
-            self.seen[reached] = self.n_picked
+        self.seen[index] = self.n_picked
 
     def _settle(self, index, rows):
         """Replace upper bounds by values, in float64."""
         for part, missed in self._missed(self.settled, index):
+            value = squared_distances(rows[part], self._rows(missed)).min(axis=1)
             reached = index[part]
-            centres = self._rows(self.picked[missed])
-            value = squared_distances(rows[part], centres).min(axis=1)
             self.value[reached] = np.minimum(self.value[reached], value)
-            self.settled[reached] = self.n_picked
+        self.settled[index] = self.n_picked
         self.bound[index] = self.value[index]
 
     def _missed(self, seen, index):
-        """Yield groups of rows with the centres that they have missed."""
+        """Yield groups of rows with some of the centres that they have missed."""
         order = np.argsort(seen[index], kind="stable")
         for part in np.array_split(order, _STALE_GROUPS):
-            if len(part) and seen[index[part[0]]] < self.n_picked:
-                yield part, slice(seen[index[part[0]]], self.n_picked)
+            if len(part) == 0:
+                continue
+            step = max(1, _CHUNK // max(len(part), self.X.shape[1]))
+            for lo in range(seen[index[part[0]]], self.n_picked, step):
+                yield part, self.picked[lo : min(lo + step, self.n_picked)]
 
     def _pick(self, candidates, rows, left_out):
         """Pick while the best candidate beats all rows that were left out."""
@@ -205,7 +226,16 @@ class _Traversal:
             best = int(value.argmax())
             if value[best] < left_out or value[best] <= 0:
                 break
-            self._add(candidates[best], rows[best])
+            self.picked[self.n_picked] = candidates[best]
+            self.n_picked += 1
             np.minimum(value, gaps[best], out=value)
         self.value[candidates] = self.bound[candidates] = value
         self.seen[candidates] = self.settled[candidates] = self.n_picked
+
+
+def _n_candidates(X):
+    """So many rows that they and their distances take a tenth of the size of X."""
+    room = X.nbytes / 10
+    row = 16 * X.shape[1]
+    n = (np.sqrt(row**2 + 40 * room) - row) / 20  # 10 n^2 + row n = room
+    return int(np.clip(n, *_CANDIDATES))

@@ -3,7 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skad import PatchCoreDetector
 from skad.neighbors import greedy_coreset
+from skad.neighbors._coreset import _Traversal
 
 
 def plain(X, n_samples, start=0):
@@ -77,6 +79,7 @@ def test_clustered_features_prune_to_the_same_rows():
         ({"n_samples": 2.5}, "n_samples must be an integer"),
         ({"n_samples": 2, "start": 10}, "start=10 is out of range"),
         ({"n_samples": 2, "start": -1}, "start=-1 is out of range"),
+        ({"n_samples": 2, "on_interrupt": "stop"}, "on_interrupt='stop' must be"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -88,3 +91,43 @@ def test_input_is_left_alone():
     X = np.random.default_rng(0).normal(size=(200, 5))
     X.flags.writeable = False
     greedy_coreset(X, 20)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Ctrl-C in the middle of the third round of a selection."""
+    settle, rounds = _Traversal._settle, []
+
+    def stop(self, *arguments):
+        rounds.append(self)
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+        settle(self, *arguments)
+
+    monkeypatch.setattr(_Traversal, "_settle", stop)
+
+
+@pytest.fixture
+def rows():
+    return np.random.default_rng(7).normal(size=(4000, 8)).astype(np.float32)
+
+
+def test_interrupt_raises(rows, interrupted):
+    with pytest.raises(KeyboardInterrupt):
+        greedy_coreset(rows, 900)
+
+
+def test_interrupt_keeps_what_is_selected(rows, interrupted):
+    with pytest.warns(UserWarning, match="interrupted after .* of 900 rows"):
+        indices = greedy_coreset(rows, 900, on_interrupt="keep")
+    assert 1 < len(indices) < 900
+    np.testing.assert_array_equal(indices, plain(rows, len(indices))[0])
+
+
+def test_interrupted_detector_has_a_smaller_bank(rows, interrupted):
+    images = rows.reshape(40, 10, 10, 8)
+    detector = PatchCoreDetector(0.25, on_interrupt="keep")
+    with pytest.warns(UserWarning, match="interrupted after .* of 1000 rows"):
+        detector.fit(images)
+    assert 1 < len(detector.bank_) < 1000
+    assert np.isfinite(detector.score_samples(images)).all()
