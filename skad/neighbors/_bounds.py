@@ -112,18 +112,20 @@ class Bounds:
             part = slice(lo, lo + step)
             points, moved[part] = self._mapped(rows[part])
             if self._half:
-                exact, points = points, self._rounded(points)
-                moved[part] += 1.001 * np.sqrt(squared_norms(exact - points))
-            squared = squared_norms(points).astype(np.float64)
-            lengths[part] = np.sqrt(squared)
+                points, lost = _halved(points)
+                moved[part] += 1.001 * lost
+            lengths[part] = _lengths(points)
+            squared = lengths[part] ** 2
             if as_queries:
                 points *= -2
                 squared += self._noise(lengths[part])  # so that no bound is negative
-            columns[part, :n] = self._shared(points)
+            columns[part, :n] = points
             for column in range(own.start, own.start + n_parts):
-                rounded = self._rounded(squared.astype(np.float32))
-                columns[part, column] = self._shared(rounded)
-                squared -= rounded
+                rounded = self._shared(squared.astype(np.float32))
+                if self._half:
+                    rounded = rounded.bfloat16().float()
+                columns[part, column] = rounded
+                squared -= np.asarray(rounded)
         return columns, moved, lengths
 
     def _mapped(self, rows):
@@ -132,11 +134,12 @@ class Bounds:
             with np.errstate(over="ignore"):
                 rows = rows * rows.dtype.type(self._scale)
         points = (rows - self._origin).astype(np.float32, copy=False)
-        lengths = np.sqrt(squared_norms(points))
+        points = self._shared(points)
+        lengths = _lengths(points)
         if not lengths.max() < _FARTHEST:
             # To cut coordinates stretches no distance either.
-            np.clip(points, -_FARTHEST, _FARTHEST, out=points)
-            lengths = np.sqrt(squared_norms(points))
+            points = points.clip(-_FARTHEST, _FARTHEST)
+            lengths = _lengths(points)
         if self._directions is None:
             return points, _UNIT * 4 * lengths
         columns, slack = self._projected(points)
@@ -150,15 +153,14 @@ class Bounds:
         taken from the rounded point, which its own rounding moves but little.
         """
         n_kept, n = self._directions.shape
-        points = self._shared(points)
         inside = sum(
             points[:, lo : lo + _PIECE] @ self._directions[:, lo : lo + _PIECE].T
             for lo in range(0, n, _PIECE)
         )
         rest = points - inside @ self._directions
-        columns = np.empty((len(points), n_kept + 1), np.float32)
+        columns = self._shared(np.empty((len(points), n_kept + 1), np.float32))
         columns[:, :-1] = inside
-        columns[:, -1] = np.sqrt(squared_norms(np.asarray(rest)))
+        columns[:, -1] = self._shared(_lengths(rest))
         n_terms = 2 * (_PIECE + n / _PIECE + 4) + n_kept
         return columns, _UNIT * (n_kept**0.5 * n_terms + n + 4)
 
@@ -177,13 +179,6 @@ class Bounds:
 
         return torch.empty(shape, dtype=torch.bfloat16)
 
-    def _rounded(self, values):
-        if not self._half:
-            return values
-        import torch
-
-        return torch.from_numpy(values).bfloat16().float().numpy()
-
     def _noise(self, lengths):
         """Bound on the rounding inside of the product, and of lengths."""
         n_columns = len(self._origin) + 8
@@ -196,6 +191,19 @@ class Bounds:
         squared = np.minimum(squared * (1 + margin), 2.0**126)
         bits = squared.astype(np.float32).view(np.int32)
         return ((bits >> 16) + 1).astype(np.int16) if self._half else bits + 1
+
+
+def _lengths(points):
+    """Length of each row, for an array or a tensor."""
+    if isinstance(points, np.ndarray):
+        return np.sqrt(squared_norms(points))
+    return points.norm(dim=1).numpy()
+
+
+def _halved(points):
+    """A tensor as bfloat16 rounds it, and how far that moved each row."""
+    halved = points.bfloat16().float()
+    return halved, _lengths(points.sub_(halved))
 
 
 def _scale(largest):
