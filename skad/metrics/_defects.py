@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from skad.metrics._inputs import Pair, defective
+from skad.metrics._inputs import Pairs
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
@@ -62,12 +62,12 @@ def _shares(mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
     return 1 / areas[of_pixel], n_regions
 
 
-def defect_pixels(pairs: Sequence[Pair], *, regions: bool = False) -> DefectPixels:
+def defect_pixels(pairs: Pairs, *, regions: bool = False) -> DefectPixels:
     """Collect the defective pixels of all images.
 
     Parameters
     ----------
-    pairs : sequence of Pair
+    pairs : Pairs
         Images; masks without channels.
     regions : bool, default=False
         Whether to weigh the pixels by their connected regions.
@@ -78,7 +78,7 @@ def defect_pixels(pairs: Sequence[Pair], *, regions: bool = False) -> DefectPixe
         The pixels.
     """
     images, scores, weights, n_regions = [], [], [], 0
-    for i, (array, mask) in defective(pairs):
+    for i, (array, mask) in pairs.defective():
         assert mask is not None
         box = bounding_box(mask)  # labelling the rest would cost more than the rest
         inside = mask[box]
@@ -97,7 +97,7 @@ def defect_pixels(pairs: Sequence[Pair], *, regions: bool = False) -> DefectPixe
 
 
 def saturated_pixels(
-    pairs: Sequence[Pair], areas: Sequence[NDArray[np.float64] | float | None]
+    pairs: Pairs, areas: Sequence[NDArray[np.float64] | float | None]
 ) -> DefectPixels:
     """Collect the pixels that count until their defect is saturated.
 
@@ -106,7 +106,7 @@ def saturated_pixels(
 
     Parameters
     ----------
-    pairs : sequence of Pair
+    pairs : Pairs
         Images; a mask may be a stack with one channel per defect.
     areas : sequence
         For each image one saturation area per defect, in pixels; a float stands for
@@ -118,7 +118,7 @@ def saturated_pixels(
         Defects that share a pixel each have it.
     """
     images, scores, weights, n_regions = [], [], [], 0
-    for i, (array, mask) in defective(pairs):
+    for i, (array, mask) in pairs.defective():
         assert mask is not None
         found = [np.sort(array[channel])[::-1] for channel in split_defects(mask)]
         for area, part in zip(_per_defect(areas[i], found, i), found, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import UndefinedMetricWarning
 
 from skad._checks import check_labels
+
+_FILE = (str, os.PathLike)
 
 
 class Pair(NamedTuple):
@@ -204,30 +207,22 @@ def _binary(mask: NDArray[Any], where: str) -> NDArray[np.bool_]:
     return binary
 
 
-def check_maps(maps: Any) -> list[NDArray[Any]]:
-    """Check anomaly maps.
-
-    Parameters
-    ----------
-    maps : ndarray of shape (n_images, height, width) or list of ndarray
-        Larger is more anomalous.
-
-    Returns
-    -------
-    maps : list of ndarray of shape (height, width)
-        All of one dtype, float32 or float64.
-    """
-    items = _sequence("maps", maps)
-    if len(items) == 0:
-        raise ValueError("maps is empty: pass at least one image.")
-    checked = [_check_map(item, i) for i, item in enumerate(items)]
-    dtype = np.result_type(np.float32, *{array.dtype for array in checked})
-    return [array.astype(dtype, copy=False) for array in checked]
+def _load_map(item: Any, i: int) -> Any:
+    """Open a map that is a file; its pixels are read where they are looked at."""
+    if not isinstance(item, (str, os.PathLike)):
+        return item
+    try:
+        return np.load(item, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"maps[{i}] must be an array (height, width) or the path of a .npy file; "
+            f"cannot read {os.fspath(item)!r}: {error}"
+        ) from error
 
 
 def _check_map(item: Any, i: int) -> NDArray[Any]:
-    if item is None or isinstance(item, (str, os.PathLike)):
-        raise ValueError(f"maps[{i}] must be an array (height, width), got {item!r}.")
+    if item is None:
+        raise ValueError(f"maps[{i}] must be an array (height, width), got None.")
     array = np.asarray(item)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(
@@ -250,42 +245,112 @@ def _check_map(item: Any, i: int) -> NDArray[Any]:
     return array
 
 
-def check_pairs(masks: Any, maps: Any, *, stacks: bool = False) -> list[Pair]:
+class Pairs(Sequence[Pair]):
+    """Checked images, of which those that are files are read when looked at.
+
+    Parameters
+    ----------
+    maps : sequence of (ndarray or path)
+        One per image.
+    masks : sequence of (ndarray, path or None)
+        One per image.
+    dtype : dtype
+        What all maps are given out as.
+    is_defective : ndarray of shape (n_images,), bool
+        Which images have a mask that marks something.
+    stacks : bool, default=False
+        Whether a mask may be a stack with one channel per defect.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[Any] | NDArray[Any],
+        masks: Sequence[Any] | NDArray[Any],
+        dtype: Any,
+        is_defective: NDArray[np.bool_],
+        stacks: bool = False,
+    ) -> None:
+        self._maps, self._masks, self._dtype = maps, masks, dtype
+        self._stacks = stacks
+        self.is_defective = is_defective
+        self._positions = np.arange(len(maps))
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, i: Any) -> Any:
+        i = self._positions[i]
+        array = np.asarray(_load_map(self._maps[i], i)).astype(self._dtype, copy=False)
+        if not self.is_defective[i]:
+            return Pair(array, None)
+        return Pair(array, _read_mask(self._masks[i], f"masks[{i}]", self._stacks))
+
+    def only(self, *, defective: bool) -> Pairs:
+        """Keep the images that have a defect, or those that have none."""
+        kept = copy(self)
+        kept._positions = np.flatnonzero(self.is_defective == defective)
+        return kept
+
+    def defective(self) -> Iterator[tuple[int, Pair]]:
+        """Go through the images that have a defect, with their positions."""
+        for i in np.flatnonzero(self.is_defective):
+            yield int(i), self[i]
+
+
+def check_pairs(masks: Any, maps: Any, *, stacks: bool = False) -> Pairs:
     """Check masks against maps.
 
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
         None: all images are good.
-    maps : ndarray of shape (n_images, height, width) or list of ndarray
-        The anomaly maps.
+    maps : ndarray of shape (n_images, height, width) or sequence
+        The anomaly maps: arrays, or paths of .npy files. An array, a list or a tuple
+        is taken as it is; of another sequence each map is fetched when it is looked
+        at, two or three times.
     stacks : bool, default=False
         Whether a mask may be a stack with one channel per defect.
 
     Returns
     -------
-    pairs : list of Pair
+    pairs : Pairs
         One per image; the mask of a good image is None.
     """
-    arrays = check_maps(maps)
-    if masks is None:
-        return [Pair(array, None) for array in arrays]
-    read = read_masks(masks, stacks=stacks)
-    if len(read) != len(arrays):
+    items = _sequence("maps", maps)
+    if len(items) == 0:
+        raise ValueError("maps is empty: pass at least one image.")
+    marks = [None] * len(items) if masks is None else _sequence("masks", masks)
+    in_memory = isinstance(items, (list, tuple, np.ndarray))
+    kept_maps, kept_masks, dtypes, shapes = [], [], {np.dtype(np.float32)}, []
+    for i in range(len(items)):
+        array = _check_map(_load_map(items[i], i), i)
+        dtypes.add(array.dtype)
+        shapes.append(array.shape)
+        kept_maps.append(items[i] if isinstance(items[i], _FILE) else array)
+        if not in_memory:
+            kept_maps.clear()
+    if len(marks) != len(items):
         raise ValueError(
-            f"masks and maps must have one entry per image each, got {len(read)} masks "
-            f"and {len(arrays)} maps. A good image has None as its mask."
+            f"masks and maps must have one entry per image each, got {len(marks)} "
+            f"masks and {len(items)} maps. A good image has None as its mask."
         )
-    pairs = []
-    for i, (mask, array) in enumerate(zip(read, arrays, strict=True)):
-        if mask is not None and mask.shape[-2:] != array.shape:
+    is_defective = np.zeros(len(items), dtype=bool)
+    for i, shape in enumerate(shapes):
+        mask = _read_mask(marks[i], f"masks[{i}]", stacks)
+        kept_masks.append(marks[i] if isinstance(marks[i], _FILE) else mask)
+        if mask is None:
+            continue
+        if mask.shape[-2:] != shape:
             raise ValueError(
                 f"masks[{i}] has the size {mask.shape[-2:]}, but maps[{i}] has "
-                f"{array.shape}. Compute the map at the size of the mask: "
+                f"{shape}. Compute the map at the size of the mask: "
                 f"anomaly_map(X, size={mask.shape[-2:]})."
             )
-        pairs.append(Pair(array, mask if mask is not None and mask.any() else None))
-    return pairs
+        is_defective[i] = mask.any()
+    dtype = np.result_type(*dtypes)
+    return Pairs(
+        kept_maps if in_memory else items, kept_masks, dtype, is_defective, stacks
+    )
 
 
 def check_max_fpr(max_fpr: Any) -> float:
@@ -308,21 +373,3 @@ def check_max_fpr(max_fpr: Any) -> float:
     if not 0 < value <= 1:
         raise ValueError(f"max_fpr must be a number in (0, 1], got {max_fpr!r}.")
     return value
-
-
-def defective(pairs: Sequence[Pair]) -> Iterator[tuple[int, Pair]]:
-    """Go through the images that have a defect.
-
-    Parameters
-    ----------
-    pairs : sequence of Pair
-        All images.
-
-    Yields
-    ------
-    position, pair : int, Pair
-        Position among all images, and the image.
-    """
-    for i, pair in enumerate(pairs):
-        if pair.mask is not None:
-            yield i, pair

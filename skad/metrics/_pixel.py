@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from skad.metrics._defects import defect_pixels
 from skad.metrics._inputs import (
-    Pair,
+    Pairs,
     check_max_fpr,
     check_pairs,
     warn_undefined,
@@ -29,12 +29,12 @@ from skad.metrics._regions import AUPIMO_BOUNDS, SPRO_MAX_FPR, pimo_per_image
 _NAN = float("nan")
 
 
-def rank_pairs(pairs: Sequence[Pair], *, chunk: int | None = None) -> Ranks:
+def rank_pairs(pairs: Pairs, *, chunk: int | None = None) -> Ranks:
     """Rank the defective pixels of checked images.
 
     Parameters
     ----------
-    pairs : sequence of Pair
+    pairs : Pairs
         Images.
     chunk : int, optional
         Pixels sorted at once; the ranks do not depend on it.
@@ -67,8 +67,9 @@ def pixel_auroc(masks: Any, maps: Any) -> float:
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
         True is defective; a list holds arrays, paths, or None for a good image.
-    maps : ndarray of shape (n_images, height, width) or list of ndarray
-        Anomaly maps at the size of the masks, larger is more anomalous.
+    maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
+        Anomaly maps at the size of the masks, larger is more anomalous. Files are
+        .npy files.
 
     Returns
     -------
@@ -105,8 +106,9 @@ def pixel_average_precision(masks: Any, maps: Any) -> float:
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
         True is defective; a list holds arrays, paths, or None for a good image.
-    maps : ndarray of shape (n_images, height, width) or list of ndarray
-        Anomaly maps at the size of the masks, larger is more anomalous.
+    maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
+        Anomaly maps at the size of the masks, larger is more anomalous. Files are
+        .npy files.
 
     Returns
     -------
@@ -151,8 +153,9 @@ def pixel_f1_max(
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
         True is defective; a list holds arrays, paths, or None for a good image.
-    maps : ndarray of shape (n_images, height, width) or list of ndarray
-        Anomaly maps at the size of the masks, larger is more anomalous.
+    maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
+        Anomaly maps at the size of the masks, larger is more anomalous. Files are
+        .npy files.
     return_threshold : bool, default=False
         Whether to return the threshold as well.
 
@@ -190,12 +193,18 @@ def pixel_metrics(
 
     Ranking the pixels is what costs time; it is done once here.
 
+    Maps that are files, or that a `collections.abc.Sequence` other than a list makes
+    when they are asked for, are looked at two or three times each and never kept, so
+    that memory for one image and all defective pixels is enough. That holds for all
+    metrics of pixels.
+
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
         True is defective; a list holds arrays, paths, or None for a good image.
-    maps : ndarray of shape (n_images, height, width) or list of ndarray
-        Anomaly maps at the size of the masks, larger is more anomalous.
+    maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
+        Anomaly maps at the size of the masks, larger is more anomalous. Files are
+        .npy files.
     max_fpr : float or sequence of float, default=0.3
         Limit of the false-positive rate for `pro_score`. Several limits give an array
         with one value each.
@@ -233,8 +242,8 @@ def pixel_metrics(
     pixels = defect_pixels(pairs, regions=True)
     levels = Levels.of(pixels.scores)
     # Good images apart: only they set the false-positive rate of AUPIMO.
-    from_good = count_normal(levels.values, [p for p in pairs if p.mask is None])
-    from_rest = count_normal(levels.values, [p for p in pairs if p.mask is not None])
+    from_good = count_normal(levels.values, pairs.only(defective=False))
+    from_rest = count_normal(levels.values, pairs.only(defective=True))
     ranks = levels.ranks(from_good + from_rest)
     reason = why_undefined(pixels.scores.size, ranks.n_normal)
     if reason is not None:

@@ -9,18 +9,22 @@ in them. Counts add up over images: images are taken in chunks, in bounded memor
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 
 from skad.metrics._inputs import Pair
 
-CHUNK = 2**24  # pixels sorted at once: 64 MB of float32
+_CHUNK = 2**18, 2**24  # fewest and most pixels sorted at once
+_CHUNK_PER_LEVEL = 4  # more levels are searched in fewer, larger chunks
 _SAMPLE_STEP = 8  # one pixel of 8 x 8 tells about where the highest scores begin
-_SAMPLE_FROM = 2**18  # pixels from which looking for that pays
+_SAMPLE_FROM = 2**12  # pixels of it from which looking for that pays
 
 
 class Counts(NamedTuple):
@@ -138,6 +142,11 @@ def count_sorted(levels: NDArray[Any], scores: NDArray[Any], n_normal: int) -> C
     return Counts(scores.size - right, scores.size - left, n_normal, scores.size)
 
 
+def _count(levels: NDArray[Any], scores: NDArray[Any], n_normal: int) -> Counts:
+    scores.sort()
+    return count_sorted(levels, scores, n_normal)
+
+
 def chunks(pairs: Iterable[Pair], size: int) -> Iterator[tuple[NDArray[Any], int]]:
     """Gather the normal pixels of images in buffers of about one size.
 
@@ -203,10 +212,19 @@ def count_normal(
     total = no_counts(levels)
     if levels.size and (floor is None or floor < levels[0]):
         floor = levels[0]
-    for scores, n_normal in chunks(pairs, chunk or CHUNK):
-        kept = scores[scores >= floor] if levels.size else scores[:0]
-        kept.sort()
-        total = total + count_sorted(levels, kept, n_normal)
+    if chunk is None:
+        chunk = int(np.clip(_CHUNK_PER_LEVEL * levels.size, *_CHUNK))
+    # Sorting, which takes the time, leaves the interpreter to a second thread.
+    n_threads = min(2, cpu_count())
+    waiting: deque[Future[Counts]] = deque()
+    with ThreadPoolExecutor(n_threads) as pool:
+        for scores, n_normal in chunks(pairs, chunk):
+            kept = scores[scores >= floor] if levels.size else scores[:0].copy()
+            waiting.append(pool.submit(_count, levels, kept, n_normal))
+            if len(waiting) == n_threads:
+                total = total + waiting.popleft().result()
+        for counts in waiting:
+            total = total + counts.result()
     return total
 
 
@@ -225,10 +243,12 @@ def floor_of_top(pairs: Sequence[Pair], fraction: float) -> float | None:
     floor : float or None
         A guess from a sample, to be checked; None where it would not pay.
     """
-    if fraction > 0.9 or sum(pair.map.size for pair in pairs) < _SAMPLE_FROM:
+    if fraction > 0.9:
         return None
     step = slice(None, None, _SAMPLE_STEP)
     sample = np.concatenate([pair.map[step, step].ravel() for pair in pairs])
+    if sample.size < _SAMPLE_FROM:
+        return None
     rank = int((1 - 1.05 * fraction) * (sample.size - 1))
     return float(np.partition(sample, rank)[rank])
 

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from skad.metrics._defects import DefectPixels, defect_pixels, saturated_pixels
 from skad.metrics._inputs import (
-    Pair,
+    Pairs,
     check_max_fpr,
     check_pairs,
-    defective,
     warn_undefined,
     why_undefined,
 )
@@ -38,8 +37,9 @@ def pro_score(masks: Any, maps: Any, max_fpr: float = 0.3) -> float:
     masks : ndarray of shape (n_images, height, width), list, or None
         True is defective; a list holds arrays, paths, or None for a good image.
         Regions are connected over edges and corners.
-    maps : ndarray of shape (n_images, height, width) or list of ndarray
-        Anomaly maps at the size of the masks, larger is more anomalous.
+    maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
+        Anomaly maps at the size of the masks, larger is more anomalous. Files are
+        .npy files.
     max_fpr : float, default=0.3
         Where the area ends, in (0, 1]: 0.3 is the protocol of MVTec AD, 0.05 that of
         MVTec AD 2. Scores of different limits do not compare.
@@ -92,8 +92,9 @@ def spro_score(
         As for `pro_score`. In a list, an entry may also be a stack
         (n_defects, height, width), or a list of such channels or their paths: one
         channel for each annotated defect, connected or not.
-    maps : ndarray of shape (n_images, height, width) or list of ndarray
-        Anomaly maps at the size of the masks, larger is more anomalous.
+    maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
+        Anomaly maps at the size of the masks, larger is more anomalous. Files are
+        .npy files.
     saturation_areas : float or list, optional
         A float in (0, 1] is the fraction of each defect's area. A list has, for each
         image, one area in pixels per defect (or one for all, or None for the whole
@@ -167,9 +168,7 @@ def _check_area(entry: Any, i: int) -> NDArray[np.float64] | None:
     return area
 
 
-def _area(
-    metric: str, pixels: DefectPixels, pairs: Sequence[Pair], max_fpr: float
-) -> float:
+def _area(metric: str, pixels: DefectPixels, pairs: Pairs, max_fpr: float) -> float:
     """Weigh what each pixel adds to the area up to a limit."""
     levels = Levels.of(pixels.scores)
     if levels.values.size == 0:
@@ -215,8 +214,9 @@ def aupimo_score(
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
         True is defective; a list holds arrays, paths, or None for a good image.
-    maps : ndarray of shape (n_images, height, width) or list of ndarray
-        Anomaly maps at the size of the masks, larger is more anomalous.
+    maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
+        Anomaly maps at the size of the masks, larger is more anomalous. Files are
+        .npy files.
     fpr_bounds : tuple of float, default=(1e-5, 1e-4)
         Where the area begins and ends. The pixels of all good images are pooled, which
         is the average of their rates where they have one size.
@@ -257,7 +257,7 @@ def aupimo_score(
     pairs = check_pairs(masks, maps)
     pixels = defect_pixels(pairs)
     levels = Levels.of(pixels.scores)
-    good = [pair for pair in pairs if pair.mask is None]
+    good = pairs.only(defective=False)
     per_image = np.full(len(pairs), np.nan)
     if not pixels.images.size or not good:
         kind = "good" if not good else "defective"
@@ -267,7 +267,7 @@ def aupimo_score(
     scores = pimo_per_image(pixels, ranks, bounds)
     if average == "mean":
         return float(scores.mean())
-    per_image[[i for i, _ in defective(pairs)]] = scores
+    per_image[pairs.is_defective] = scores
     return per_image
 
 

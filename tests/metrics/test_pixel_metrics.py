@@ -1,3 +1,5 @@
+import tracemalloc
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -186,3 +188,70 @@ def test_bad_input_is_named(change, message):
 def test_bad_limit_is_named(limit):
     with pytest.raises(ValueError, match="max_fpr"):
         pro_score(*scene(0), max_fpr=limit)
+
+
+class Fetched(Sequence):
+    """Maps that exist only while they are looked at."""
+
+    def __init__(self, make, n):
+        self.make, self.n = make, n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if not 0 <= i < self.n:
+            raise IndexError(i)
+        return self.make(i)
+
+
+def test_maps_from_files_and_on_demand_give_the_same(tmp_path):
+    masks, maps = scene(3)
+    files = []
+    for i, array in enumerate(maps):
+        files.append(tmp_path / f"{i}.npy")
+        np.save(files[-1], array)
+    fetched = Fetched(lambda i: maps[i].astype(float if i == 2 else np.float32), 5)
+    for metric in (
+        pixel_metrics,
+        pixel_auroc,
+        pro_score,
+        spro_score,
+        lambda *pair: aupimo_score(*pair, average=None),
+    ):
+        expected = metric(masks, maps)
+        for other in (files, [str(files[0]), *maps[1:]], fetched):
+            np.testing.assert_equal(metric(masks, other), expected)
+
+
+def test_fetched_maps_need_memory_for_one_image(tmp_path):
+    from PIL import Image
+
+    mask = np.zeros((1024, 1024), bool)
+    mask[:8, :8] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+
+    def noise(i):
+        return np.random.default_rng(i).random((1024, 1024), dtype=np.float32)
+
+    def peak(n):
+        masks = [tmp_path / "mask.png" if i % 2 else None for i in range(n)]
+        tracemalloc.start()
+        pixel_metrics(masks, Fetched(noise, n))
+        try:
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    image = 4 * 2**20
+    peak(2)  # imports count once
+    assert peak(12) < peak(4) + 0.1 * image
+    assert peak(4) < 6 * image
+
+
+def test_bad_map_files(tmp_path):
+    (tmp_path / "text.npy").write_text("no array")
+    with pytest.raises(ValueError, match=r"maps\[0\] .*\.npy file; cannot read .*gone"):
+        pixel_auroc(None, [tmp_path / "gone.npy"])
+    with pytest.raises(ValueError, match=r"maps\[1\] .* cannot read .*text\.npy"):
+        pixel_auroc(None, [np.zeros((2, 2)), str(tmp_path / "text.npy")])
