@@ -245,8 +245,8 @@ def test_fetched_maps_need_memory_for_one_image(tmp_path):
 
     image = 4 * 2**20
     peak(2)  # imports count once
-    assert peak(12) < peak(4) + 0.1 * image
-    assert peak(4) < 6 * image
+    assert peak(18) < peak(8) + 0.1 * image
+    assert peak(8) < 6 * image
 
 
 def test_bad_map_files(tmp_path):
