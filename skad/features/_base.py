@@ -189,8 +189,8 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         for _, block in self._blocks(self._reader(X), regions, None, self._good(X, y)):
             yield block
 
-    def _scoring_blocks(self, X, regions=None, n_entries=2**24):
-        """Yield indices and features of images in blocks of about 64 MB."""
+    def _scoring_blocks(self, X, regions=None, n_entries=2**22):
+        """Yield indices and features of images in blocks of 16 MB or more."""
         check_is_fitted(self, "grid_shape_")
         X = check_images(X, n_channels=self._n_channels())
         waiting, room = [], n_entries
@@ -360,6 +360,8 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
 
 def _joined(blocks):
     """Indices and features of several blocks as of one."""
+    if len(blocks) == 1:
+        return blocks[0]
     index = np.concatenate([index for index, _ in blocks])
     patches = np.concatenate([np.asarray(block) for _, block in blocks])
     first = blocks[0][1]

@@ -23,6 +23,7 @@ from skad.neighbors._distances import squared_norms
 _SMALL = 2**26  # multiplications from which bfloat16 pays
 _SAMPLE = 4096  # rows that the directions are taken from
 _VARIANCE = 0.96  # share of the variance that the directions keep
+_LEAST = 64  # directions that cost less than to look at the bounds
 _WORTH = 0.6  # share of the directions from which all are kept
 _PIECE = 64  # columns of a product that rounds little
 _UNIT = 2.0**-24  # of rounding in float32
@@ -250,7 +251,7 @@ def _leading_directions(sample):
     """Orthogonal directions of most variance, as rows; None if they would be many."""
     variances, directions = np.linalg.eigh(sample.T @ sample)
     kept = np.cumsum(variances[::-1]) < _VARIANCE * variances.sum()
-    n_kept = int(kept.sum()) + 1
+    n_kept = max(_LEAST, int(kept.sum()) + 1)
     if n_kept >= _WORTH * len(kept):
         return None
     return directions[:, ::-1][:, :n_kept].T.astype(np.float32, order="C")

@@ -15,6 +15,7 @@ from skad.neighbors._bounds import Bounds, plan
 from skad.neighbors._distances import direct
 
 _BLOCK = 2**23  # entries of one block of bounds
+_GROUP = 16  # rows of which only the one with the smallest bound is looked at
 _TINY = 1e-30  # above all that underflow takes from a squared distance
 
 
@@ -149,10 +150,7 @@ class Bank:
             found = hide(bounds, k)
         if len(found) == 0:
             return
-        if k == 1:
-            likely = bounds.argmin(axis=1)[:, None]
-        else:
-            likely = np.argpartition(bounds, k - 1, axis=1)[:, :k]
+        likely = _likely(bounds, k)
         every = np.repeat(np.arange(len(queries)), k)
         seen = direct(queries, self.rows, every, likely.ravel()).reshape(-1, k)
         reach = np.sqrt(seen.max(axis=1))
@@ -176,6 +174,27 @@ class Bank:
         """Squared distances of pairs, and the order by query, distance and row."""
         exact = direct(queries, self.rows, rows, cols, dtype)
         return exact, np.lexsort((cols, exact, rows))
+
+
+def _likely(bounds, k):
+    """Any k rows per query with small bounds: the true ones are hardly farther.
+
+    The smallest of each of some groups of rows are cheap to take, and few to sort.
+    """
+    if k == 1:
+        return bounds.argmin(axis=1)[:, None]
+    n, m = bounds.shape
+    n_groups = m // _GROUP
+    if n_groups >= 4 * k:
+        grouped = bounds[:, : n_groups * _GROUP].reshape(n, _GROUP, n_groups)
+        smallest = grouped.min(axis=1)
+        groups = np.argpartition(smallest, k - 1, axis=1)[:, :k]
+        found = np.take_along_axis(smallest, groups, axis=1)
+        if found.max() < np.iinfo(bounds.dtype).max:  # none of them is hidden
+            of_queries = np.arange(n)[:, None]
+            members = grouped[of_queries, :, groups].argmin(axis=2)
+            return members * n_groups + groups
+    return np.argpartition(bounds, k - 1, axis=1)[:, :k]
 
 
 def _hide_pairs(hidden):

@@ -80,6 +80,22 @@ def test_own_group_is_never_found():
     assert np.isfinite(lonely[30:]).all()
 
 
+@pytest.mark.parametrize("k", [2, 9])
+def test_hidden_rows_are_never_found_in_a_large_bank(k):
+    rng = np.random.default_rng(0)
+    bank = rng.normal(size=(1500, 6)).astype(np.float32)
+    queries = bank[:40] + np.float32(0.1)
+    hidden = rng.random((40, 1500)) < 0.5
+    hidden[:10, 2 * k :] = True  # all that is left lies in few places
+    hidden[10, k - 1 :] = True  # too few
+    expected = np.where(hidden, np.inf, brute(queries, bank))
+    squared, indices = _nearest.search(queries, bank, k, hidden=hidden)
+    order = np.argsort(expected, axis=1, kind="stable")[:, :k]
+    enough = np.arange(40) != 10
+    np.testing.assert_array_equal(indices[enough], order[enough])
+    assert np.isinf(squared[10]).all()
+
+
 def test_blocks_do_not_change_the_answer(monkeypatch):
     rng = np.random.default_rng(0)
     queries, bank = rng.normal(size=(50, 8)), rng.normal(size=(70, 8))
