@@ -8,8 +8,18 @@ paper's repository describes it (own implementation). ``--large`` adds a million
 """
 
 import numpy as np
-from harness import limit_threads, optional, parser, peak_memory, photographs
-from harness import publish, race, real_features, row, timing
+from harness import (
+    limit_threads,
+    optional,
+    parser,
+    peak_memory,
+    photographs,
+    publish,
+    race,
+    real_features,
+    row,
+    timing,
+)
 
 from skad.neighbors import greedy_coreset
 
@@ -135,12 +145,16 @@ def main():
         case = f"random, {len(X):,} x {d} to 1 %"
         rows += compare(options, case, X, len(X) // 100, targets)
         share = memory(*X.shape, len(X) // 100)
-        rows.append([case, f"{share:.1%}", "memory beside the input", "", "", "<= 15 %"])
+        rows.append(
+            [case, f"{share:.1%}", "memory beside the input", "", "", "<= 15 %"]
+        )
     if options.large:
         n = int(1_000_000 * size)
         X = rng.standard_normal((n, 512), np.float32)
         limit_threads(options.threads)
-        seconds, _ = race({"skad": lambda: greedy_coreset(X, n // 100, verbose=True)}, 1)
+        seconds, _ = race(
+            {"skad": lambda: greedy_coreset(X, n // 100, verbose=True)}, 1
+        )
         case = f"random, {n:,} x 512 to 1 %"
         rows.append([case, timing(seconds["skad"]), "", "", "", "minutes"])
     publish(options, "coreset", rows)

@@ -10,8 +10,16 @@ the features need. Weights are random, which costs the same.
 import time
 
 import numpy as np
-from harness import limit_threads, parser, peak_memory, publish, race, real_features
-from harness import row, timing
+from harness import (
+    limit_threads,
+    parser,
+    peak_memory,
+    publish,
+    race,
+    real_features,
+    row,
+    timing,
+)
 
 from skad import PatchCoreDetector, PatchFeatures
 from skad.datasets import load_mvtec
@@ -121,9 +129,7 @@ def precision(options):
             options, data.train[:n], embedding="concat", precision=kind
         )
         seconds[kind] = (time.perf_counter() - start) / n
-        test = real_features(
-            options, data.test, embedding="concat", precision=kind
-        )
+        test = real_features(options, data.test, embedding="concat", precision=kind)
         detector = PatchCoreDetector().fit(train)
         scores[kind] = detector.score_samples(test)
     change = np.abs(scores["bfloat16"] / scores["float32"] - 1)

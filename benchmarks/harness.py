@@ -18,7 +18,7 @@ from pathlib import Path
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 RECORD = Path(__file__).with_name("README.md")
-PACKAGES = "skad scikit-learn torch timm numpy scipy anomalib faiss-cpu".split()
+PACKAGES = ["skad", "scikit-learn", "torch", "timm", "numpy", "scipy", "anomalib", "faiss-cpu"]
 HEADER = ("case", "skad", "peer", "its time", "ratio", "target")
 
 
@@ -185,9 +185,12 @@ def real_features(options, images, layers="auto", **parameters):
 
 
 def peak_memory(code):
-    """Largest memory of a fresh process that runs some code, in bytes."""
-    script = f"{code}\nimport resource\nprint(resource.getrusage(0).ru_maxrss)"
+    """Largest memory of a fresh process that runs some code, in bytes (Linux)."""
+    status = "open('/proc/self/status').read().split('VmHWM:')[1].split()[0]"
     run = subprocess.run(
-        [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", f"{code}\nprint({status})"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     return int(run.stdout.split()[-1]) * 1024

@@ -8,7 +8,7 @@ Every import is timed in a process of its own.
 import subprocess
 import sys
 
-from harness import parser, publish, race, cost_row
+from harness import cost_row, parser, publish, race
 
 
 def process(code):

@@ -107,7 +107,9 @@ def main():
     n_images = (n, 2 * n)
     few, many = (streaming_memory(some, side) / 1e6 for some in n_images)
     case = f"memory of the metrics of {n_images[0]} streamed maps"
-    rows.append([case, f"{few:.0f} MB", f"{n_images[1]} maps", f"{many:.0f} MB", "", ""])
+    rows.append(
+        [case, f"{few:.0f} MB", f"{n_images[1]} maps", f"{many:.0f} MB", "", ""]
+    )
     publish(options, "metrics", rows)
 
 

@@ -10,7 +10,7 @@ alone. mobilenetv2_100 has real weights; those of the others are random.
 
 import numpy as np
 from features import BATCH, bare_network
-from harness import limit_threads, optional, parser, publish, race, cost_row
+from harness import cost_row, limit_threads, optional, parser, publish, race
 
 from skad import PatchCoreDetector, PatchFeatures, Pipeline
 from skad.datasets import load_mvtec

@@ -9,8 +9,16 @@ counts what a first search prepares as well.
 """
 
 import numpy as np
-from harness import limit_threads, optional, parser, photographs, publish, race
-from harness import real_features, row
+from harness import (
+    limit_threads,
+    optional,
+    parser,
+    photographs,
+    publish,
+    race,
+    real_features,
+    row,
+)
 
 from skad.neighbors import nearest
 from skad.neighbors._nearest import Bank
@@ -49,7 +57,9 @@ def contestants(queries, bank, k):
         import torch
         from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
-        model = PatchcoreModel(layers=("layer1",), backbone="resnet18", pre_trained=False)
+        model = PatchcoreModel(
+            layers=("layer1",), backbone="resnet18", pre_trained=False
+        )
         model.memory_bank = torch.from_numpy(bank)
         asked = torch.from_numpy(queries)
 

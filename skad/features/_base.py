@@ -160,17 +160,19 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         """Features and skipped images."""
         check_is_fitted(self, "grid_shape_")
         X = check_images(X, n_channels=self._n_channels())
-        features = np.full(
-            (len(X), *self.grid_shape_, self.n_features_out_), np.nan, np.float32
+        features = np.empty(
+            (len(X), *self.grid_shape_, self.n_features_out_), np.float32
         )
-        if self._n_pooled:
-            pooled = np.full((len(X), self._n_pooled), np.nan, np.float32)
-            features = PatchArray(features, pooled, self._own_levels)
+        pooled = np.empty((len(X), self._n_pooled), np.float32)
+        absent = np.ones(len(X), bool)
         reader = self._reader(X)
         for index, block in self._blocks(reader, regions, extract):
-            features[index] = block
+            features[index], absent[index] = block, False
             if self._n_pooled:
                 pooled[index] = block.pooled
+        features[absent], pooled[absent] = np.nan, np.nan
+        if self._n_pooled:
+            features = PatchArray(features, pooled, self._own_levels)
         return features, sorted(reader.skipped)
 
     def _fit_blocks(self, X, y=None, regions=None):

@@ -317,9 +317,12 @@ class PatchFeatures(PatchFeatureTransformer):
 
         mean = self._per_channel("mean", backbone.mean, batch.shape[3])
         std = self._per_channel("std", backbone.std, batch.shape[3])
-        batch = (batch - mean) / std
+        batch = torch.from_numpy(batch).to(self._device())
+        # On the CPU that is the reader's own array, which nobody needs any more.
+        batch.sub_(torch.from_numpy(mean).to(batch.device))
+        batch.div_(torch.from_numpy(std).to(batch.device))
         # Channels stay last in memory: the layout of images, and faster on CPUs.
-        return torch.from_numpy(batch).permute(0, 3, 1, 2).to(self._device())
+        return batch.permute(0, 3, 1, 2)
 
     def _per_channel(self, name, own, n_channels):
         """The values of `mean` or `std`, one for each channel or one for all."""

@@ -1,0 +1,121 @@
+"""Cost against the size of the bank and the number of images, on log-log axes.
+
+    python benchmarks/scaling.py
+
+draws ``docs/_static/scaling.png`` and writes ``docs/scaling.csv``. Features are real
+ones of 1,024 dimensions; the slope is that of the straight line through the points: 1
+means twice the time for twice the size.
+"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from harness import limit_threads, parser, photographs, race, real_features
+
+from skad.metrics import pro_score
+from skad.neighbors import greedy_coreset
+from skad.neighbors._nearest import Bank
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def search_times(options, features, sizes):
+    """Milliseconds to score one image, by rows of the bank."""
+    rows, queries = features[:-1], features[-1]
+    rows = rows.reshape(-1, rows.shape[-1])
+    queries = np.ascontiguousarray(queries.reshape(-1, rows.shape[-1]))
+    racers = {}
+    for size in sizes:
+        step = np.linspace(0, len(rows) - 1, size).astype(np.intp)
+        bank = Bank(rows[step])
+        for _ in range(40):
+            bank.search(queries)
+        racers[size] = lambda bank=bank: bank.search(queries)
+    return seconds_of(options, racers)
+
+
+def coreset_times(options, features, sizes):
+    """Seconds to keep a tenth of the patches, by number of images."""
+    n = features[0].size // features.shape[-1]
+    rows = features.reshape(-1, features.shape[-1])
+    racers = {
+        size: lambda size=size: greedy_coreset(rows[: size * n], size * n // 10)
+        for size in sizes
+    }
+    return seconds_of(options, racers)
+
+
+def pro_times(options, sizes, side=256):
+    """Seconds of PRO, by number of images."""
+    rng = np.random.default_rng(0)
+    maps = rng.random((max(sizes), side, side), np.float32)
+    masks = np.zeros(maps.shape, bool)
+    masks[::2, 100:130, 50:90] = True
+    racers = {
+        size: lambda size=size: pro_score(masks[:size], maps[:size]) for size in sizes
+    }
+    return seconds_of(options, racers)
+
+
+def seconds_of(options, racers):
+    limit_threads(options.threads)
+    return race(racers, options.rounds)[0]
+
+
+def slope(seconds):
+    """Of the straight line through the points, on log-log axes."""
+    x, y = np.log(list(seconds)), np.log(list(seconds.values()))
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def main():
+    options = parser(__doc__).parse_args()
+    small = options.small
+    sizes = [2, 4] if small else [8, 16, 32, 64, 128]
+    banks = [256, 512] if small else [1024, 2048, 4096, 8192, 16_384, 32_768, 65_536]
+    images = photographs(options)[: sizes[-1] + 1]
+    features = real_features(options, images)
+    curves = {
+        ("score an image", "rows of the bank"): search_times(options, features, banks),
+        ("coreset of a tenth", "images"): coreset_times(options, features, sizes),
+        ("PRO", "images"): pro_times(options, [4, 8] if small else [16, 64, 256]),
+    }
+    lines = [
+        (what, unit, size, f"{seconds:.4f}", f"{slope(curve):.2f}")
+        for (what, unit), curve in curves.items()
+        for size, seconds in curve.items()
+    ]
+    for line in lines:
+        print(*line, sep=" | ")
+    if small:
+        return
+    with (DOCS / "scaling.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("What", "Size in", "Size", "Seconds", "Slope"))
+        writer.writerows(lines)
+    draw(curves)
+
+
+def draw(curves):
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(curves), figsize=(9, 3), layout="constrained")
+    for axis, ((what, unit), curve) in zip(axes, curves.items(), strict=True):
+        x = np.array(list(curve), float)
+        fit = np.exp(np.polyval(np.polyfit(np.log(x), np.log(list(curve.values())), 1),
+                                np.log(x)))  # fmt: skip
+        axis.loglog(x, fit, color="0.75", lw=4, solid_capstyle="round")
+        axis.loglog(x, list(curve.values()), "o", color="C0", ms=5)
+        axis.set(title=what, xlabel=unit)
+        axis.text(0.06, 0.9, f"slope {slope(curve):.2f}", transform=axis.transAxes)
+        axis.minorticks_off()
+        axis.set_xticks(
+            x[:: 1 + len(x) // 4], [f"{v:,.0f}" for v in x[:: 1 + len(x) // 4]]
+        )
+    axes[0].set_ylabel("seconds")
+    figure.savefig(DOCS / "_static" / "scaling.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
