@@ -66,6 +66,11 @@ def bare_network(name, last, size):
     return whole, part
 
 
+def repeated(run, n):
+    """A callable that runs another so often."""
+    return lambda: [run() for _ in range(n)]
+
+
 def throughput(options):
     files = sorted((options.data / "mvtec_bottle_256" / "train" / "good").glob("*"))
     files = files[: BATCH * (1 if options.small else 4)]
@@ -77,15 +82,12 @@ def throughput(options):
         ).fit(files[:1])
         whole, part = bare_network(name, features.layers_[-1], size)
 
-        def repeated(run):
-            return lambda: [run() for _ in range(n_batches)]
-
         limit_threads(options.threads)
         seconds, _ = race(
             {
-                "skad": lambda: features.transform(files),
-                "bare, up to the last level": repeated(part),
-                "bare, whole": repeated(whole),
+                "skad": lambda features=features: features.transform(files),
+                "bare, up to the last level": repeated(part, n_batches),
+                "bare, whole": repeated(whole, n_batches),
             },
             options.rounds,
             patience=60,

@@ -18,7 +18,8 @@ from pathlib import Path
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 RECORD = Path(__file__).with_name("README.md")
-PACKAGES = ["skad", "scikit-learn", "torch", "timm", "numpy", "scipy", "anomalib", "faiss-cpu"]
+PACKAGES = ("skad", "scikit-learn", "torch", "timm", "numpy", "scipy")
+PACKAGES += ("anomalib", "faiss-cpu")
 HEADER = ("case", "skad", "peer", "its time", "ratio", "target")
 
 

@@ -72,10 +72,8 @@ def main():
             middle = statistics.median(seconds)
             slow = float(np.quantile(seconds, 0.99))
             case = f"{title}, {kind}, {where}"
-            rows.append(
-                [case, batch, f"{1e3 * middle:.1f} ms", f"{1e3 * slow:.1f} ms"]
-                + [f"{batch / middle:.0f}"]
-            )
+            times = (f"{1e3 * middle:.1f} ms", f"{1e3 * slow:.1f} ms")
+            rows.append([case, batch, *times, f"{batch / middle:.0f}"])
             print(*rows[-1], sep=" | ", flush=True)
     publish(options, "images per second", rows, HEADER)
 

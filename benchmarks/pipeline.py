@@ -9,7 +9,7 @@ alone. mobilenetv2_100 has real weights; those of the others are random.
 """
 
 import numpy as np
-from features import BATCH, bare_network
+from features import BATCH, bare_network, repeated
 from harness import cost_row, limit_threads, optional, parser, publish, race
 
 from skad import PatchCoreDetector, PatchFeatures, Pipeline
@@ -61,16 +61,13 @@ def compare(options, name, size, n_rows, decision, drawn, data):
     n = len(files) // BATCH
     whole, _ = bare_network(name, model[0].layers_[-1], size)
 
-    def repeated(run):
-        return lambda: [run() for _ in range(n)]
-
     racers = {
         "decision_function": lambda: model.decision_function(files),
         "anomaly_map": lambda: model.anomaly_map(files),
-        "bare network": repeated(whole),
+        "bare network": repeated(whole, n),
     }
     if name != "mobilenetv2_100" and optional("anomalib") is not None:
-        racers["anomalib"] = repeated(anomalib_model(name, size, model[1].bank_))
+        racers["anomalib"] = repeated(anomalib_model(name, size, model[1].bank_), n)
     for _ in range(2):
         model.decision_function(files)  # the bank prepares more for a second call
     limit_threads(options.threads)
