@@ -86,8 +86,9 @@ def test_hidden_rows_are_never_found_in_a_large_bank(k):
     bank = rng.normal(size=(1500, 6)).astype(np.float32)
     queries = bank[:40] + np.float32(0.1)
     hidden = rng.random((40, 1500)) < 0.5
-    hidden[:10, 2 * k :] = True  # all that is left lies in few places
-    hidden[10, k - 1 :] = True  # too few
+    hidden[:11] = True
+    hidden[:10, : 2 * k] = False  # all that is left lies in few places
+    hidden[10, : k - 1] = False  # too few
     expected = np.where(hidden, np.inf, brute(queries, bank))
     squared, indices = _nearest.search(queries, bank, k, hidden=hidden)
     order = np.argsort(expected, axis=1, kind="stable")[:, :k]
