@@ -7,6 +7,7 @@ maps of 1024 x 1024 pixels, and computes the same from maps that are made one by
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from harness import limit_threads, optional, parser, peak_memory, publish, race, row
@@ -49,7 +50,7 @@ class Maps(Sequence):
 def streaming_memory(n, side):
     """Memory that metrics of so many images take at their largest, in bytes."""
     code = f"""
-import sys; sys.path.insert(0, {str(__import__("pathlib").Path(__file__).parent)!r})
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from metrics import Maps, pixel_metrics
 maps = Maps({n}, {side})
 masks = maps.masks()
