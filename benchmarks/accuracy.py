@@ -89,7 +89,7 @@ def measure(options, category, method):
     model = methods(options)[method]
     features = model[0]
     if hasattr(features, "backbone"):  # what the network itself takes is not counted
-        features.fit_transform(data.train[: 2 * features.batch_size])
+        features.fit_transform(data.train[:32])
     before = peak_memory()
     reset_peak_memory()
     start = time.perf_counter()

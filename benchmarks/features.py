@@ -78,7 +78,7 @@ def throughput(options):
     rows, first = [], []
     for name, layers, size in CASES[:1] if options.small else CASES:
         features = PatchFeatures(
-            name, layers=layers, weights=False, image_size=size, batch_size=BATCH
+            name, layers=layers, weights=False, image_size=size
         ).fit(files[:1])
         whole, part = bare_network(name, features.layers_[-1], size)
 
@@ -96,10 +96,11 @@ def throughput(options):
         for peer, total in seconds.items():
             goal = 0.9 if peer == "bare, whole" else None
             rows.append(row(f"{name}, {size} px", ours, peer, total / len(files), goal))
+        own = features._images_at_once()
         start = time.perf_counter()
         next(iter(features._transform_blocks(files)))
         late = time.perf_counter() - start
-        first.append([f"{name}, {size} px", timing(late), timing(ours * BATCH)])
+        first.append([f"{name}, {size} px", timing(late), timing(ours * own)])
     return rows, first
 
 
@@ -109,7 +110,7 @@ def memory(options):
 from pathlib import Path
 from skad import PatchFeatures
 files = sorted(Path({str(options.data)!r}, "mvtec_bottle_256/train/good").glob("*"))
-features = PatchFeatures("resnet18", weights=False, batch_size=16).fit(files[:1])
+features = PatchFeatures("resnet18", weights=False).fit(files[:1])
 result = features.transform(files[:n_images])
 """
     used = {n: peak_memory(code.replace("n_images", str(n))) for n in (16, 64, 192)}

@@ -29,7 +29,7 @@ def fitted(options, name, size, n_rows, train):
     if name == "mobilenetv2_100":
         parameters = {"layers": "auto", "weights": options.weights}
         parameters["backbone_kwargs"] = {"pad_type": "same"}
-    features = PatchFeatures(name, image_size=size, batch_size=BATCH, **parameters)
+    features = PatchFeatures(name, image_size=size, **parameters)
     n_images = 2 * -(-n_rows // (size // 8) ** 2)
     patches = features.fit_transform(train[:n_images])
     share = n_rows / (patches.size // patches.shape[-1])

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from skad.features._folding import fold_norms
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -19,12 +21,17 @@ _running = threading.Lock()  # hooks sit on a module that threads may share
 
 
 class Backbone:
-    """A network with the levels that are taken from it."""
+    """A network with the levels that are taken from it.
+
+    `changed` names the modules whose output is not what it was when the network
+    was made.
+    """
 
     def __init__(self, module, mean, std):
         self.module = module
         self.mean = mean
         self.std = std
+        self.changed = frozenset()
 
     @cached_property
     def sha256(self):
@@ -152,18 +159,28 @@ def _token_grid(n_tokens, image_size, name):
     return rows, n_tokens // rows
 
 
-def named_backbone(name, weights, kwargs, seed, device):
-    """A timm backbone from the cache of this process, built if it is not there."""
+def named_backbone(name, weights, kwargs, seed, device, wanted=()):
+    """A timm backbone from the cache of this process, built if it is not there.
+
+    Its normalizations are folded into its convolutions unless the output of one of
+    these is `wanted`.
+    """
     key = (name, _identity(weights, seed), repr(sorted(kwargs.items())), str(device))
     with _building:
-        if key in _backbones:
-            _backbones.move_to_end(key)
-            return _backbones[key]
-        backbone = _build(name, weights, kwargs, seed, device)
-        _backbones[key] = backbone
-        while len(_backbones) > _KEPT:
-            _backbones.popitem(last=False)
+        backbone = _kept(key, name, weights, kwargs, seed, device, fold=True)
+        if backbone.changed is None or backbone.changed.intersection(wanted):
+            backbone = _kept(key, name, weights, kwargs, seed, device, fold=False)
         return backbone
+
+
+def _kept(key, *arguments, fold):
+    key = (*key, fold)
+    if key not in _backbones:
+        _backbones[key] = _build(*arguments, fold=fold)
+    _backbones.move_to_end(key)
+    while len(_backbones) > _KEPT:
+        _backbones.popitem(last=False)
+    return _backbones[key]
 
 
 def _identity(weights, seed):
@@ -180,7 +197,7 @@ def _identity(weights, seed):
     return f"{Path(weights).resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def _build(name, weights, kwargs, seed, device):
+def _build(name, weights, kwargs, seed, device, *, fold):
     import timm
     import torch
 
@@ -213,7 +230,17 @@ def _build(name, weights, kwargs, seed, device):
     module = module.eval().to(device)
     if torch.device(device).type == "cpu":
         module = module.to(memory_format=torch.channels_last)
-    return Backbone(module, config["mean"], config["std"])
+    backbone = Backbone(module, config["mean"], config["std"])
+    if fold:
+        _ = backbone.sha256  # of the weights as they were given
+        n_channels, *size = config["input_size"]
+        n_channels, size = (
+            kwargs.get("in_chans", n_channels),
+            kwargs.get("img_size", size),
+        )
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        backbone.changed = fold_norms(module, n_channels, size)
+    return backbone
 
 
 def _source(name, file, n_channels):

@@ -215,8 +215,8 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         cache = Cache.of(self)
         with progress(len(indices), "features", self.verbose) as bar:
             keys, missing, done = cache.keys(reader, indices), [], 0
-            for lo in range(0, len(keys), self.batch_size):
-                some = list(keys)[lo : lo + self.batch_size]
+            for lo in range(0, len(keys), self._images_at_once()):
+                some = list(keys)[lo : lo + self._images_at_once()]
                 index, rows, absent = cache.load(some, keys)
                 missing += absent
                 done += len(index)
@@ -224,7 +224,7 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
                 if len(index):
                     yield index, regions.cut(self._unpacked(rows), index)
             missing = indices if cache.folder is None else missing
-            for index, batch in reader.indexed_batches(self.batch_size, missing):
+            for index, batch in reader.indexed_batches(self._images_at_once(), missing):
                 block = (
                     self._extract(batch) if extract is None else extract(index, batch)
                 )
@@ -344,6 +344,9 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         return ImageReader(
             X, size, crop, self.on_error, n_threads(self.n_jobs), self._n_channels()
         )
+
+    def _images_at_once(self):
+        return self.batch_size
 
     def _n_channels(self):
         """Channels of the images that `_extract` sees."""

@@ -347,7 +347,8 @@ def test_weights_files_are_adapted_to_the_channels(tmp_path, suffix, n_channels)
         filters = state["conv1.0.weight"]
         if trained == 3:
             filters = timm.models.adapt_input_conv(n_channels, filters)
-        np.testing.assert_allclose(first, filters, rtol=1e-6)
+        # The normalization that is folded in starts with a variance of one.
+        np.testing.assert_allclose(first, filters, rtol=1e-4)
         assert "state_dict" not in features._backbone().module.pretrained_cfg
 
 
