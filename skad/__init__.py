@@ -18,6 +18,7 @@ _EXPORTS = {
     "PatchFeatures": "skad.features",
     "Pipeline": "skad.pipeline",
     "SPADEDetector": "skad.detectors",
+    "SimpleNetDetector": "skad.detectors",
     "SubspaceDetector": "skad.detectors",
     "anomaly_map": "skad.pipeline",
     "make_pipeline": "skad.pipeline",

@@ -63,6 +63,44 @@ def render(grids, size, *, sigma=4.0, window=WHOLE, interpolation="bilinear"):
     return maps
 
 
+def draw_each(draw, grids, sizes, window=WHOLE):
+    """Draw each patch grid at the size of its image.
+
+    Parameters
+    ----------
+    draw : callable
+        ``draw(grids, size, window=window)``, as `render`.
+
+    grids : ndarray of shape (n, h, w)
+
+    sizes : sequence of n (int, int) or None
+        None for an image that could not be read: its grid is NaN, and any size
+        serves.
+
+    window : ((float, float), (float, float)), default=((0, 1), (0, 1))
+        As in `render`.
+
+    Returns
+    -------
+    maps : ndarray of shape (n, H, W), float32, or list of (H, W) arrays
+        A list where sizes differ.
+    """
+    known = [size for size in sizes if size is not None]
+    sizes = [known[0] if size is None else size for size in sizes]
+    if len(set(sizes)) == 1:
+        return draw(grids, sizes[0], window=window)
+    return [
+        draw(grids[i : i + 1], size, window=window)[0] for i, size in enumerate(sizes)
+    ]
+
+
+def masks_above(maps, threshold):
+    """Where each map exceeds ``threshold(size)``, the threshold for its size."""
+    thresholds = {size: threshold(size) for size in {m.shape for m in maps}}
+    masks = [m > thresholds[m.shape] for m in maps]
+    return np.stack(masks) if isinstance(maps, np.ndarray) else masks
+
+
 @lru_cache(maxsize=512)
 def _axis_operator(n_cells, n_pixels, start, stop, sigma, taps):
     """Matrix (pixels inside the window, cells) and the first such pixel."""

@@ -88,7 +88,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             good image is left, or if a parameter is out of range.
         """
         self._validate_params()
-        X = self._good_features(X, y, reset=True)
+        X = self._to_learn_from(X, y, reset=True)
         self.n_samples_seen_ = 0
         self._learn(X, type(self)._fit)
         return self
@@ -121,7 +121,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         if not hasattr(self, "offset_"):
             return self.fit(X, y)
         self._validate_params()
-        X = self._good_features(X, y, reset=False)
+        X = self._to_learn_from(X, y, reset=False)
         self._check_grid(X.shape[1:3])
         self._learn(X, type(self)._update)
         return self
@@ -333,13 +333,13 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         """
         self._validate_params()
         check_is_fitted(self)
-        X = self._good_features(X, y, reset=False)
+        X = self._to_learn_from(X, y, reset=False)
         self._set_threshold(*self._score(X))
         return self
 
     # -- input ---------------------------------------------------------------
 
-    def _good_features(self, X, y, *, reset):
+    def _to_learn_from(self, X, y, *, reset):
         """Patch grids to learn from: present, and not called anomalous by y."""
         good = self._good(X, y)
         X, present = self._check_features(X, reset=reset)
@@ -475,15 +475,16 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
     def _score_out_of_fold(self, X, before, step, n_folds=5):
         """Score every image by a model that learned from the other folds."""
-        scores = np.empty(len(X))
-        maps = np.empty(X.shape[:3], np.float32)
+        scores, maps = [], []
         for fold in np.array_split(np.arange(len(X)), min(n_folds, len(X))):
             other = copy.copy(before)
             other.random_state = copy.deepcopy(before.random_state)
             if len(fold) < len(X):
-                step(other, np.delete(X, fold, axis=0))
-            scores[fold], maps[fold] = other._score(X[fold])
-        return scores, maps
+                step(other, X[np.delete(np.arange(len(X)), fold)])
+            fold_scores, fold_maps = other._score(X[fold])
+            scores.append(fold_scores)
+            maps.append(fold_maps)
+        return np.concatenate(scores), np.concatenate(maps)
 
     def _set_threshold(self, scores, maps):
         """Keep held-out anomaly scores and maps, and set `offset_` from them."""

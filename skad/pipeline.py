@@ -11,7 +11,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from skad._checks import check_size
-from skad._maps import render
+from skad._maps import draw_each, masks_above, render
 from skad._steps import has_bare, named
 
 
@@ -263,10 +263,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         masks : ndarray of shape (n, H, W), bool, or list of (H, W) arrays
             True where the map exceeds `pixel_threshold` at its size.
         """
-        maps = self.anomaly_map(X, size, regions)
-        thresholds = {s: self.pixel_threshold(s) for s in {m.shape for m in maps}}
-        masks = [m > thresholds[m.shape] for m in maps]
-        return np.stack(masks) if isinstance(maps, np.ndarray) else masks
+        return masks_above(self.anomaly_map(X, size, regions), self.pixel_threshold)
 
     @available_if(_final_has("pixel_threshold"))
     def pixel_threshold(self, size):
@@ -390,9 +387,13 @@ def anomaly_map(estimator, X, size=None, regions=None):
         return _pipeline_map(inner, X, size, regions)
     _require_maps(inner)
     if regions is not None:
+        if hasattr(inner, "image_sizes"):
+            takes = "takes whole images and cannot leave parts of them out."
+        else:
+            takes = "takes features, where patches outside a region are NaN."
         raise ValueError(
-            f"regions is for pipelines that start from images; {type(inner).__name__} "
-            "takes features, where patches outside a region are NaN."
+            "regions is for pipelines that start from images; "
+            f"{type(inner).__name__} {takes}"
         )
     return inner.anomaly_map(X, size=size)
 
@@ -457,12 +458,12 @@ def _judged(pipeline, method, X, regions):
 
 
 def _image_step(pipeline):
-    """The step that knows the geometry of images, if there is one."""
+    """The transformer that knows the geometry of images, if there is one."""
     for _, step in pipeline.steps:
         step = _unwrap(step)
         if isinstance(step, sklearn.pipeline.Pipeline):
             step = _image_step(step)
-        if hasattr(step, "image_sizes"):
+        if hasattr(step, "image_sizes") and hasattr(step, "transform"):
             return step
     return None
 
@@ -477,19 +478,9 @@ def _pipeline_map(pipeline, X, size, regions=None):
     _require_maps(_unwrap(final))
     grids = _judged(pipeline, "anomaly_map", X, regions)
     sizes = [size] * len(grids) if size is not None else images.image_sizes(X)
-    # An image that could not be read has no size and no scores: any size serves.
-    known = [s for s in sizes if s is not None]
-    sizes = [known[0] if s is None else s for s in sizes]
     draw = getattr(_unwrap(final), "_draw", partial(render, sigma=0.0))
-    window = images.window()
-    if len(set(sizes)) == 1:
-        maps = draw(grids, sizes[0], window=window)
-    else:
-        maps = [
-            draw(grids[i : i + 1], sizes[i], window=window)[0]
-            for i in range(len(grids))
-        ]
+    maps = draw_each(draw, grids, sizes, images.window())
     looked_at = images.regions(regions, len(grids))
     for i in range(len(maps)) if looked_at else ():
-        maps[i][~looked_at.inside(i, sizes[i])] = grids[i].min()
+        maps[i][~looked_at.inside(i, maps[i].shape)] = grids[i].min()
     return maps

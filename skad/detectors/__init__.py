@@ -2,6 +2,7 @@
 
 from skad.detectors._padim import PaDiMDetector
 from skad.detectors._patchcore import PatchCoreDetector
+from skad.detectors._simplenet import SimpleNetDetector
 from skad.detectors._spade import SPADEDetector
 from skad.detectors._subspace import SubspaceDetector
 
@@ -9,5 +10,6 @@ __all__ = [
     "PaDiMDetector",
     "PatchCoreDetector",
     "SPADEDetector",
+    "SimpleNetDetector",
     "SubspaceDetector",
 ]

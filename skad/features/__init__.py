@@ -1,8 +1,9 @@
 """From images to patch features, the currency between transformers and detectors."""
 
-from skad.features._base import PatchFeatureTransformer, SkippedImageWarning
+from skad.features._base import PatchFeatureTransformer
 from skad.features._network import PatchFeatures
 from skad.features._pcanet import PCANetFeatures
+from skad.images._input import SkippedImageWarning
 
 __all__ = [
     "PCANetFeatures",

@@ -31,7 +31,7 @@ class Backbone:
         self.module = module
         self.mean = mean
         self.std = std
-        self.changed = frozenset()
+        self.changed: frozenset[str] | None = frozenset()
 
     @cached_property
     def sha256(self):

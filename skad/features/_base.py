@@ -1,33 +1,21 @@
 """What every patch-feature transformer shares: images in, patch grids out."""
 
-import warnings
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skad._checks import check_labels
 from skad._patch_array import PatchArray
 from skad._progress import progress
 from skad.features._cache import Cache
-from skad.features._reading import ImageReader, n_threads
 from skad.features._regions import Regions
-from skad.images import (
-    ImageError,
-    center_crop_box,
-    check_images,
-    image_size,
-)
+from skad.images import check_images
+from skad.images._input import ImageInput
 
 
-class SkippedImageWarning(UserWarning):
-    """Some images could not be read and were skipped, as on_error="skip" asks."""
-
-
-class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
+class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
     """Base of the transformers from images to patch features.
 
     Subclasses define ``_fit_extractor(images)``, which learns from an
@@ -43,12 +31,8 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
     _own_levels: tuple = ()
 
     _parameter_constraints: dict[str, Any] = {
-        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
-        "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        **ImageInput._parameter_constraints,
         "region": "no_validation",
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "on_error": [StrOptions({"raise", "skip"})],
-        "n_jobs": [Integral, None],
         "verbose": ["verbose"],
     }
 
@@ -246,45 +230,6 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
             return patches
         return PatchArray(patches, rows[:, -self._n_pooled :], self._own_levels)
 
-    def _warn_of_skipped(self, reader, n_images):
-        skipped = sorted(reader.skipped)
-        if not skipped:
-            return
-        if len(skipped) == n_images:
-            raise ImageError(
-                f"none of the {n_images} images could be read; the first: "
-                f"{skipped[0][1]}"
-            )
-        warnings.warn(
-            f"{len(skipped)} of {n_images} images could not be read and were "
-            f"skipped: {'; '.join(reason for _, reason in skipped)}",
-            SkippedImageWarning,
-            stacklevel=5,
-        )
-
-    def image_sizes(self, X):
-        """Tell the size of each image as passed.
-
-        Parameters
-        ----------
-        X : sequence of images
-            As in `fit`.
-
-        Returns
-        -------
-        sizes : list of (int, int)
-            Height and width; None for an image that is skipped.
-        """
-        sizes: list[tuple[int, int] | None] = []
-        for i, item in enumerate(check_images(X, n_channels=self._n_channels())):
-            try:
-                sizes.append(image_size(item, where=f"X[{i}]"))
-            except ImageError:
-                if self.on_error == "raise":
-                    raise
-                sizes.append(None)
-        return sizes
-
     def regions(self, each, n_images):
         """What to look at in each of some images.
 
@@ -303,64 +248,8 @@ class PatchFeatureTransformer(TransformerMixin, BaseEstimator):
         """
         return Regions(self.region, each, n_images, self.window())
 
-    def window(self):
-        """The part of an image that its patch grid covers, as fractions.
-
-        Returns
-        -------
-        ((float, float), (float, float))
-            Top and bottom as fractions of the height, left and right of the
-            width; ((0, 1), (0, 1)) without `crop_size`.
-        """
-        size, crop = self._frame()
-        if crop is None:
-            return (0.0, 1.0), (0.0, 1.0)
-        starts = center_crop_box(size, crop)
-        return tuple(
-            (start / side, (start + kept) / side)
-            for start, side, kept in zip(starts, size, crop, strict=True)
-        )
-
-    def _frame(self):
-        """Validated (height, width) of the resized image and of the crop, or None."""
-        size = _pair(self.image_size, "image_size")
-        if self.crop_size is None:
-            return size, None
-        crop = _pair(self.crop_size, "crop_size")
-        if crop[0] > size[0] or crop[1] > size[1]:
-            raise ValueError(
-                f"crop_size={self.crop_size!r} exceeds image_size="
-                f"{self.image_size!r}; a crop is cut from the resized image."
-            )
-        return size, crop
-
-    def _input_size(self):
-        """Height and width of what `_extract` sees."""
-        size, crop = self._frame()
-        return size if crop is None else crop
-
-    def _reader(self, X):
-        size, crop = self._frame()
-        return ImageReader(
-            X, size, crop, self.on_error, n_threads(self.n_jobs), self._n_channels()
-        )
-
-    def _images_at_once(self):
-        return self.batch_size
-
-    def _n_channels(self):
-        """Channels of the images that `_extract` sees."""
-        return 3
-
     def _signature(self):
         raise NotImplementedError
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.three_d_array = True
-        tags.input_tags.string = True
-        return tags
 
 
 def _joined(blocks):
@@ -374,16 +263,3 @@ def _joined(blocks):
         pooled = np.concatenate([block.pooled for _, block in blocks])
         patches = PatchArray(patches, pooled, first.levels)
     return index, patches
-
-
-def _pair(value, name):
-    """(height, width) from an int or a pair."""
-    pair = (value, value) if isinstance(value, Integral) else tuple(value)
-    if len(pair) != 2 or not all(
-        isinstance(side, (int, np.integer)) and side > 0 for side in pair
-    ):
-        raise ValueError(
-            f"{name}={value!r} must be a positive integer or a pair of them "
-            "(height, width)."
-        )
-    return int(pair[0]), int(pair[1])

@@ -30,7 +30,8 @@ class Cache:
             return {}
 
         def content_of(i):
-            return content_key(reader.X[i], where=f"X[{i}]")
+            item, where = reader.item(i)
+            return content_key(item, where=where)
 
         return {
             index: sha256(f"{self.signature}\n{content}".encode()).hexdigest()

@@ -16,8 +16,9 @@ from skad.features._backbone import (
     available_layers,
     named_backbone,
 )
-from skad.features._base import PatchFeatureTransformer, _pair
+from skad.features._base import PatchFeatureTransformer
 from skad.features._embedding import concat, mean1d, replicate
+from skad.images._input import pair
 
 
 class PatchFeatures(PatchFeatureTransformer):
@@ -376,7 +377,7 @@ class PatchFeatures(PatchFeatureTransformer):
 
     def _grid(self, levels):
         if self.grid is not None:
-            return _pair(self.grid, "grid")
+            return pair(self.grid, "grid")
         return max((tuple(level.shape[2:]) for level in levels), key=np.prod)
 
     def _device(self):

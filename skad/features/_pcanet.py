@@ -13,8 +13,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 
 from skad._moments import Moments
-from skad.features._base import PatchFeatureTransformer, _pair
+from skad.features._base import PatchFeatureTransformer
 from skad.features._statistics import SILENCE, Positions
+from skad.images._input import pair
 
 _N_PATCHES = 50_000  # patches behind the filters of one stage
 _QUANTISATION = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
@@ -280,7 +281,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         smallest = 2 ** len(sizes) * max(sizes)
         if min(self._input_size()) < smallest:
             raise ValueError(
-                f"image_size={_pair(self.image_size, 'image_size')} is too small for "
+                f"image_size={pair(self.image_size, 'image_size')} is too small for "
                 f"{len(sizes)} stages; the smaller side must be at least {smallest}."
             )
 

@@ -1,16 +1,21 @@
 """Images in batches: read, resized and cropped in threads, ahead of their use."""
 
+import copy
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from skad.images import ImageError, center_crop_box, read_image, resize_image, to_float
+from skad.images._errors import ImageError
+from skad.images._geometry import center_crop_box, resize_image, to_float
+from skad.images._read import read_image
 
 
 class ImageReader:
     """A sequence of images of one size, read lazily.
+
+    Indexed by an integer or boolean array, it gives a reader of those images.
 
     Parameters
     ----------
@@ -35,7 +40,7 @@ class ImageReader:
     Attributes
     ----------
     skipped : list of (int, str)
-        Position of each image that could not be read so far, and why.
+        Position in X of each image that could not be read so far, and why.
     """
 
     def __init__(self, X, image_size, crop_size, on_error, n_threads, n_channels=3):
@@ -46,15 +51,26 @@ class ImageReader:
         self.n_threads = n_threads
         self.n_channels = n_channels
         self.skipped = []
+        self._positions = np.arange(len(X))
 
     def __len__(self):
-        return len(self.X)
+        return len(self._positions)
+
+    def __getitem__(self, indices):
+        part = copy.copy(self)
+        part.skipped = []
+        part._positions = self._positions[indices]
+        return part
+
+    def item(self, index):
+        """One image as passed, and what to call it in messages."""
+        position = int(self._positions[index])
+        return self.X[position], f"X[{position}]"
 
     def read(self, index):
         """One image, float32 (H, W, C) in [0, 1]."""
-        image = read_image(
-            self.X[index], where=f"X[{index}]", n_channels=self.n_channels
-        )
+        item, where = self.item(index)
+        image = read_image(item, where=where, n_channels=self.n_channels)
         image = resize_image(image, self.image_size)
         if self.crop_size is not None:
             top, left = center_crop_box(self.image_size, self.crop_size)
@@ -84,7 +100,7 @@ class ImageReader:
                 for _, later in waiting:
                     later.cancel()
                 raise
-            self.skipped.append((int(index), str(error)))
+            self.skipped.append((int(self._positions[index]), str(error)))
 
     def indexed_batches(self, batch_size, indices=None):
         """Yield (indices, float32 (b, H, W, C)) for the images that can be read."""

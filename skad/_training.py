@@ -1,0 +1,227 @@
+"""What every method that trains shares: a loop to watch, interrupt and resume.
+
+A step depends on the state of its parts and on its own number only: whatever is
+drawn at random comes from `generator(seed, step)`. So a run that was cut off and
+goes on from a checkpoint ends with the bits of one that was not.
+"""
+
+import os
+import time
+import warnings
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from skad._progress import progress
+
+_EVERY = 30.0  # seconds between checkpoints
+
+
+def train(step, parts, n_steps, *, label, verbose=False, checkpoint=None):
+    """Run steps, and report on them.
+
+    Ctrl-C ends training early with a warning; what was learned stays.
+
+    Parameters
+    ----------
+    step : callable
+        Takes the number of the step, and returns its loss.
+
+    parts : dict
+        All that a step changes, by name: modules and optimizers.
+
+    n_steps : int
+
+    label : str
+        For the progress bar.
+
+    verbose : bool
+
+    checkpoint : path, optional
+        File to go on from, if it exists, and to save to every half a minute. It is
+        removed after the last step.
+
+    Returns
+    -------
+    losses : list of float
+        One for each step.
+
+    Raises
+    ------
+    ValueError
+        If the loss is not finite, or the checkpoint cannot be read.
+    """
+    losses = [] if checkpoint is None else _resumed(checkpoint, parts)
+    first, started = len(losses), time.monotonic()
+    saved = started
+    with progress(n_steps, label, verbose) as bar:
+        try:
+            for number in range(first, n_steps):
+                loss = float(step(number))
+                if not np.isfinite(loss):
+                    raise ValueError(
+                        f"training diverged: the loss at step {number} is {loss}. Use "
+                        "a smaller learning_rate, and check the scale of the input."
+                    )
+                losses.append(loss)
+                now = time.monotonic()
+                rate = (number + 1 - first) / max(now - started, 1e-9)
+                bar.reach(number + 1, f", loss {loss:.4g}, {rate:.3g} steps/s")
+                if checkpoint is not None and now - saved >= _EVERY:
+                    _save(checkpoint, parts, losses)
+                    saved = now
+        except KeyboardInterrupt:
+            warnings.warn(
+                f"training was interrupted after {len(losses)} of {n_steps} steps; "
+                "the model is what it had learned until then. warm_start=True goes on.",
+                stacklevel=2,
+            )
+            return losses
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
+    return losses
+
+
+def _resumed(checkpoint, parts):
+    """Losses so far, after every part has got its state back."""
+    import torch
+
+    checkpoint = Path(checkpoint)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if not checkpoint.exists():
+        return []
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except Exception as error:  # whatever torch and pickle raise here
+        raise ValueError(
+            f"the checkpoint {checkpoint} cannot be read; delete it to start anew."
+        ) from error
+    return state["losses"]
+
+
+def _save(checkpoint, parts, losses):
+    """Write a file that is either whole or not there, even if the process dies."""
+    import torch
+
+    state = {name: part.state_dict() for name, part in parts.items()}
+    waiting = f"{checkpoint}.{os.getpid()}"
+    torch.save({"losses": losses, **state}, waiting)
+    os.replace(waiting, checkpoint)
+
+
+def checkpoint_file(folder, estimator, *data):
+    """Where a run keeps its checkpoint: one file per setting, seed and data.
+
+    Parameters
+    ----------
+    folder : path or None
+
+    estimator : estimator
+        Its parameters are part of the name, save those that change no result.
+
+    *data : ndarray or object
+        What it learns from, and its seed.
+
+    Returns
+    -------
+    file : Path or None
+    """
+    if folder is None:
+        return None
+    digest = sha256()
+    for name, value in sorted(estimator.get_params(deep=False).items()):
+        if name not in ("checkpoint_dir", "verbose", "device", "warm_start", "n_jobs"):
+            digest.update(f"{name}={value!r};".encode())
+    for item in data:
+        if isinstance(item, np.ndarray):
+            digest.update(f"{item.shape}{item.dtype}".encode())
+            digest.update(np.ascontiguousarray(item).view(np.uint8).data)
+        else:
+            digest.update(repr(item).encode())
+    name = type(estimator).__name__.lower()
+    return Path(folder) / f"{name}-{digest.hexdigest()[:16]}.pt"
+
+
+def mixed(*numbers):
+    """One seed of 63 bits from several numbers."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return int(state[0] >> 1)
+
+
+def generator(*numbers):
+    """A torch generator on the CPU that several numbers seed."""
+    import torch
+
+    return torch.Generator().manual_seed(mixed(*numbers))
+
+
+def order(seed, epoch, n):
+    """The order of n samples in an epoch."""
+    return np.random.default_rng(mixed(seed, epoch)).permutation(n)
+
+
+def seeded(build, seed):
+    """A module with random weights that a seed determines."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def arrays(module):
+    """Parameters and buffers of a module as NumPy arrays, by name."""
+    return {k: v.detach().cpu().numpy().copy() for k, v in module.state_dict().items()}
+
+
+def with_arrays(module, state):
+    """The module, with parameters and buffers from NumPy arrays."""
+    import torch
+
+    module.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
+    return module
+
+
+def optimizer_arrays(optimizer):
+    """State of an optimizer without tensors, for a pickle."""
+    return _mapped(optimizer.state_dict(), "detach", lambda t: t.detach().cpu().numpy())
+
+
+def optimizer_tensors(state):
+    """What `optimizer_arrays` gave, for ``load_state_dict``."""
+    import torch
+
+    return _mapped(state, "dtype", torch.tensor)
+
+
+def _mapped(value, attribute, convert):
+    if isinstance(value, dict):
+        return {k: _mapped(v, attribute, convert) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_mapped(v, attribute, convert) for v in value]
+    return convert(value) if hasattr(value, attribute) else value
+
+
+def torch_device(name):
+    """The device that "auto" or a name stands for.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be used here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={name!r} cannot be used: {error}. Use 'cpu', or 'auto' to take a "
+            "CUDA device where there is one."
+        ) from error
+    return torch.device(name)

@@ -1,0 +1,510 @@
+"""SimpleNet (Liu et al., CVPR 2023): a discriminator between features and noise.
+
+Good features are adapted by one linear layer (Section 3.2 of the paper); Gaussian
+noise on these makes negatives (Section 3.3); a small discriminator learns to tell the
+two apart (Section 3.4). What it says of a patch is the patch's score.
+"""
+
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from skad._patches import image_scores, patch_maps, patch_rows
+from skad._training import (
+    arrays,
+    checkpoint_file,
+    generator,
+    mixed,
+    optimizer_arrays,
+    optimizer_tensors,
+    order,
+    seeded,
+    torch_device,
+    train,
+    with_arrays,
+)
+from skad.base import BaseDetector
+from skad.synthesis import perlin_mask
+
+_SLOPE = 0.2  # of the discriminator below zero
+_LEAST = 256  # patches of a step, for the statistics of a batch
+
+
+class SimpleNetDetector(BaseDetector):
+    """Detect anomalies by a discriminator trained on good features and noise.
+
+    Parameters
+    ----------
+    max_epochs : int, default=160
+        Passes over the training images. The model of the last one is kept.
+
+    hidden_dim : int, default=1024
+        Width of the discriminator.
+
+    noise_std : float, default=0.015
+        Standard deviation of the noise that makes negatives.
+
+    relative_noise : bool, default=True
+        Whether `noise_std` is a multiple of the features' own scale: the length by
+        which a patch typically deviates from the mean patch. False takes it as it
+        is, as the paper does for its Wide ResNet-50.
+
+    loss : {"truncated_l1", "cross_entropy"}, default="truncated_l1"
+        Truncated l1 is the paper's Equation 8.
+
+    margin : float, default=0.5
+        Output from which truncated l1 is content, on both sides.
+
+    learning_rate : float, default=2e-4
+        Of the discriminator.
+
+    adaptor_learning_rate : float, default=1e-4
+        Of the adaptor.
+
+    weight_decay : float, default=1e-5
+        Of both.
+
+    batch_size : int, default=4
+        Images of a step; more where these have fewer than 256 patches together.
+
+    upscale : int, default=1
+        Factor by which the patch grid is enlarged first, bilinearly. 2 is
+        SuperSimpleNet's.
+
+    noise_mask : {None, "perlin"}, default=None
+        Where the noise goes: everywhere, or in half of the copies into blobs of
+        Perlin noise (SuperSimpleNet), so that what surrounds them stays good.
+
+    classification_head : bool, default=False
+        Train a second head, which scores whole images by how patches lie together
+        (SuperSimpleNet). Without it, the score of an image is its largest patch.
+        It needs ``noise_mask="perlin"``.
+
+    warm_start : bool, default=False
+        Whether a second `fit` goes on training for `max_epochs` more.
+
+    checkpoint_dir : path, default=None
+        Folder for a checkpoint every half a minute. A process that was killed goes
+        on from it when it fits the same data with the same settings, and ends with
+        the same model.
+
+    device : str, default="auto"
+        Where to train. "auto" is a CUDA device where there is one, else the CPU.
+
+    contamination : float, default=0.05
+        Tolerated false-alarm rate on good images, in (0, 0.5].
+
+    calibration : {"auto", "kfold", "split", "train"}, default="auto"
+        How the scores behind the threshold are held out. "auto" is "split": a fifth
+        of the images is not trained on. "kfold" trains six times.
+
+    sigma : float, default=4.0
+        Standard deviation in pixels of the Gaussian that smooths maps drawn at
+        pixel size.
+
+    random_state : int, RandomState instance or None, default=0
+        Determines weights, noise and the order of images. Checkpoints need an int.
+
+    verbose : bool, default=False
+        Report progress, loss and speed on the standard error stream.
+
+    Attributes
+    ----------
+    loss_curve_ : list of float
+        Mean loss of each epoch so far.
+
+    state_ : dict of ndarray
+        Weights by name: ``adaptor.weight`` of shape (d, d), and those of the
+        discriminator and the head.
+
+    noise_std_ : float
+        Standard deviation of the noise that was used, in units of the features.
+
+    offset_ : float
+        Threshold of `score_samples`.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of good images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their patch scores, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of training images.
+
+    n_features_in_ : int
+        Number of channels of a patch.
+
+    Notes
+    -----
+    The adaptor has no bias: batch normalization would cancel it. The official code
+    keeps the epoch that does best on the test set; this one never sees a test set.
+
+    Ctrl-C ends training and keeps what was learned until then.
+
+    References
+    ----------
+    .. [1] Z. Liu et al., "SimpleNet: A Simple Network for Image Anomaly Detection
+       and Localization", CVPR 2023. Sections 3.2 to 3.4, Equations 5 to 9.
+    .. [2] B. Rolih et al., "SuperSimpleNet: Unifying Unsupervised and Supervised
+       Learning for Fast and Reliable Surface Defect Detection", ICPR 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad import SimpleNetDetector
+    >>> rng = np.random.default_rng(0)
+    >>> good = rng.normal(size=(40, 4, 4, 8)) * [1, 1, 1, 1, 0.01, 0.01, 0.01, 0.01]
+    >>> odd = good[:1].copy()
+    >>> odd[0, 2, 1, 4:] += 1
+    >>> detector = SimpleNetDetector(max_epochs=20, noise_std=0.2).fit(good)
+    >>> detector.loss_curve_[-1] < detector.loss_curve_[0]
+    True
+    >>> detector.predict(odd)
+    array([-1])
+    >>> heat = detector.anomaly_map(odd)[0]
+    >>> [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]
+    [2, 1]
+    """
+
+    loss_curve_: list[float]
+    state_: dict[str, np.ndarray]
+    _optimizer_state: dict[str, Any]
+    _auto_calibration = "split"
+    _parameter_constraints = {
+        **BaseDetector._parameter_constraints,
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "hidden_dim": [Interval(Integral, 1, None, closed="left")],
+        "noise_std": [Interval(Real, 0, None, closed="neither")],
+        "relative_noise": ["boolean"],
+        "loss": [StrOptions({"truncated_l1", "cross_entropy"})],
+        "margin": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "adaptor_learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "upscale": [Interval(Integral, 1, None, closed="left")],
+        "noise_mask": [StrOptions({"perlin"}), None],
+        "classification_head": ["boolean"],
+        "warm_start": ["boolean"],
+        "checkpoint_dir": [str, Path, None],
+        "device": [str],
+    }
+
+    def __init__(
+        self,
+        max_epochs=160,
+        *,
+        hidden_dim=1024,
+        noise_std=0.015,
+        relative_noise=True,
+        loss="truncated_l1",
+        margin=0.5,
+        learning_rate=2e-4,
+        adaptor_learning_rate=1e-4,
+        weight_decay=1e-5,
+        batch_size=4,
+        upscale=1,
+        noise_mask=None,
+        classification_head=False,
+        warm_start=False,
+        checkpoint_dir=None,
+        device="auto",
+        contamination=0.05,
+        calibration="auto",
+        sigma=4.0,
+        random_state=0,
+        verbose=False,
+    ):
+        self.max_epochs = max_epochs
+        self.hidden_dim = hidden_dim
+        self.noise_std = noise_std
+        self.relative_noise = relative_noise
+        self.loss = loss
+        self.margin = margin
+        self.learning_rate = learning_rate
+        self.adaptor_learning_rate = adaptor_learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.upscale = upscale
+        self.noise_mask = noise_mask
+        self.classification_head = classification_head
+        self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.device = device
+        self.contamination = contamination
+        self.calibration = calibration
+        self.sigma = sigma
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _calibration(self):
+        how = super()._calibration()
+        if how == "kfold" and self.warm_start:
+            raise ValueError(
+                "calibration='kfold' with warm_start=True: the models of the folds "
+                "would go on from one that has seen the images held out from them. "
+                "Use 'split'."
+            )
+        return how
+
+    def _fit(self, X):
+        if self.classification_head and self.noise_mask is None:
+            raise ValueError(
+                "classification_head=True needs noise_mask='perlin': to learn what a "
+                "good image is, it must see copies without noise."
+            )
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        goes_on = self.warm_start and hasattr(self, "state_")
+        d = X.shape[-1]
+        if goes_on and self.state_["adaptor.weight"].shape[0] != d:
+            raise ValueError(
+                f"X has {d} channels, but warm_start=True goes on from a fit on "
+                f"{self.state_['adaptor.weight'].shape[0]}; set it to False."
+            )
+        device = torch_device(self.device)
+        module = seeded(lambda: self._module(d), seed)
+        if goes_on:
+            with_arrays(module, self.state_)
+        else:
+            self.loss_curve_ = []
+            scale = _scale(X) if self.relative_noise else 1.0
+            self.noise_std_ = float(self.noise_std * scale)
+        module = module.to(device).train()
+        optimizer = self._optimizer(module)
+        if goes_on and hasattr(self, "_optimizer_state"):
+            optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))
+        n_patches = np.count_nonzero(~np.isnan(X[..., 0])) / len(X)
+        n_at_once = max(self.batch_size, int(np.ceil(_LEAST / n_patches)))
+        n_batches = -(-len(X) // n_at_once)
+        done = len(self.loss_curve_)
+
+        def step(number):
+            epoch, batch = divmod(number, n_batches)
+            members = order(seed, done + epoch, len(X))
+            members = members[batch * n_at_once :][:n_at_once]
+            draw = (seed, done * n_batches + number)
+            loss = self._batch_loss(module, X[members], draw, device)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        file = checkpoint_file(self.checkpoint_dir, self, X, seed, done)
+        losses = train(
+            step,
+            {"module": module, "optimizer": optimizer},
+            self.max_epochs * n_batches,
+            label="SimpleNet",
+            verbose=self.verbose,
+            checkpoint=file,
+        )
+        epochs = np.split(losses, range(n_batches, len(losses), n_batches))
+        self.loss_curve_ = self.loss_curve_ + [
+            float(e.mean()) for e in epochs if len(e)
+        ]
+        self.state_ = arrays(module)
+        if self.warm_start:
+            self._optimizer_state = optimizer_arrays(optimizer)
+
+    def _module(self, d):
+        return _build(d, self.hidden_dim, self.classification_head)
+
+    def _optimizer(self, module):
+        from torch.optim import Adam
+
+        adaptor = list(module["adaptor"].parameters())
+        rest = [
+            p
+            for name, part in module.items()
+            if name != "adaptor"
+            for p in part.parameters()
+        ]
+        return Adam(
+            [
+                {"params": adaptor, "lr": self.adaptor_learning_rate},
+                {"params": rest, "lr": self.learning_rate},
+            ],
+            weight_decay=self.weight_decay,
+        )
+
+    def _batch_loss(self, module, X, draw, device):
+        """Loss of good patches and of the same with noise, in one batch."""
+        import torch
+
+        grids, inside = _grids(X, self.upscale)
+        grids = torch.from_numpy(grids).to(device)
+        n, h, w, d = grids.shape
+        shown = torch.from_numpy(inside).to(device)
+        adapted = module["adaptor"](grids[shown])
+        noise = torch.randn(adapted.shape, generator=generator(*draw))
+        noise = noise.to(device) * self.noise_std_
+        noisy = np.ones((n, h, w), bool)
+        if self.noise_mask == "perlin":
+            rng = np.random.default_rng(mixed(*draw))
+            noisy = np.stack([_blobs((h, w), rng) for _ in range(n)])
+        noisy &= inside
+        rows = torch.from_numpy(noisy[inside]).to(device)
+        fake = (
+            adapted + noise if noisy[inside].all() else adapted + noise * rows[:, None]
+        )
+        said = module["discriminator"](torch.cat([adapted, fake]))[:, 0]
+        good = torch.cat([torch.ones_like(rows), ~rows])
+        loss = self._loss_of(said, good)
+        if not self.classification_head:
+            return loss
+        # The second head learns from what the first says, not the other way round.
+        both = torch.cat([adapted, fake]).detach(), said.detach()
+        features = torch.zeros((2 * n, h, w, d), device=device)
+        heat = torch.zeros((2 * n, h, w), device=device)
+        twice = torch.cat([shown, shown])
+        features[twice], heat[twice] = both[0], -both[1]
+        whole = module["head"](features, heat)
+        bad = torch.from_numpy(noisy.any(axis=(1, 2))).to(device).float()
+        bad = torch.cat([torch.zeros_like(bad), bad])
+        return loss + torch.nn.functional.binary_cross_entropy_with_logits(whole, bad)
+
+    def _loss_of(self, said, good):
+        """Equation 8, or the cross-entropy, of outputs that should be high if good."""
+        import torch
+
+        said = torch.where(good, said, -said)
+        if self.loss == "cross_entropy":
+            losses = torch.nn.functional.softplus(-said)
+        else:
+            losses = torch.relu(self.margin - said)
+        # The mean over good ones plus the mean over noisy ones, however many.
+        total = losses[good].mean()
+        return total if good.all() else total + losses[~good].mean()
+
+    def _score(self, X):
+        grids, inside = _grids(X, self.upscale, dtype=X.dtype)
+        rows, shown = patch_rows(np.where(inside[..., None], grids, np.nan))
+        state = {k: v.astype(X.dtype) for k, v in self.state_.items()}
+        # Without noise in between, adaptor, layer and normalization are one matrix.
+        factor = state["discriminator.1.weight"] / np.sqrt(
+            state["discriminator.1.running_var"] + X.dtype.type(1e-5)
+        )
+        weight = factor[:, None] * (
+            state["discriminator.0.weight"] @ state["adaptor.weight"]
+        )
+        offset = state["discriminator.1.bias"] + factor * (
+            state["discriminator.0.bias"] - state["discriminator.1.running_mean"]
+        )
+        tail = state["discriminator.3.weight"][0]
+        said = np.empty(len(rows), X.dtype)
+        step = max(1, 2**22 // len(weight))
+        for lo in range(0, len(rows), step):
+            hidden = rows[lo : lo + step] @ weight.T
+            hidden += offset
+            np.maximum(hidden, hidden * X.dtype.type(_SLOPE), out=hidden)
+            said[lo : lo + step] = hidden @ tail
+        maps = patch_maps(-said, shown, grids.shape[:3])
+        if not self.classification_head:
+            return image_scores(maps), maps
+        return self._whole(grids, maps), maps
+
+    def _whole(self, grids, maps):
+        """What the second head says of images."""
+        import torch
+
+        module = with_arrays(self._module(grids.shape[-1]), self.state_).eval()
+        module = module.to(getattr(torch, str(grids.dtype)))
+        scores = np.empty(len(grids))
+        with torch.inference_mode():
+            for i in range(len(grids)):
+                shown = ~np.isnan(maps[i])
+                features = torch.zeros(
+                    grids[i].shape, dtype=module["adaptor"].weight.dtype
+                )
+                features[shown] = module["adaptor"](torch.from_numpy(grids[i][shown]))
+                heat = torch.from_numpy(np.where(shown, maps[i], 0))
+                scores[i] = float(module["head"](features[None], heat[None]))
+        return scores
+
+
+def _build(d, hidden_dim, classification_head):
+    """Adaptor, discriminator and head; weights of the layers are Xavier's."""
+    from torch import nn
+
+    parts = {
+        "adaptor": nn.Linear(d, d, bias=False),
+        "discriminator": nn.Sequential(
+            nn.Linear(d, hidden_dim),
+            nn.BatchNorm1d(hidden_dim),
+            nn.LeakyReLU(_SLOPE),
+            nn.Linear(hidden_dim, 1, bias=False),
+        ),
+    }
+    if classification_head:
+        parts["head"] = _head(d)
+    module = nn.ModuleDict(parts)
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_normal_(part.weight)
+    return module
+
+
+def _head(d, width=128):
+    """SuperSimpleNet's head: one number for all patches of an image together."""
+    import torch
+    from torch import nn
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.join = nn.Sequential(
+                nn.Conv2d(d + 1, width, 5, padding="same", bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            )
+            self.out = nn.Linear(2 * width + 2, 1)
+
+        def forward(self, features, heat):
+            heat = heat[..., None]
+            joined = self.join(torch.cat([features, heat], -1).permute(0, 3, 1, 2))
+            maps = torch.cat([joined, heat.permute(0, 3, 1, 2)], 1)
+            pooled = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+            return self.out(pooled)[:, 0]
+
+    return Head()
+
+
+def _scale(X):
+    """Length of the deviation of a patch from the mean patch, as root mean square."""
+    rows, _ = patch_rows(X)
+    rows = rows[:: max(1, len(rows) // 20_000)].astype(np.float64)
+    scale = np.sqrt(rows.var(axis=0).sum())
+    return scale if scale > 0 else 1.0
+
+
+def _grids(X, upscale, dtype=np.float32):
+    """Patch grids, enlarged, zero where a patch is NaN, and which are not."""
+    inside = ~np.isnan(X[..., 0])
+    grids = np.ascontiguousarray(X, dtype)
+    if not inside.all():
+        grids = np.where(inside[..., None], grids, 0)
+    if upscale == 1:
+        return grids, inside
+    import torch
+    from torch.nn.functional import interpolate
+
+    enlarged = interpolate(
+        torch.from_numpy(grids).permute(0, 3, 1, 2),
+        scale_factor=upscale,
+        mode="bilinear",
+        align_corners=False,
+    )
+    inside = inside.repeat(upscale, axis=1).repeat(upscale, axis=2)
+    return np.ascontiguousarray(enlarged.permute(0, 2, 3, 1).numpy()), inside
+
+
+def _blobs(shape, rng):
+    """Blobs of Perlin noise in half of the cases, nothing in the others."""
+    if rng.random() < 0.5:
+        return np.zeros(shape, bool)
+    return perlin_mask(shape, rng)

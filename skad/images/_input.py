@@ -1,0 +1,148 @@
+"""What estimators that take images share: how these are read, and their geometry."""
+
+import warnings
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from skad.images._containers import check_images
+from skad.images._errors import ImageError
+from skad.images._geometry import center_crop_box
+from skad.images._read import image_size
+from skad.images._reading import ImageReader, n_threads
+
+
+class SkippedImageWarning(UserWarning):
+    """Some images could not be read and were skipped, as on_error="skip" asks."""
+
+
+class ImageInput:
+    """Mixin of the estimators that take images.
+
+    Their constructors take `image_size`, `crop_size`, `batch_size`, `on_error` and
+    `n_jobs`.
+    """
+
+    image_size: Any
+    crop_size: Any
+    batch_size: Any
+    on_error: str
+    n_jobs: int | None
+
+    _parameter_constraints: dict[str, Any] = {
+        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
+        "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "on_error": [StrOptions({"raise", "skip"})],
+        "n_jobs": [Integral, None],
+    }
+
+    def image_sizes(self, X):
+        """Tell the size of each image as passed.
+
+        Parameters
+        ----------
+        X : sequence of images
+            As in `fit`.
+
+        Returns
+        -------
+        sizes : list of (int, int)
+            Height and width; None for an image that is skipped.
+        """
+        sizes: list[tuple[int, int] | None] = []
+        for i, item in enumerate(check_images(X, n_channels=self._n_channels())):
+            try:
+                sizes.append(image_size(item, where=f"X[{i}]"))
+            except ImageError:
+                if self.on_error == "raise":
+                    raise
+                sizes.append(None)
+        return sizes
+
+    def window(self):
+        """The part of an image that is looked at, as fractions.
+
+        Returns
+        -------
+        ((float, float), (float, float))
+            Top and bottom as fractions of the height, left and right of the
+            width; ((0, 1), (0, 1)) without `crop_size`.
+        """
+        size, crop = self._frame()
+        if crop is None:
+            return (0.0, 1.0), (0.0, 1.0)
+        starts = center_crop_box(size, crop)
+        return tuple(
+            (start / side, (start + kept) / side)
+            for start, side, kept in zip(starts, size, crop, strict=True)
+        )
+
+    def _frame(self):
+        """Validated (height, width) of the resized image and of the crop, or None."""
+        size = pair(self.image_size, "image_size")
+        if self.crop_size is None:
+            return size, None
+        crop = pair(self.crop_size, "crop_size")
+        if crop[0] > size[0] or crop[1] > size[1]:
+            raise ValueError(
+                f"crop_size={self.crop_size!r} exceeds image_size="
+                f"{self.image_size!r}; a crop is cut from the resized image."
+            )
+        return size, crop
+
+    def _input_size(self):
+        """Height and width of what the model sees."""
+        size, crop = self._frame()
+        return size if crop is None else crop
+
+    def _reader(self, X):
+        size, crop = self._frame()
+        return ImageReader(
+            X, size, crop, self.on_error, n_threads(self.n_jobs), self._n_channels()
+        )
+
+    def _images_at_once(self):
+        return self.batch_size
+
+    def _n_channels(self):
+        """Channels of the images that the model sees."""
+        return 3
+
+    def _warn_of_skipped(self, reader, n_images, stacklevel=5):
+        skipped = sorted(reader.skipped)
+        if not skipped:
+            return
+        if len(skipped) == n_images:
+            raise ImageError(
+                f"none of the {n_images} images could be read; the first: "
+                f"{skipped[0][1]}"
+            )
+        warnings.warn(
+            f"{len(skipped)} of {n_images} images could not be read and were "
+            f"skipped: {'; '.join(reason for _, reason in skipped)}",
+            SkippedImageWarning,
+            stacklevel=stacklevel,
+        )
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        return tags
+
+
+def pair(value, name):
+    """(height, width) from an int or a pair."""
+    sides = (value, value) if isinstance(value, Integral) else tuple(value)
+    if len(sides) != 2 or not all(
+        isinstance(side, (int, np.integer)) and side > 0 for side in sides
+    ):
+        raise ValueError(
+            f"{name}={value!r} must be a positive integer or a pair of them "
+            "(height, width)."
+        )
+    return int(sides[0]), int(sides[1])

@@ -1,0 +1,281 @@
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from skad import SimpleNetDetector
+from skad._maps import render
+from skad._training import arrays, with_arrays
+from skad.detectors._simplenet import _build
+from skad.features._embedding import mean1d
+from skad.metrics import image_auroc
+
+NAMES = {
+    "discriminator.0.weight": "disc.body.block1.0.weight",
+    "discriminator.0.bias": "disc.body.block1.0.bias",
+    "discriminator.1.weight": "disc.body.block1.1.weight",
+    "discriminator.1.bias": "disc.body.block1.1.bias",
+    "discriminator.1.running_mean": "disc.body.block1.1.running_mean",
+    "discriminator.1.running_var": "disc.body.block1.1.running_var",
+    "discriminator.1.num_batches_tracked": "disc.body.block1.1.num_batches_tracked",
+    "discriminator.3.weight": "disc.tail.weight",
+    "adaptor.weight": "proj.layers.0fc.weight",
+}
+
+
+@pytest.fixture(scope="module")
+def g(golden):
+    return golden("simplenet")
+
+
+@pytest.fixture(scope="module")
+def embedded(g):
+    levels = [torch.from_numpy(g[name]) for name in ("layer2", "layer3")]
+    return mean1d(levels, (6, 6), 3, 24, 24).permute(0, 2, 3, 1).numpy()
+
+
+def test_golden_features(g, embedded):
+    expected = np.concatenate([g["embedding"], g["embedding_test"]])
+    np.testing.assert_allclose(embedded.reshape(-1, 24), expected, atol=2e-6)
+
+
+def golden_step(g, embedded, monkeypatch, dtype):
+    """Loss and module of the step of the golden file, before the optimizer moves."""
+    detector = SimpleNetDetector(hidden_dim=16, noise_std=0.015)
+    detector.noise_std_ = float(g["noise_std"])
+    state = {own: g[f"before.{name}"] for own, name in NAMES.items()}
+    module = with_arrays(_build(24, 16, False), state).to(dtype).train()
+    noise = torch.from_numpy(g["noise"]).to(dtype) / detector.noise_std_
+    monkeypatch.setattr(torch, "randn", lambda *shape, generator: noise)
+    monkeypatch.setattr(torch, "from_numpy", in_precision(dtype, torch.from_numpy))
+    return detector, module, detector._batch_loss(module, embedded[:2], (0,), "cpu")
+
+
+def in_precision(dtype, from_numpy):
+    def convert(array):
+        tensor = from_numpy(array)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return convert
+
+
+def test_golden_loss_and_gradients(g, embedded, monkeypatch):
+    _, module, loss = golden_step(g, embedded, monkeypatch, torch.float64)
+    # The loss and its gradients hold with the adaptor's bias, which nothing sees.
+    assert float(loss.detach()) == pytest.approx(float(g["loss_f64"]), abs=1e-6)
+    loss.backward()
+    for own, name in NAMES.items():
+        if f"grad.{name}" not in g or own == "discriminator.0.bias":
+            continue
+        np.testing.assert_allclose(
+            module.get_parameter(own).grad, g[f"grad.{name}"], atol=8e-7, rtol=1e-4
+        )
+
+
+def test_golden_step_of_the_paper(g, embedded, monkeypatch):
+    detector, module, loss = golden_step(g, embedded, monkeypatch, torch.float64)
+    optimizer = detector._optimizer(module)
+    loss.backward()
+    optimizer.step()
+    after = arrays(module)
+    for own, name in (("adaptor", "proj"), ("discriminator.3", "tail")):
+        expected = g[f"paper_{name}_weight_after"]
+        np.testing.assert_allclose(after[f"{own}.weight"], expected, atol=1e-6)
+    for name in ("running_mean", "running_var"):
+        # What the reference keeps of the mean has its adaptor's bias in it.
+        if name == "running_var":
+            np.testing.assert_allclose(
+                after[f"discriminator.1.{name}"],
+                g[f"after.disc.body.block1.1.{name}"],
+                atol=1e-6,
+            )
+
+
+def test_golden_scores_and_maps(g, embedded):
+    state = {own: g[f"after.{name}"] for own, name in NAMES.items()}
+    bias = state["discriminator.0.weight"] @ g["after.proj.layers.0fc.bias"]
+    state["discriminator.0.bias"] = state["discriminator.0.bias"] + bias
+    detector = SimpleNetDetector(hidden_dim=16)
+    detector.state_, new = state, embedded[2:]
+    scores, maps = detector._score(new)
+    np.testing.assert_allclose(maps.ravel(), g["patch_score_eval"], atol=3e-6)
+    np.testing.assert_allclose(scores, g["image_score_eval"], atol=3e-6)
+    size = (int(g["image_size"]),) * 2
+    drawn = render(maps, size, sigma=float(g["sigma"]))
+    np.testing.assert_allclose(drawn, g["map_eval"], atol=3e-6)
+
+
+def grids(n, seed=0, shape=(12, 12, 16)):
+    """Features that vary in a few directions only, as those of networks do."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(9).normal(size=(4, shape[-1]))
+    good = rng.normal(size=(n, *shape[:2], 4)) @ mixing
+    return (good + 0.05 * rng.normal(size=good.shape)).astype(np.float32)
+
+
+def defective(n, seed=1):
+    X = grids(n, seed)
+    X[:, 4:8, 6:10] += np.random.default_rng(5).normal(size=X.shape[-1]).astype("f")
+    return X
+
+
+QUICK = {
+    "max_epochs": 30,
+    "hidden_dim": 64,
+    "noise_std": 0.1,
+    "learning_rate": 3e-3,
+    "adaptor_learning_rate": 1e-3,
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"loss": "cross_entropy"},
+        {"relative_noise": False, "noise_std": 0.5},
+        {"upscale": 2},
+        {"noise_mask": "perlin"},
+        {"noise_mask": "perlin", "classification_head": True, "upscale": 2},
+    ],
+)
+def test_every_variant_learns_and_tells_defects(options):
+    detector = SimpleNetDetector(**{**QUICK, **options}).fit(grids(40))
+    curve = detector.loss_curve_
+    assert len(curve) == 30
+    assert curve[-1] < 0.8 * curve[0]
+    good, bad = grids(20, seed=2), defective(20)
+    labels = np.repeat([1, -1], 20)
+    scores = detector.score_samples(np.concatenate([good, bad]))
+    assert image_auroc(labels, scores) > 0.95
+    maps = detector.anomaly_map(bad)
+    side = 12 * options.get("upscale", 1)
+    assert maps.shape == (20, side, side)
+    inside = maps[:, side // 3 : 2 * side // 3, side // 2 : 5 * side // 6]
+    assert inside.mean() > maps.mean()
+    if not options.get("classification_head"):
+        np.testing.assert_allclose(
+            detector.score_samples(bad), -maps.max(axis=(1, 2)), rtol=1e-6
+        )
+
+
+def test_head_scores_the_same_one_by_one():
+    options = {**QUICK, "noise_mask": "perlin", "classification_head": True}
+    detector = SimpleNetDetector(**options).fit(grids(30))
+    new = defective(3)
+    new[1, 0] = np.nan
+    scores = detector.score_samples(new)
+    assert np.isfinite(scores).all()
+    one_by_one = [detector.score_samples(new[[i]])[0] for i in range(3)]
+    np.testing.assert_allclose(one_by_one, scores, rtol=1e-5)
+
+
+def test_head_needs_copies_without_noise():
+    with pytest.raises(ValueError, match="noise_mask='perlin'"):
+        SimpleNetDetector(classification_head=True).fit(grids(10))
+
+
+def test_noise_follows_the_scale_of_the_features():
+    small = SimpleNetDetector(max_epochs=1).fit(grids(10))
+    large = SimpleNetDetector(max_epochs=1).fit(100 * grids(10))
+    assert large.noise_std_ == pytest.approx(100 * small.noise_std_, rel=1e-5)
+    fixed = SimpleNetDetector(max_epochs=1, relative_noise=False).fit(grids(10))
+    assert fixed.noise_std_ == 0.015
+
+
+def test_warm_start_goes_on():
+    X = grids(40)
+    whole = SimpleNetDetector(**QUICK).fit(X)
+    parts = SimpleNetDetector(**{**QUICK, "max_epochs": 15}, warm_start=True)
+    parts.fit(X).fit(X)
+    assert len(parts.loss_curve_) == 30
+    for name, values in whole.state_.items():
+        np.testing.assert_array_equal(parts.state_[name], values)
+    with pytest.raises(ValueError, match="8 channels"):
+        parts.fit(grids(10, shape=(6, 6, 8)))
+    with pytest.raises(ValueError, match="kfold"):
+        parts.set_params(calibration="kfold").fit(X)
+
+
+def test_interrupted_training_keeps_a_model():
+    detector = SimpleNetDetector(max_epochs=100_000, hidden_dim=64, warm_start=True)
+    timer = threading.Timer(2.0, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.warns(UserWarning, match="interrupted after .* steps"):
+        detector.fit(grids(40))
+    timer.join()
+    assert 0 < len(detector.loss_curve_) < 100_000
+    assert np.isfinite(detector.score_samples(defective(3))).all()
+    n_before = len(detector.loss_curve_)
+    detector.set_params(max_epochs=2).fit(grids(40))
+    assert len(detector.loss_curve_) == n_before + 2
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+import skad._training
+from skad import SimpleNetDetector
+skad._training._EVERY = 0.0
+save = skad._training._save
+def deadly(checkpoint, parts, losses):
+    save(checkpoint, parts, losses)
+    if len(losses) == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+skad._training._save = deadly
+X = np.load(sys.argv[1])
+SimpleNetDetector(max_epochs=10, hidden_dim=32, checkpoint_dir=sys.argv[2]).fit(X)
+"""
+
+
+def test_killed_training_resumes_to_the_same_bits(tmp_path):
+    X = grids(40)
+    np.save(tmp_path / "X.npy", X)
+    folder = tmp_path / "checkpoints"
+    code = textwrap.dedent(KILLED)
+    command = [sys.executable, "-c", code, tmp_path / "X.npy", folder]
+    killed = subprocess.run(command, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(folder.iterdir())) == 1
+    whole = SimpleNetDetector(max_epochs=10, hidden_dim=32).fit(X)
+    resumed = SimpleNetDetector(max_epochs=10, hidden_dim=32, checkpoint_dir=folder)
+    resumed.fit(X)
+    assert resumed.loss_curve_ == whole.loss_curve_
+    for name, values in whole.state_.items():
+        np.testing.assert_array_equal(resumed.state_[name], values)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_broken_checkpoint_is_an_error(tmp_path):
+    from skad._training import train
+
+    (tmp_path / "run.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"run\.pt cannot be read; delete it"):
+        train(lambda n: 1.0, {}, 3, label="x", checkpoint=tmp_path / "run.pt")
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    from skad._training import train
+
+    with pytest.raises(ValueError, match="diverged: the loss at step 0 is nan"):
+        train(lambda n: float("nan"), {}, 3, label="x")
+
+
+def test_progress_tells_loss_and_speed(capsys):
+    SimpleNetDetector(max_epochs=2, hidden_dim=8, verbose=True).fit(grids(10))
+    said = capsys.readouterr().err
+    assert "SimpleNet: 2/2" in said
+    assert "loss" in said
+    assert "steps/s" in said
+
+
+@pytest.mark.usefixtures("numpy_state_untouched")
+def test_the_global_generator_of_torch_is_left_alone():
+    before = torch.random.get_rng_state()
+    SimpleNetDetector(**{**QUICK, "max_epochs": 2}).fit(grids(10))
+    assert torch.equal(torch.random.get_rng_state(), before)
