@@ -12,7 +12,9 @@ from importlib import import_module
 __version__ = "0.1.0.dev0"
 
 _EXPORTS = {
+    "EfficientADDetector": "skad.detectors",
     "PCANetFeatures": "skad.features",
+    "PUADDetector": "skad.detectors",
     "PaDiMDetector": "skad.detectors",
     "PatchCoreDetector": "skad.detectors",
     "PatchFeatures": "skad.features",

@@ -112,18 +112,17 @@ def _save(checkpoint, parts, losses):
     os.replace(waiting, checkpoint)
 
 
-def checkpoint_file(folder, estimator, *data):
+def checkpoint_file(folder, label, *settings):
     """Where a run keeps its checkpoint: one file per setting, seed and data.
 
     Parameters
     ----------
     folder : path or None
 
-    estimator : estimator
-        Its parameters are part of the name, save those that change no result.
+    label : str
 
-    *data : ndarray or object
-        What it learns from, and its seed.
+    *settings : ndarray or object
+        All that the result depends on.
 
     Returns
     -------
@@ -132,17 +131,20 @@ def checkpoint_file(folder, estimator, *data):
     if folder is None:
         return None
     digest = sha256()
-    for name, value in sorted(estimator.get_params(deep=False).items()):
-        if name not in ("checkpoint_dir", "verbose", "device", "warm_start", "n_jobs"):
-            digest.update(f"{name}={value!r};".encode())
-    for item in data:
+    for item in settings:
         if isinstance(item, np.ndarray):
             digest.update(f"{item.shape}{item.dtype}".encode())
             digest.update(np.ascontiguousarray(item).view(np.uint8).data)
         else:
             digest.update(repr(item).encode())
-    name = type(estimator).__name__.lower()
-    return Path(folder) / f"{name}-{digest.hexdigest()[:16]}.pt"
+    return Path(folder) / f"{label}-{digest.hexdigest()[:16]}.pt"
+
+
+def result_settings(estimator):
+    """Parameters of an estimator without those that change no result."""
+    irrelevant = {"checkpoint_dir", "verbose", "device", "warm_start", "n_jobs"}
+    known = estimator.get_params(deep=False)
+    return sorted((k, repr(v)) for k, v in known.items() if k not in irrelevant)
 
 
 def mixed(*numbers):
@@ -183,6 +185,23 @@ def with_arrays(module, state):
 
     module.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
     return module
+
+
+def rebuilt(build, state):
+    """A module in evaluation mode, made without drawing weights that are replaced.
+
+    It shares the memory of the arrays, so it is for looking only.
+    """
+    import torch
+
+    with torch.device("meta"):
+        module = build()
+    tensors = {
+        k: torch.from_numpy(v if v.flags.writeable else v.copy())
+        for k, v in state.items()
+    }
+    module.load_state_dict(tensors, assign=True)
+    return module.eval().requires_grad_(False)
 
 
 def optimizer_arrays(optimizer):

@@ -22,6 +22,8 @@ from skad._training import (
     optimizer_arrays,
     optimizer_tensors,
     order,
+    rebuilt,
+    result_settings,
     seeded,
     torch_device,
     train,
@@ -294,14 +296,14 @@ class SimpleNetDetector(BaseDetector):
             optimizer.step()
             return loss.detach()
 
-        file = checkpoint_file(self.checkpoint_dir, self, X, seed, done)
+        settings = (result_settings(self), seed, done, X)
         losses = train(
             step,
             {"module": module, "optimizer": optimizer},
             self.max_epochs * n_batches,
             label="SimpleNet",
             verbose=self.verbose,
-            checkpoint=file,
+            checkpoint=checkpoint_file(self.checkpoint_dir, "simplenet", *settings),
         )
         epochs = np.split(losses, range(n_batches, len(losses), n_batches))
         self.loss_curve_ = self.loss_curve_ + [
@@ -412,7 +414,7 @@ class SimpleNetDetector(BaseDetector):
         """What the second head says of images."""
         import torch
 
-        module = with_arrays(self._module(grids.shape[-1]), self.state_).eval()
+        module = rebuilt(lambda: self._module(grids.shape[-1]), self.state_)
         module = module.to(getattr(torch, str(grids.dtype)))
         scores = np.empty(len(grids))
         with torch.inference_mode():

@@ -122,6 +122,25 @@ class ImageReader:
             yield batch
 
 
+def remembered(reader, limit=2**30):
+    """A function like ``reader.read`` that keeps images, as many as fit a gigabyte.
+
+    For training, which asks for the same ones over and over. They must not be
+    written to.
+    """
+    kept: dict[int, np.ndarray] = {}
+
+    def read(index):
+        if index in kept:
+            return kept[index]
+        image = reader.read(index)
+        if (len(kept) + 1) * image.nbytes <= limit:
+            kept[index] = image
+        return image
+
+    return read
+
+
 def n_threads(n_jobs):
     """Number of reading threads for a scikit-learn `n_jobs`."""
     cores = os.cpu_count() or 1

@@ -1,7 +1,5 @@
 """Perlin noise: smooth random fields, and the blobs that a threshold cuts from them."""
 
-from numbers import Integral
-
 import numpy as np
 from scipy.ndimage import rotate
 
@@ -131,5 +129,7 @@ def _between(a, b, t):
 
 
 def _check_pair(value, name):
-    if len(value) != 2 or not all(isinstance(v, Integral) and v > 0 for v in value):
+    if len(value) != 2 or not all(
+        isinstance(v, (int, np.integer)) and v > 0 for v in value
+    ):
         raise ValueError(f"{name}={value!r} must be two positive integers.")

@@ -1,0 +1,240 @@
+"""Whether the whole image is an unusual mix (PUAD, Sugawara & Imamura, ICIP 2024).
+
+A wrong count or a missing part leaves every patch normal, and no map sees it. The
+mean of the patch features does: its Mahalanobis distance joins the image score of
+any detector, both as z-scores, so that neither outweighs the other.
+"""
+
+import warnings
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.covariance import LedoitWolf
+from sklearn.utils import check_random_state
+
+from skad._maps import WHOLE
+from skad._patch_array import PatchArray
+from skad.base import BaseDetector
+from skad.detectors._patchcore import PatchCoreDetector
+from skad.image_detector import ImageDetector
+
+_LEAST = 7  # images for two z-scores; four fifths of them can still be parted
+
+
+class PUADDetector(BaseDetector):
+    """Add to a detector's image score how unusual the mean patch feature is.
+
+    For logical anomalies, where every patch is normal and the whole is not: a part
+    that is missing, one too many, or the wrong one of two.
+
+    Parameters
+    ----------
+    detector : detector, default=None
+        Any detector of `skad` on patch features, which makes the maps and one of
+        the two scores. None is ``PatchCoreDetector()``. Its `contamination` and
+        `calibration` do not matter: the threshold is that of the sum.
+
+    contamination : float, default=0.05
+        Tolerated false-alarm rate on good images, in (0, 0.5].
+
+    calibration : {"auto", "kfold", "split", "train"}, default="auto"
+        How the scores behind the threshold are held out. "auto" is "split": a fifth
+        of the images takes no part in anything else. "kfold" fits six times and
+        scores every image, which a set of less than a hundred images may need.
+
+    random_state : int, RandomState instance or None, default=0
+        Draws the images that are held out. `detector` has a seed of its own.
+
+    verbose : bool, default=False
+        Accepted as by every detector; `detector` reports on itself.
+
+    Attributes
+    ----------
+    detector_ : detector
+        The fitted detector. Its own threshold comes from training images: it is
+        not used, and no good one.
+
+    location_ : ndarray of shape (n_features,), float64
+        Mean of the images' mean patch features.
+
+    precision_ : ndarray of shape (n_features, n_features), float64
+        Inverse of their Ledoit-Wolf covariance.
+
+    score_means_ : ndarray of shape (2,), float64
+        Mean over good images that neither `detector_` nor the Gaussian has seen, of
+        the detector's anomaly score and of the Mahalanobis distance.
+
+    score_stds_ : ndarray of shape (2,), float64
+        Their standard deviations; 1 where a score is constant.
+
+    offset_ : float
+        Threshold of `score_samples`.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of good images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their patch scores, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of training images.
+
+    n_features_in_ : int
+        Number of channels of a patch.
+
+    Notes
+    -----
+    With ``calibration="split"``, a fifth of the images is held out for the threshold;
+    of the others, a fifth, or four if that is more, is held out for `score_means_`
+    and `score_stds_`, and `detector_` and the Gaussian learn from the rest.
+
+    Maps are those of `detector_`: they say where patches are anomalous, not where
+    something is missing, and the score of an image is not the maximum of its map.
+
+    Patches that are NaN, outside of a region, are left out of the mean. Fewer than
+    seven images to learn from tell nothing of a covariance: the score is then the
+    detector's alone, with a warning.
+
+    References
+    ----------
+    .. [1] S. Sugawara and R. Imamura, "PUAD: Frustratingly Simple Method for Robust
+       Anomaly Detection", ICIP 2024.
+
+    Examples
+    --------
+    Of 16 patches, half are of one kind and half of another. Twelve and four is odd,
+    though no patch is.
+
+    >>> import numpy as np
+    >>> from skad import PUADDetector
+    >>> rng = np.random.default_rng(0)
+    >>> def images(n, n_first):
+    ...     kinds = np.repeat([0.0, 5.0], [n_first, 16 - n_first])
+    ...     patches = kinds[:, None] + rng.normal(size=(n, 16, 3))
+    ...     return rng.permuted(patches, axis=1).reshape(n, 4, 4, 3)
+    >>> detector = PUADDetector().fit(images(100, 8))
+    >>> detector.predict(images(3, 12))
+    array([-1, -1, -1])
+    """
+
+    _auto_calibration = "split"
+    _parameter_constraints = {
+        **BaseDetector._parameter_constraints,
+        "detector": [BaseDetector, None],
+    }
+    del _parameter_constraints["sigma"]
+
+    def __init__(
+        self,
+        detector=None,
+        *,
+        contamination=0.05,
+        calibration="auto",
+        random_state=0,
+        verbose=False,
+    ):
+        self.detector = detector
+        self.contamination = contamination
+        self.calibration = calibration
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fit(self, X):
+        if len(X) >= _LEAST:
+            self._fit_both(X)
+            return
+        warnings.warn(
+            f"{len(X)} images to learn from are too few for the distribution of their "
+            "mean patch features: scores are those of the detector alone. Fit on at "
+            "least 10 good images, better 50.",
+            stacklevel=4,
+        )
+        self._fit_alone(X)
+
+    def _fit_both(self, X):
+        order = check_random_state(self.random_state).permutation(len(X))
+        n_held_out = max(len(X) // 5, min(4, len(X) // 2))
+        held_out = X[np.sort(order[:n_held_out])]
+        X = X[np.sort(order[n_held_out:])]
+        self._fit_detector(X)
+        gaussian = LedoitWolf().fit(mean_features(X))
+        self.location_, self.precision_ = gaussian.location_, gaussian.precision_
+        scores = self.detector_._score_images(self._for_detector(held_out))
+        both = self._both(held_out, scores)
+        self.score_means_, stds = both.mean(axis=0), both.std(axis=0)
+        # What differs by rounding only is constant, and says nothing.
+        varies = stds > 1e-10 * np.abs(self.score_means_)
+        self.score_stds_ = np.where(varies, stds, 1.0)
+        self._is_alone = False
+
+    def _fit_alone(self, X):
+        self._fit_detector(X)
+        self.location_ = mean_features(X).mean(axis=0)
+        self.precision_ = np.zeros((X.shape[3], X.shape[3]))
+        self.score_means_, self.score_stds_ = np.zeros(2), np.ones(2)
+        self._is_alone = True
+
+    def _fit_detector(self, X):
+        detector = PatchCoreDetector() if self.detector is None else self.detector
+        if isinstance(detector, ImageDetector):
+            raise TypeError(
+                f"detector is {type(detector).__name__}, which takes images; "
+                "PUADDetector needs one that takes patch features."
+            )
+        # Its threshold is not used. A rate of one half can always be certified:
+        # any other could warn of a promise that nobody asked for.
+        self.detector_ = clone(detector).set_params(
+            calibration="train", contamination=0.5
+        )
+        self.detector_.fit(X)
+
+    def _score(self, X):
+        scores, maps = self.detector_._score(self._for_detector(X))
+        return self._sum(X, scores), maps
+
+    def _score_images(self, X):
+        scores = self.detector_._score_images(self._for_detector(X))
+        return self._sum(X, scores)
+
+    def _score_patches(self, X):
+        return self.detector_._score_patches(self._for_detector(X))
+
+    def _sum(self, X, scores):
+        """Sum of the z-scores."""
+        both = self._both(X, scores)
+        return ((both - self.score_means_) / self.score_stds_).sum(axis=1)
+
+    def _both(self, X, scores):
+        """The detector's scores beside the Mahalanobis distances, (n, 2)."""
+        centred = mean_features(X) - self.location_
+        squared = np.einsum("ij,ij->i", centred @ self.precision_, centred)
+        return np.column_stack([scores, np.sqrt(np.maximum(squared, 0))])
+
+    def _score_out_of_fold(self, X, before, step, n_folds=5):
+        """As in the base class, by models that score as the one of all images does."""
+        step = type(self)._fit_alone if self._is_alone else type(self)._fit_both
+        return super()._score_out_of_fold(X, before, step, n_folds)
+
+    def _check_features(self, X, *, reset):
+        patches, present = super()._check_features(X, reset=reset)
+        if getattr(X, "pooled", None) is not None:  # SPADE wants them
+            patches = PatchArray(patches, X.pooled, X.levels)
+        return patches, present
+
+    def _for_detector(self, X):
+        """What the detector makes of X before it scores it."""
+        return self.detector_._check_features(X, reset=False)[0]
+
+    def _draw(self, maps, size, window=WHOLE):
+        return self.detector_._draw(maps, size, window)
+
+
+def mean_features(X):
+    """Mean patch of each image (n, d), float64, without patches that are NaN."""
+    images = (np.asarray(image) for image in X)
+    return np.stack(
+        [
+            image[~np.isnan(image[..., 0])].mean(axis=0, dtype=np.float64)
+            for image in images
+        ]
+    )

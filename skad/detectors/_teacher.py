@@ -1,0 +1,477 @@
+"""Teachers for EfficientAD: patch description networks that imitate larger ones.
+
+Algorithm 2 of the paper's appendix: a small network learns to give, for an image, the
+features that a large pretrained network gives, so that these cost a millisecond.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skad._progress import progress
+from skad._training import (
+    arrays,
+    checkpoint_file,
+    mixed,
+    order,
+    rebuilt,
+    seeded,
+    torch_device,
+    train,
+)
+from skad.detectors._pdn import PDN, pdn, pdn_grid
+from skad.images import check_images
+from skad.images._reading import ImageReader, n_threads, remembered
+
+# Of ImageNet, by which every teacher's images are normalised.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+_LUMINANCE = np.array([[0.299], [0.587], [0.114]], np.float32)
+_MOST = 2**31  # bytes of features that are kept
+_GREY = 0.1  # share of the images that are learned from without their colours
+_FORMAT = "skad teacher 1"
+
+
+class Teacher:
+    """A patch description network with weights, and where these come from.
+
+    Parameters
+    ----------
+    model : {"small", "medium", "tiny"}
+        Its layout.
+
+    state : dict of ndarray
+        Its weights by name, as of ``torch.nn.Sequential.state_dict``.
+
+    provenance : dict, optional
+        What is known of their origin.
+
+    feature_mean, feature_std : ndarray of shape (c,), optional
+        Channel statistics of the features that it imitates: its output is these
+        features less the mean, over the deviation.
+
+    loss_curve : list of float, optional
+        Loss of each step of its training.
+
+    See Also
+    --------
+    distill_teacher : Make one.
+    """
+
+    def __init__(
+        self,
+        model,
+        state,
+        provenance=None,
+        *,
+        feature_mean=None,
+        feature_std=None,
+        loss_curve=(),
+    ):
+        self.model = model
+        self.state = state
+        self.provenance = dict(provenance or {})
+        self.feature_mean = feature_mean
+        self.feature_std = feature_std
+        self.loss_curve = list(loss_curve)
+
+    def __repr__(self):
+        return f"Teacher({self.model!r}, {self.n_channels} channels)"
+
+    @property
+    def n_channels(self):
+        """Number of channels of its output."""
+        return len(self.state[list(self.state)[-1]])
+
+    def network(self, *, padding=False):
+        """Build the network in torch, in evaluation mode.
+
+        Parameters
+        ----------
+        padding : bool, default=False
+
+        Returns
+        -------
+        network : torch.nn.Sequential
+            From images (b, 3, H, W), normalised as for ImageNet.
+        """
+        return rebuilt(
+            lambda: pdn(self.model, self.n_channels, padding=padding), self.state
+        )
+
+    def save(self, path):
+        """Write a .safetensors file with weights, statistics and provenance.
+
+        Parameters
+        ----------
+        path : path
+        """
+        from safetensors.numpy import save_file
+
+        tensors = {k: np.ascontiguousarray(v) for k, v in self.state.items()}
+        for name in ("feature_mean", "feature_std"):
+            if getattr(self, name) is not None:
+                tensors[name] = np.ascontiguousarray(getattr(self, name))
+        metadata = {
+            "format": _FORMAT,
+            "model": self.model,
+            "provenance": json.dumps(self.provenance),
+        }
+        save_file(tensors, str(path), metadata)
+
+    @classmethod
+    def load(cls, path):
+        """Read a teacher from a file.
+
+        Parameters
+        ----------
+        path : path
+            A file that `save` wrote, or the weights (.pth or .safetensors) of a
+            network small or medium as others have published them: with the names of
+            a ``Sequential``, or ``conv1`` to ``conv6``.
+
+        Returns
+        -------
+        teacher : Teacher
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+
+        ValueError
+            If it holds something else.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"teacher={str(path)!r} does not exist; pass a file of weights, or "
+                "make a teacher with skad.detectors.distill_teacher."
+            )
+        state, metadata = _read(path)
+        known = {n: state.pop(n, None) for n in ("feature_mean", "feature_std")}
+        state = _as_sequential(state)
+        model = _layout(state)
+        if model is None:
+            raise ValueError(
+                f"teacher={str(path)!r} holds no patch description network: its "
+                f"layers are {[(k, v.shape) for k, v in list(state.items())[:4]]}..."
+            )
+        provenance = json.loads(metadata.get("provenance", "{}")) or {
+            "file": path.name,
+            "origin": "unknown",
+        }
+        return cls(model, state, provenance, **known)
+
+
+def _read(path):
+    """Arrays by name, and metadata, of a .safetensors or .pth file."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(str(path), "np") as file:
+                return {k: file.get_tensor(k) for k in file.keys()}, (  # noqa: SIM118
+                    file.metadata() or {}
+                )
+        import torch
+
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        return {k: v.float().numpy() for k, v in state.items()}, {}
+    except Exception as error:  # whatever torch, pickle and safetensors raise here
+        raise ValueError(
+            f"teacher={str(path)!r} is not a file of weights that can be read: {error}"
+        ) from error
+
+
+def _as_sequential(state):
+    """Names as in `pdn`: convolution by convolution, in the order of their numbers."""
+    names = sorted({k.rsplit(".", 1)[0] for k in state}, key=_number)
+    positions = [0, 3, 6, 8, 10, 12]
+    if any(f"{n}.weight" not in state for n in names) or len(names) > len(positions):
+        return state
+    return {
+        f"{position}.{kind}": state[f"{name}.{kind}"]
+        for name, position in zip(names, positions, strict=False)
+        for kind in ("weight", "bias")
+        if f"{name}.{kind}" in state
+    }
+
+
+def _number(name):
+    digits = "".join(c for c in name if c.isdigit())
+    return int(digits or 0), name
+
+
+def _layout(state):
+    """Which of the layouts the shapes are those of."""
+    shapes = {k: v.shape for k, v in state.items()}
+    if not shapes or len(shapes[list(shapes)[-1]]) != 1:
+        return None
+    n_channels = shapes[list(shapes)[-1]][0]
+    import torch
+
+    for model in PDN:
+        with torch.device("meta"):
+            wanted = pdn(model, n_channels).state_dict()
+        if shapes == {k: tuple(v.shape) for k, v in wanted.items()}:
+            return model
+    return None
+
+
+def distill_teacher(
+    features,
+    X,
+    *,
+    model="small",
+    max_steps=60_000,
+    image_size=256,
+    learning_rate=1e-4,
+    weight_decay=1e-5,
+    batch_size=16,
+    path=None,
+    checkpoint_dir=None,
+    device="auto",
+    random_state=0,
+    verbose=False,
+):
+    """Teach a patch description network to give the features of a larger one.
+
+    The features of every image are extracted once; a tenth of the images loses its
+    colours first.
+
+    Parameters
+    ----------
+    features : PatchFeatures or other patch-feature transformer
+        Fitted, or it is fitted on X. The paper takes `image_size` 512, twice that of
+        the teacher, and `target_dim` 384, which becomes the number of channels.
+
+    X : sequence of images
+        Of anything: thousands of photographs of many things make a teacher for all
+        purposes.
+
+    model : {"small", "medium", "tiny"}, default="small"
+        Layout of the network. "tiny" is for processors.
+
+    max_steps : int, default=60000
+        Steps of training.
+
+    image_size : int or (int, int), default=256
+        Images are resized to this for the teacher.
+
+    learning_rate, weight_decay : float, default=1e-4, 1e-5
+        Of Adam.
+
+    batch_size : int, default=16
+        Images of a step.
+
+    path : path, default=None
+        File (.safetensors) to save the teacher to.
+
+    checkpoint_dir : path, default=None
+        Folder for a checkpoint every half a minute, from which a process that was
+        killed goes on.
+
+    device : str, default="auto"
+        "auto" is a CUDA device where there is one, else the CPU.
+
+    random_state : int, RandomState instance or None, default=0
+        Determines weights and the order of images.
+
+    verbose : bool, default=False
+        Report progress, loss and speed on the standard error stream.
+
+    Returns
+    -------
+    teacher : Teacher
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range, or X is empty.
+
+    References
+    ----------
+    .. [1] K. Batzner, L. Heckler, R. Koenig, "EfficientAD: Accurate Visual Anomaly
+       Detection at Millisecond-Level Latencies", WACV 2024. Section 3.1 and
+       Algorithm 2.
+
+    Examples
+    --------
+    >>> from skad import PCANetFeatures
+    >>> from skad.datasets import make_textures
+    >>> from skad.detectors import distill_teacher
+    >>> images = make_textures(n_normal=8, n_anomalous=1, size=64, random_state=0).train
+    >>> teacher = distill_teacher(
+    ...     PCANetFeatures(image_size=64), images, model="tiny", max_steps=20,
+    ...     image_size=64, learning_rate=1e-3,
+    ... )
+    >>> teacher.loss_curve[-1] < teacher.loss_curve[0]
+    True
+    """
+    import torch
+    from torch.optim import Adam
+
+    if model not in PDN:
+        raise ValueError(f"model={model!r} is unknown; choose from {', '.join(PDN)}.")
+    for name, value in (("max_steps", max_steps), ("batch_size", batch_size)):
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive integer.")
+    size = (image_size, image_size) if np.isscalar(image_size) else tuple(image_size)
+    if min(size) < 32:
+        raise ValueError(f"image_size={image_size!r} is below 32 pixels.")
+    seed = int(check_random_state(random_state).randint(2**31 - 1))
+    device = torch_device(device)
+    X = check_images(X)
+    features = _fitted(features, X)
+    # Twice: the size that the teacher sees, and the one that the features see.
+    read = remembered(ImageReader(X, size, None, "raise", n_threads(None)))
+    targets = _Targets(features, X, pdn_grid(size, padding=True), seed, verbose)
+    module = seeded(lambda: pdn(model, targets.n_channels, padding=True), seed)
+    module = module.to(device, memory_format=torch.channels_last).train()
+    optimizer = Adam(module.parameters(), learning_rate, weight_decay=weight_decay)
+    mean, std = (torch.tensor(s)[:, None, None] for s in (targets.mean, targets.std))
+
+    def step(number):
+        ahead = range(number * batch_size, (number + 1) * batch_size)
+        members = [order(seed, i // len(X), len(X))[i % len(X)] for i in ahead]
+        batch = [_seen(read(member), seed, member) for member in members]
+        wanted = torch.from_numpy(targets.of(members)).permute(0, 3, 1, 2)
+        wanted = ((wanted - mean) / std).to(device)
+        given = module(as_input(np.stack(batch)).to(device))
+        loss = torch.nn.functional.mse_loss(given, wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    provenance = {
+        **_provenance(features),
+        "n_images": len(X),
+        "image_size": list(size),
+        "max_steps": int(max_steps),
+        "batch_size": int(batch_size),
+        "learning_rate": float(learning_rate),
+        "weight_decay": float(weight_decay),
+        "seed": seed,
+    }
+    settings = (model, sorted(provenance.items()), targets.mean, targets.std)
+    losses = train(
+        step,
+        {"module": module, "optimizer": optimizer},
+        max_steps,
+        label="distillation",
+        verbose=verbose,
+        checkpoint=checkpoint_file(checkpoint_dir, "teacher", *settings),
+    )
+    provenance["n_steps"] = len(losses)
+    provenance["final_loss"] = float(np.mean(losses[-100:]))
+    result = Teacher(
+        model,
+        arrays(module),
+        provenance,
+        feature_mean=targets.mean,
+        feature_std=targets.std,
+        loss_curve=losses,
+    )
+    if path is not None:
+        result.save(path)
+    return result
+
+
+def _fitted(features, X):
+    from sklearn.base import clone
+    from sklearn.exceptions import NotFittedError
+
+    if not hasattr(features, "transform"):
+        raise ValueError(
+            f"features={features!r} must be a patch-feature transformer, such as "
+            "skad.PatchFeatures."
+        )
+    if getattr(features, "crop_size", None) is not None:
+        raise ValueError(
+            f"features has crop_size={features.crop_size!r}, but a teacher sees the "
+            "whole image; set it to None."
+        )
+    try:
+        check_is_fitted(features)
+    except NotFittedError:
+        return clone(features).fit(X)
+    return features
+
+
+def _provenance(features):
+    from skad import __version__
+
+    known = {"skad": __version__, "features": repr(features)}
+    if hasattr(features, "weights_sha256_"):
+        known["weights_sha256"] = features.weights_sha256_
+    return known
+
+
+class _Targets:
+    """Features of images on a teacher's grid, kept where they fit into memory."""
+
+    def __init__(self, features, X, grid, seed, verbose):
+        self._features, self._grid, self._seed = features, grid, seed
+        self._reader = ImageReader(X, features._frame()[0], None, "raise", 1)
+        first = self._extract([0])
+        self.n_channels = first.shape[3]
+        self._kept = None
+        n_sample = min(len(X), max(1, _MOST // (2 * first.size)))
+        sample = np.linspace(0, len(X) - 1, n_sample).astype(np.intp)
+        found = np.empty((n_sample, *first.shape[1:]), np.float16)
+        with progress(n_sample, "targets", verbose) as bar:
+            for lo in range(0, n_sample, 8):
+                found[lo : lo + 8] = self._extract(sample[lo : lo + 8])
+                bar.reach(min(lo + 8, n_sample))
+        if n_sample == len(X):
+            self._kept = found
+        mean = np.mean([f.mean(axis=(0, 1), dtype=np.float64) for f in found], axis=0)
+        squares = [np.square(f - mean).mean(axis=(0, 1)) for f in found]
+        std = np.sqrt(np.mean(squares, axis=0))
+        self.mean = mean.astype(np.float32)
+        self.std = np.maximum(std, max(1e-6 * std.max(), 1e-30)).astype(np.float32)
+
+    def of(self, members):
+        """Features of some images, float32 (n, h, w, c)."""
+        if self._kept is None:
+            return self._extract(members)
+        return self._kept[members].astype(np.float32)
+
+    def _extract(self, members):
+        import torch
+        from torch.nn.functional import interpolate
+
+        seed = self._seed
+        batch = [_seen(self._reader.read(i), seed, i) for i in members]
+        found = np.asarray(self._features.transform(np.stack(batch)), np.float32)
+        if found.shape[1:3] != self._grid:
+            levels = torch.from_numpy(found).permute(0, 3, 1, 2)
+            levels = interpolate(levels, size=self._grid, mode="bilinear")
+            found = levels.permute(0, 2, 3, 1).numpy()
+        return found
+
+
+def _seen(image, seed, index):
+    """The image, without its colours where the lot falls on it."""
+    if np.random.default_rng(mixed(seed, 1, int(index))).random() < _GREY:
+        return grey(image)
+    return image
+
+
+def grey(image):
+    """An image (..., 3) without its colours."""
+    return np.repeat(image @ _LUMINANCE, 3, axis=-1)
+
+
+def as_input(batch):
+    """Images (b, H, W, 3) in [0, 1] as the networks take them."""
+    import torch
+
+    return torch.from_numpy((batch - MEAN) / STD).permute(0, 3, 1, 2)
