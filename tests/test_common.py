@@ -48,7 +48,7 @@ DETECTORS = [
 def quick(cls, **parameters):
     """An estimator that is fitted in a moment."""
     if cls is skad.SimpleNetDetector:
-        parameters |= {"max_epochs": 40, "hidden_dim": 32, "noise_std": 1.5}
+        parameters |= {"max_epochs": 40, "hidden_dim": 128, "noise_std": 1.5}
         parameters |= {"learning_rate": 5e-3, "adaptor_learning_rate": 5e-3}
     return cls(**parameters)
 
