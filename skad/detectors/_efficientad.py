@@ -32,10 +32,11 @@ from skad._training import (
     with_arrays,
 )
 from skad.detectors._pdn import AUTOENCODER_WIDTH, autoencoder, pdn, pdn_grid
-from skad.detectors._teacher import Teacher, as_input, distill_teacher, grey
+from skad.detectors._teacher import Teacher, as_input, colourless, distill_teacher
 from skad.image_detector import ImageDetector
 from skad.images import check_images
 from skad.images._reading import ImageReader, remembered
+from skad.synthesis._image import recoloured
 
 _HARD = 0.999  # share of the differences that the student need not learn from
 _QUANTILES = (0.9, 0.995)  # of the maps of good images, which become 0 and 0.1
@@ -562,21 +563,15 @@ def hard_loss(target, said, share=_HARD):
 
 def _augmented(image, rng):
     """Brightness, contrast or saturation changed by up to a fifth."""
-    factor, kind = np.float32(rng.uniform(0.8, 1.2)), rng.integers(3)
-    if kind == 0:
-        origin = np.float32(0)
-    elif kind == 1:
-        origin = grey(image).mean()
-    else:
-        origin = grey(image)
-    return np.clip(origin + factor * (image - origin), 0, 1)
+    kind = ("brightness", "contrast", "saturation")[rng.integers(3)]
+    return recoloured(image, kind, np.float32(rng.uniform(0.8, 1.2)))
 
 
 def _penalty_crop(image, size, rng):
     """The centre of an image, in three of ten cases without its colours."""
     top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
     image = image[top : top + size[0], left : left + size[1]]
-    return grey(image) if rng.random() < 0.3 else image
+    return colourless(image) if rng.random() < 0.3 else image
 
 
 def _part(state, name):

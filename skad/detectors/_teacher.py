@@ -25,12 +25,12 @@ from skad._training import (
 from skad.detectors._pdn import PDN, pdn, pdn_grid
 from skad.images import check_images
 from skad.images._reading import ImageReader, n_threads, remembered
+from skad.synthesis._image import grey
 
 # Of ImageNet, by which every teacher's images are normalised.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
-_LUMINANCE = np.array([[0.299], [0.587], [0.114]], np.float32)
 _MOST = 2**31  # bytes of features that are kept
 _GREY = 0.1  # share of the images that are learned from without their colours
 _FORMAT = "skad teacher 1"
@@ -461,13 +461,13 @@ class _Targets:
 def _seen(image, seed, index):
     """The image, without its colours where the lot falls on it."""
     if np.random.default_rng(mixed(seed, 1, int(index))).random() < _GREY:
-        return grey(image)
+        return colourless(image)
     return image
 
 
-def grey(image):
-    """An image (..., 3) without its colours."""
-    return np.repeat(image @ _LUMINANCE, 3, axis=-1)
+def colourless(image):
+    """An image (H, W, 3) without its colours."""
+    return np.repeat(grey(image)[..., None], 3, axis=-1)
 
 
 def as_input(batch):

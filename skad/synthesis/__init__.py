@@ -1,5 +1,20 @@
 """Anomalies made from good images."""
 
+from skad.synthesis._cutpaste import cutpaste, cutpaste_scar
+from skad.synthesis._draem import changed_texture, draem, procedural_texture
+from skad.synthesis._extended import extended_anomaly, foreground_mask
 from skad.synthesis._perlin import perlin_mask, perlin_noise
+from skad.synthesis._smoothblend import smooth_blend
 
-__all__ = ["perlin_mask", "perlin_noise"]
+__all__ = [
+    "changed_texture",
+    "cutpaste",
+    "cutpaste_scar",
+    "draem",
+    "extended_anomaly",
+    "foreground_mask",
+    "perlin_mask",
+    "perlin_noise",
+    "procedural_texture",
+    "smooth_blend",
+]
