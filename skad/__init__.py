@@ -13,6 +13,7 @@ __version__ = "0.1.0.dev0"
 
 _EXPORTS = {
     "EfficientADDetector": "skad.detectors",
+    "ImagePUADDetector": "skad.detectors",
     "PCANetFeatures": "skad.features",
     "PUADDetector": "skad.detectors",
     "PaDiMDetector": "skad.detectors",

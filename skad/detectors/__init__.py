@@ -3,7 +3,7 @@
 from skad.detectors._efficientad import EfficientADDetector
 from skad.detectors._padim import PaDiMDetector
 from skad.detectors._patchcore import PatchCoreDetector
-from skad.detectors._puad import PUADDetector
+from skad.detectors._puad import ImagePUADDetector, PUADDetector
 from skad.detectors._simplenet import SimpleNetDetector
 from skad.detectors._spade import SPADEDetector
 from skad.detectors._subspace import SubspaceDetector
@@ -11,6 +11,7 @@ from skad.detectors._teacher import Teacher, distill_teacher
 
 __all__ = [
     "EfficientADDetector",
+    "ImagePUADDetector",
     "PUADDetector",
     "PaDiMDetector",
     "PatchCoreDetector",

@@ -6,11 +6,13 @@ any detector, both as z-scores, so that neither outweighs the other.
 """
 
 import warnings
+from typing import Any
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.covariance import LedoitWolf
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods
 
 from skad._maps import WHOLE
 from skad._patch_array import PatchArray
@@ -21,7 +23,102 @@ from skad.image_detector import ImageDetector
 _LEAST = 7  # images for two z-scores; four fifths of them can still be parted
 
 
-class PUADDetector(BaseDetector):
+class _TwoScores(BaseDetector):
+    """What both combinators do: of features, and of images."""
+
+    detector_: Any
+
+    def _inner(self):
+        """The detector to clone."""
+        raise NotImplementedError
+
+    def _given(self, X):
+        """What the detector's `fit` takes."""
+        raise NotImplementedError
+
+    def _for_detector(self, X):
+        """What the detector makes of X before it scores it."""
+        raise NotImplementedError
+
+    def _means(self, X):
+        """Mean patch of each image."""
+        raise NotImplementedError
+
+    def _fit(self, X):
+        if len(X) >= _LEAST:
+            self._fit_both(X)
+            return
+        warnings.warn(
+            f"{len(X)} images to learn from are too few for the distribution of their "
+            "mean patch features: scores are those of the detector alone. Fit on at "
+            "least 10 good images, better 50.",
+            stacklevel=4,
+        )
+        self._fit_alone(X)
+
+    def _fit_both(self, X):
+        order = check_random_state(self.random_state).permutation(len(X))
+        n_held_out = max(len(X) // 5, min(4, len(X) // 2))
+        held_out = X[np.sort(order[:n_held_out])]
+        X = X[np.sort(order[n_held_out:])]
+        self._fit_detector(X)
+        gaussian = LedoitWolf().fit(self._means(X))
+        self.location_, self.precision_ = gaussian.location_, gaussian.precision_
+        scores = self.detector_._score_images(self._for_detector(held_out))
+        both = self._both(held_out, scores)
+        self.score_means_, stds = both.mean(axis=0), both.std(axis=0)
+        # What differs by rounding only is constant, and says nothing.
+        varies = stds > 1e-10 * np.abs(self.score_means_)
+        self.score_stds_ = np.where(varies, stds, 1.0)
+        self._is_alone = False
+
+    def _fit_alone(self, X):
+        self._fit_detector(X)
+        self.location_ = self._means(X).mean(axis=0)
+        self.precision_ = np.zeros((X.shape[3], X.shape[3]))
+        self.score_means_, self.score_stds_ = np.zeros(2), np.ones(2)
+        self._is_alone = True
+
+    def _score(self, X):
+        scores, maps = self.detector_._score(self._for_detector(X))
+        return self._sum(X, scores), maps
+
+    def _score_images(self, X):
+        scores = self.detector_._score_images(self._for_detector(X))
+        return self._sum(X, scores)
+
+    def _score_patches(self, X):
+        return self.detector_._score_patches(self._for_detector(X))
+
+    def _sum(self, X, scores):
+        """Sum of the z-scores."""
+        both = self._both(X, scores)
+        return ((both - self.score_means_) / self.score_stds_).sum(axis=1)
+
+    def _both(self, X, scores):
+        """The detector's scores beside the Mahalanobis distances, (n, 2)."""
+        centred = self._means(X) - self.location_
+        squared = np.einsum("ij,ij->i", centred @ self.precision_, centred)
+        return np.column_stack([scores, np.sqrt(np.maximum(squared, 0))])
+
+    def _score_out_of_fold(self, X, before, step, n_folds=5):
+        """As in the base class, by models that score as the one of all images does."""
+        step = type(self)._fit_alone if self._is_alone else type(self)._fit_both
+        return super()._score_out_of_fold(X, before, step, n_folds)
+
+    def _fit_detector(self, X):
+        # Its threshold is not used. A rate of one half can always be certified:
+        # any other could warn of a promise that nobody asked for.
+        self.detector_ = clone(self._inner()).set_params(
+            calibration="train", contamination=0.5
+        )
+        self.detector_.fit(self._given(X))
+
+    def _draw(self, maps, size, window=WHOLE):
+        return self.detector_._draw(maps, size, window)
+
+
+class PUADDetector(_TwoScores):
     """Add to a detector's image score how unusual the mean patch feature is.
 
     For logical anomalies, where every patch is normal and the whole is not: a part
@@ -139,94 +236,164 @@ class PUADDetector(BaseDetector):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _fit(self, X):
-        if len(X) >= _LEAST:
-            self._fit_both(X)
-            return
-        warnings.warn(
-            f"{len(X)} images to learn from are too few for the distribution of their "
-            "mean patch features: scores are those of the detector alone. Fit on at "
-            "least 10 good images, better 50.",
-            stacklevel=4,
-        )
-        self._fit_alone(X)
-
-    def _fit_both(self, X):
-        order = check_random_state(self.random_state).permutation(len(X))
-        n_held_out = max(len(X) // 5, min(4, len(X) // 2))
-        held_out = X[np.sort(order[:n_held_out])]
-        X = X[np.sort(order[n_held_out:])]
-        self._fit_detector(X)
-        gaussian = LedoitWolf().fit(mean_features(X))
-        self.location_, self.precision_ = gaussian.location_, gaussian.precision_
-        scores = self.detector_._score_images(self._for_detector(held_out))
-        both = self._both(held_out, scores)
-        self.score_means_, stds = both.mean(axis=0), both.std(axis=0)
-        # What differs by rounding only is constant, and says nothing.
-        varies = stds > 1e-10 * np.abs(self.score_means_)
-        self.score_stds_ = np.where(varies, stds, 1.0)
-        self._is_alone = False
-
-    def _fit_alone(self, X):
-        self._fit_detector(X)
-        self.location_ = mean_features(X).mean(axis=0)
-        self.precision_ = np.zeros((X.shape[3], X.shape[3]))
-        self.score_means_, self.score_stds_ = np.zeros(2), np.ones(2)
-        self._is_alone = True
-
-    def _fit_detector(self, X):
-        detector = PatchCoreDetector() if self.detector is None else self.detector
-        if isinstance(detector, ImageDetector):
-            raise TypeError(
-                f"detector is {type(detector).__name__}, which takes images; "
-                "PUADDetector needs one that takes patch features."
-            )
-        # Its threshold is not used. A rate of one half can always be certified:
-        # any other could warn of a promise that nobody asked for.
-        self.detector_ = clone(detector).set_params(
-            calibration="train", contamination=0.5
-        )
-        self.detector_.fit(X)
-
-    def _score(self, X):
-        scores, maps = self.detector_._score(self._for_detector(X))
-        return self._sum(X, scores), maps
-
-    def _score_images(self, X):
-        scores = self.detector_._score_images(self._for_detector(X))
-        return self._sum(X, scores)
-
-    def _score_patches(self, X):
-        return self.detector_._score_patches(self._for_detector(X))
-
-    def _sum(self, X, scores):
-        """Sum of the z-scores."""
-        both = self._both(X, scores)
-        return ((both - self.score_means_) / self.score_stds_).sum(axis=1)
-
-    def _both(self, X, scores):
-        """The detector's scores beside the Mahalanobis distances, (n, 2)."""
-        centred = mean_features(X) - self.location_
-        squared = np.einsum("ij,ij->i", centred @ self.precision_, centred)
-        return np.column_stack([scores, np.sqrt(np.maximum(squared, 0))])
-
-    def _score_out_of_fold(self, X, before, step, n_folds=5):
-        """As in the base class, by models that score as the one of all images does."""
-        step = type(self)._fit_alone if self._is_alone else type(self)._fit_both
-        return super()._score_out_of_fold(X, before, step, n_folds)
-
     def _check_features(self, X, *, reset):
         patches, present = super()._check_features(X, reset=reset)
         if getattr(X, "pooled", None) is not None:  # SPADE wants them
             patches = PatchArray(patches, X.pooled, X.levels)
         return patches, present
 
+    def _inner(self):
+        detector = PatchCoreDetector() if self.detector is None else self.detector
+        if isinstance(detector, ImageDetector):
+            raise TypeError(
+                f"detector is {type(detector).__name__}, which takes images; use "
+                "ImagePUADDetector for it."
+            )
+        return detector
+
+    def _given(self, X):
+        return X
+
     def _for_detector(self, X):
-        """What the detector makes of X before it scores it."""
         return self.detector_._check_features(X, reset=False)[0]
 
-    def _draw(self, maps, size, window=WHOLE):
-        return self.detector_._draw(maps, size, window)
+    def _means(self, X):
+        return mean_features(X)
+
+
+class ImagePUADDetector(_TwoScores, ImageDetector):
+    """`PUADDetector` for detectors that take images, such as EfficientAD.
+
+    Parameters
+    ----------
+    detector : ImageDetector
+        Any detector of `skad` that takes images. It makes the maps and one of the two
+        scores, and tells how images are read and resized.
+
+    features : PatchFeatures or other patch-feature transformer
+        What the other score takes the mean patch of. It reads the images itself.
+
+    contamination : float, default=0.05
+        Tolerated false-alarm rate on good images, in (0, 0.5].
+
+    calibration : {"auto", "kfold", "split", "train"}, default="auto"
+        As of `PUADDetector`.
+
+    random_state : int, RandomState instance or None, default=0
+        Draws the images that are held out.
+
+    verbose : bool, default=False
+        Report on the scoring; `detector` and `features` report on themselves.
+
+    Attributes
+    ----------
+    detector_ : ImageDetector
+        The fitted detector.
+
+    features_ : transformer
+        The fitted transformer.
+
+    location_ : ndarray of shape (d,), float64
+        Mean of the images' mean patch features.
+
+    precision_ : ndarray of shape (d, d), float64
+        Inverse of their Ledoit-Wolf covariance.
+
+    score_means_ : ndarray of shape (2,), float64
+        As of `PUADDetector`.
+
+    score_stds_ : ndarray of shape (2,), float64
+        As of `PUADDetector`.
+
+    offset_ : float
+        Threshold of `score_samples`.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of good images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their maps, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of training images.
+
+    See Also
+    --------
+    PUADDetector : The same on patch features, with what is held out for what.
+
+    References
+    ----------
+    .. [1] As of `PUADDetector`, whose authors combine it with EfficientAD.
+
+    Examples
+    --------
+    >>> from skad import EfficientADDetector, ImagePUADDetector, PatchFeatures
+    >>> features = PatchFeatures("resnet18", weights=False, image_size=64)
+    >>> detector = ImagePUADDetector(EfficientADDetector("small", "t.pth"), features)
+    >>> detector.detector.image_size
+    256
+    """
+
+    _parameter_constraints = {
+        **PUADDetector._parameter_constraints,
+        "detector": [ImageDetector],
+        "features": [HasMethods("transform")],
+    }
+
+    def __init__(
+        self,
+        detector=None,
+        features=None,
+        *,
+        contamination=0.05,
+        calibration="auto",
+        random_state=0,
+        verbose=False,
+    ):
+        self.detector = detector
+        self.features = features
+        self.contamination = contamination
+        self.calibration = calibration
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # How images are read is a matter of the detector.
+
+    @property
+    def on_error(self):  # type: ignore[override]
+        """As of the detector."""
+        return self.detector.on_error
+
+    @property
+    def n_jobs(self):  # type: ignore[override]
+        """As of the detector."""
+        return self.detector.n_jobs
+
+    def _frame(self):
+        return self.detector._frame()
+
+    def _n_channels(self):
+        return self.detector._n_channels()
+
+    def _inner(self):
+        return self.detector
+
+    def _given(self, reader):
+        return [reader.item(i)[0] for i in range(len(reader))]
+
+    def _for_detector(self, reader):
+        return reader
+
+    def _fit_detector(self, reader):
+        self.features_ = clone(self.features).fit(self._given(reader))
+        super()._fit_detector(reader)
+
+    def _means(self, reader):
+        images = self._given(reader)
+        blocks = (images[lo : lo + 16] for lo in range(0, len(images), 16))
+        return np.concatenate(
+            [mean_features(self.features_.transform(block)) for block in blocks]
+        )
 
 
 def mean_features(X):

@@ -1,6 +1,7 @@
 import pickle
 import warnings
 
+import joblib
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -9,6 +10,7 @@ from sklearn.model_selection import GridSearchCV
 
 from skad import (
     EfficientADDetector,
+    ImagePUADDetector,
     PaDiMDetector,
     PatchCoreDetector,
     PCANetFeatures,
@@ -20,6 +22,7 @@ from skad import (
 )
 from skad._patch_array import PatchArray
 from skad.datasets import make_textures
+from skad.detectors._puad import mean_features
 from skad.metrics import image_auroc
 from skad.model_selection import OneClassSplit
 
@@ -275,3 +278,43 @@ def test_a_few_more_images_do(n, calibration):
         detector.fit(mixed(n))
     assert (detector.score_means_ > 0).all()
     assert detector.precision_.any()
+
+
+# -- on images ---------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.filterwarnings("ignore:.*cannot certify")
+@pytest.mark.filterwarnings("ignore:penalty_images")
+def test_a_detector_of_images_and_features_beside_it(tmp_path):
+    data = make_textures(n_normal=40, n_anomalous=8, size=64, random_state=0)
+    pca = PCANetFeatures(image_size=64, kernel_sizes=(5, 3), n_filters=(4, 4))
+    inner = EfficientADDetector(
+        "tiny", "distill", features=pca, max_steps=4, image_size=64
+    )
+    detector = ImagePUADDetector(inner, pca).fit(data.train)
+    assert not hasattr(inner, "offset_")
+    scores = detector.score_samples(data.test)
+    assert np.isfinite(scores).all()
+    assert set(detector.predict(data.test)) <= {1, -1}
+    # The sum of two z-scores, one of which is the inner detector's.
+    own = -detector.detector_.score_samples(data.test)
+    means = mean_features(detector.features_.transform(data.test))
+    centred = means - detector.location_
+    distance = np.sqrt(np.einsum("ij,jk,ik->i", centred, detector.precision_, centred))
+    both = np.column_stack([own, distance])
+    both = (both - detector.score_means_) / detector.score_stds_
+    np.testing.assert_allclose(-scores, both.sum(axis=1), rtol=1e-5)
+    maps = detector.anomaly_map(data.test)
+    np.testing.assert_array_equal(maps, detector.detector_.anomaly_map(data.test))
+    joblib.dump(detector, tmp_path / "model.joblib")
+    loaded = joblib.load(tmp_path / "model.joblib")
+    np.testing.assert_array_equal(loaded.score_samples(data.test), scores)
+    # A texture of other colours is one that every patch of it tells.
+    odd = [255 - np.asarray(image) for image in data.train[:4]]
+    assert detector.score_samples(odd).max() < scores[data.y_test == 1].min()
+
+
+def test_an_image_combinator_needs_both():
+    with pytest.raises(ValueError, match="detector"):
+        ImagePUADDetector().fit([np.zeros((64, 64, 3), np.uint8)])
