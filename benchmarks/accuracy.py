@@ -48,6 +48,7 @@ def methods(options):
         PatchFeatures,
         PCANetFeatures,
         Pipeline,
+        SimpleNetDetector,
         SPADEDetector,
         SubspaceDetector,
     )
@@ -73,6 +74,7 @@ def methods(options):
         "SPADE": Pipeline([network(**cells), SPADEDetector()]),
         "SPADE as RAD": Pipeline([network(**cells), SPADEDetector(**retrieval)]),
         "Subspace": Pipeline([network(**two), SubspaceDetector()]),
+        "SimpleNet, 20 epochs": Pipeline([network(**two), SimpleNetDetector(20)]),
         "PatchCore, PCANet": Pipeline([PCANetFeatures(), PatchCoreDetector()]),
         "Subspace, PCANet": Pipeline([PCANetFeatures(), SubspaceDetector()]),
     }

@@ -67,8 +67,12 @@ def main():
         floor = operations(n, d, hidden) / speed
         case = f"{batch} images, {d} channels, {hidden} hidden"
         peer = f"floor at {speed / 1e9:.0f} GFLOP/s"
-        rows.append(cost_row(case, step_time(d, hidden, n_steps, batch), peer, floor, 1.5))
-    publish(options, "training", rows, ("case", "a step", "peer", "floor", "cost", "target"))
+        rows.append(
+            cost_row(case, step_time(d, hidden, n_steps, batch), peer, floor, 1.5)
+        )
+    publish(
+        options, "training", rows, ("case", "a step", "peer", "floor", "cost", "target")
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from skad import (
     PatchCoreDetector,
     PatchFeatures,
     Pipeline,
+    SimpleNetDetector,
     SPADEDetector,
     SubspaceDetector,
 )
@@ -99,6 +100,19 @@ def test_spade_on_bottles(shared, mobilenet):
     assert result.pixel_auroc >= 0.975
     assert result.pro >= 0.93
     assert result.recall >= 0.95
+
+
+def test_simplenet_on_bottles(shared, mobilenet):
+    data = load_mvtec(shared / "data", "mvtec_bottle_256")
+    model = Pipeline([mobilenet, SimpleNetDetector(max_epochs=10)]).fit(data.train)
+    losses = model[-1].loss_curve_
+    assert losses[-1] < 0.3 * losses[0]
+    result = evaluate(model, data)
+    assert result.image_auroc >= 0.97
+    assert result.pixel_auroc >= 0.95
+    assert result.pro >= 0.85
+    assert result.recall >= 0.95
+    assert result.false_alarms <= 0.25
 
 
 def test_a_network_of_ones_own(shared):

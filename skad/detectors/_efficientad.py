@@ -316,7 +316,11 @@ class EfficientADDetector(ImageDetector):
             raise ValueError(
                 "teacher='distill' needs features=, a PatchFeatures to imitate."
             )
-        images = [reader.read(i) for i in range(len(reader))]
+        # Only a crop must be made here: paths are read when they are needed.
+        whole = self.crop_size is None
+        images = [
+            reader.item(i)[0] if whole else reader.read(i) for i in range(len(reader))
+        ]
         if self.penalty_images is not None:
             images += list(check_images(self.penalty_images))
         return distill_teacher(

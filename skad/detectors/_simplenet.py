@@ -385,7 +385,7 @@ class SimpleNetDetector(BaseDetector):
 
     def _score(self, X):
         grids, inside = _grids(X, self.upscale, dtype=X.dtype)
-        rows, shown = patch_rows(np.where(inside[..., None], grids, np.nan))
+        rows = grids.reshape(-1, grids.shape[3]) if inside.all() else grids[inside]
         state = {k: v.astype(X.dtype) for k, v in self.state_.items()}
         # Without noise in between, adaptor, layer and normalization are one matrix.
         factor = state["discriminator.1.weight"] / np.sqrt(
@@ -405,7 +405,7 @@ class SimpleNetDetector(BaseDetector):
             hidden += offset
             np.maximum(hidden, hidden * X.dtype.type(_SLOPE), out=hidden)
             said[lo : lo + step] = hidden @ tail
-        maps = patch_maps(-said, shown, grids.shape[:3])
+        maps = patch_maps(-said, inside.ravel(), grids.shape[:3])
         if not self.classification_head:
             return image_scores(maps), maps
         return self._whole(grids, maps), maps
