@@ -12,9 +12,12 @@ from importlib import import_module
 __version__ = "0.1.0.dev0"
 
 _EXPORTS = {
+    "CutPasteDetector": "skad.detectors",
+    "DRAEMDetector": "skad.detectors",
     "EfficientADDetector": "skad.detectors",
     "ImagePUADDetector": "skad.detectors",
     "PCANetFeatures": "skad.features",
+    "PRNDetector": "skad.detectors",
     "PUADDetector": "skad.detectors",
     "PaDiMDetector": "skad.detectors",
     "PatchCoreDetector": "skad.detectors",

@@ -165,6 +165,43 @@ def order(seed, epoch, n):
     return np.random.default_rng(mixed(seed, epoch)).permutation(n)
 
 
+def made_ahead(pool, make, n_samples, n_steps):
+    """Samples of each step, made in threads while the step before is running.
+
+    Parameters
+    ----------
+    pool : concurrent.futures.Executor
+
+    make : callable
+        ``make(step, k)`` gives the k-th sample of a step.
+
+    n_samples : int
+        Of each step.
+
+    n_steps : int
+
+    Returns
+    -------
+    samples : callable
+        From the number of a step to the list of its samples; for numbers that grow
+        by one.
+    """
+    waiting: dict[int, list] = {}
+
+    def samples(number):
+        for later in (number, number + 1):
+            if later < n_steps and later not in waiting:
+                waiting[later] = [pool.submit(make, later, k) for k in range(n_samples)]
+        return [future.result() for future in waiting.pop(number)]
+
+    return samples
+
+
+def contents(read, n):
+    """What tells n images from others, for `checkpoint_file`: the mean of each."""
+    return np.array([read(i).mean(dtype=np.float64) for i in range(n)])
+
+
 def seeded(build, seed):
     """A module with random weights that a seed determines."""
     import torch

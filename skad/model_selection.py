@@ -1,4 +1,4 @@
-"""Splitters for training on good images only."""
+"""Splitters that keep defects where they belong: in tests, or apart from these."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["OneClassSplit"]
 
 
 class OneClassSplit(BaseCrossValidator):
-    """K-fold splitter whose training folds hold good images only.
+    """K-fold splitter whose training folds hold good images only, unless told else.
 
     The good images are split as `KFold` does. Each test fold holds the good images
     left out of training, and defective ones.
@@ -31,6 +31,10 @@ class OneClassSplit(BaseCrossValidator):
         Whether every test fold holds all defective images, or each defective image is
         in one test fold. A share takes every `n_splits`-th defective image, so that
         images sorted by the kind of defect spread their kinds over the folds.
+    supervised : bool, default=False
+        For detectors that learn from defects as well: every defective image is in one
+        test fold, as with ``outliers="partition"``, and in the training folds of all
+        other splits.
     shuffle : bool, default=False
         Whether to shuffle the images before splitting.
     random_state : int, RandomState instance or None, default=None
@@ -43,7 +47,8 @@ class OneClassSplit(BaseCrossValidator):
     Notes
     -----
     A search refits its best candidate on all images it was given. The detectors of this
-    package leave out images labelled -1 by themselves; other estimators may not.
+    package leave out images labelled -1 by themselves, save for `PRNDetector`, which
+    learns from them; other estimators may not.
 
     Examples
     --------
@@ -57,6 +62,10 @@ class OneClassSplit(BaseCrossValidator):
     ...     print(train, test)
     [2 3] [0 1 4]
     [0 1] [2 3 5]
+    >>> for train, test in OneClassSplit(n_splits=2, supervised=True).split(y, y):
+    ...     print(train, test)
+    [2 3 5] [0 1 4]
+    [0 1 4] [2 3 5]
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class OneClassSplit(BaseCrossValidator):
         n_splits: int = 5,
         *,
         outliers: Literal["all", "partition"] = "all",
+        supervised: bool = False,
         shuffle: bool = False,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -73,8 +83,9 @@ class OneClassSplit(BaseCrossValidator):
             raise ValueError(
                 f'outliers must be "all" or "partition", got {outliers!r}.'
             )
-        if not isinstance(shuffle, (bool, np.bool_)):
-            raise ValueError(f"shuffle must be True or False, got {shuffle!r}.")
+        for name, value in (("supervised", supervised), ("shuffle", shuffle)):
+            if not isinstance(value, (bool, np.bool_)):
+                raise ValueError(f"{name} must be True or False, got {value!r}.")
         if random_state is not None and not shuffle:
             raise ValueError(
                 f"random_state={random_state!r} has no effect without shuffling: pass "
@@ -82,6 +93,7 @@ class OneClassSplit(BaseCrossValidator):
             )
         self.n_splits = n_splits
         self.outliers = outliers
+        self.supervised = supervised
         self.shuffle = shuffle
         self.random_state = random_state
 
@@ -117,7 +129,7 @@ class OneClassSplit(BaseCrossValidator):
         Yields
         ------
         train : ndarray of int
-            Indices of good images.
+            Indices of good images, with ``supervised=True`` of defective ones too.
         test : ndarray of int
             Indices of the other good images of the fold and of defective ones, in
             ascending order.
@@ -126,8 +138,8 @@ class OneClassSplit(BaseCrossValidator):
         ------
         ValueError
             If `y` is missing or holds anything but +1 and -1, or if there are fewer
-            good images than folds (with ``outliers="partition"`` also fewer
-            defective ones, unless there are none).
+            good images than folds (with ``outliers="partition"`` or
+            ``supervised=True`` also fewer defective ones, unless there are none).
         """
         if groups is not None:
             warnings.warn(
@@ -141,11 +153,17 @@ class OneClassSplit(BaseCrossValidator):
             good, defective = rng.permutation(good), rng.permutation(defective)
         folds = KFold(self.n_splits).split(good)
         for k, (kept, left_out) in enumerate(folds):
-            shown = defective
-            if self.outliers == "partition":
+            shown, taught = defective, defective[:0]
+            if self._parts_defects():
                 shown = defective[k :: self.n_splits]
+            if self.supervised:
+                taught = np.setdiff1d(defective, shown)
+            train = np.concatenate([good[kept], taught])
             test = np.concatenate([good[left_out], shown])
-            yield np.sort(good[kept]), np.sort(test)
+            yield np.sort(train), np.sort(test)
+
+    def _parts_defects(self) -> bool:
+        return self.supervised or self.outliers == "partition"
 
     def _check_counts(self, n_good: int, n_defective: int) -> None:
         if n_good < self.n_splits:
@@ -153,11 +171,12 @@ class OneClassSplit(BaseCrossValidator):
                 f"n_splits={self.n_splits} needs as many good images, but y has "
                 f"{n_good} label(s) +1."
             )
-        if self.outliers == "partition" and 0 < n_defective < self.n_splits:
+        if self._parts_defects() and 0 < n_defective < self.n_splits:
+            setting = "supervised=True" if self.supervised else 'outliers="partition"'
             raise ValueError(
-                f'outliers="partition" with n_splits={self.n_splits} needs as many '
-                f"defective images, but y has {n_defective} label(s) -1. Use fewer "
-                'folds or outliers="all".'
+                f"{setting} with n_splits={self.n_splits} needs as many defective "
+                f"images, but y has {n_defective} label(s) -1. Use fewer folds or "
+                'outliers="all" without supervised.'
             )
 
 

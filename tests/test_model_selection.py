@@ -31,6 +31,20 @@ def test_train_folds_hold_good_images_only(outliers, shuffle):
     assert split.get_n_splits(X, Y) == len(tested) == 4
 
 
+@pytest.mark.parametrize("outliers", ["all", "partition"])
+def test_supervised_folds_train_on_defects_that_they_do_not_test(outliers):
+    tested = []
+    for train, test in OneClassSplit(3, outliers=outliers, supervised=True).split(X, Y):
+        assert sorted([*train, *test]) == list(range(27))
+        assert set(Y[train]) == set(Y[test]) == {1, -1}
+        tested.extend(test)
+    assert sorted(tested) == list(range(27))
+    with pytest.raises(ValueError, match="supervised=True with n_splits=8"):
+        next(OneClassSplit(8, supervised=True).split(X, Y))
+    with pytest.raises(ValueError, match="supervised must be True or False"):
+        OneClassSplit(supervised="yes")
+
+
 def test_same_seed_same_folds():
     def folds(seed):
         split = OneClassSplit(3, shuffle=True, random_state=seed)

@@ -414,8 +414,8 @@ class EfficientADDetector(ImageDetector):
         auto.train()
         optimizer = Adam(
             [*student.parameters(), *auto.parameters()],
-            self.learning_rate,
-            weight_decay=self.weight_decay,
+            float(self.learning_rate),
+            weight_decay=float(self.weight_decay),
         )
         if goes_on and hasattr(self, "_optimizer_state"):
             optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))
@@ -427,7 +427,7 @@ class EfficientADDetector(ImageDetector):
         done, n = len(self.loss_curve_), len(members)
 
         def step(number):
-            rate = self.learning_rate
+            rate = float(self.learning_rate)  # or no checkpoint is read back
             for group in optimizer.param_groups:
                 group["lr"] = rate if number < _DECAY_AT * self.max_steps else rate / 10
             rng = np.random.default_rng(mixed(seed, 2, done + number))

@@ -1,0 +1,457 @@
+"""CutPaste (Li et al., CVPR 2021): features that tell good images from cut ones.
+
+A network learns to recognise images of which a part was pasted somewhere else; what
+it makes of good images is a Gaussian, and the distance from that is the score.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.covariance import LedoitWolf
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from skad._training import (
+    arrays,
+    checkpoint_file,
+    contents,
+    made_ahead,
+    mixed,
+    optimizer_arrays,
+    optimizer_tensors,
+    order,
+    rebuilt,
+    result_settings,
+    seeded,
+    torch_device,
+    train,
+    with_arrays,
+)
+from skad.detectors._teacher import as_input
+from skad.image_detector import ImageDetector
+from skad.images._reading import n_threads, remembered
+from skad.synthesis import cutpaste, cutpaste_scar
+from skad.synthesis._image import jittered
+
+# What each variant tells from a good image.
+_CHANGES = {
+    "3way": (cutpaste, cutpaste_scar),
+    "patch": (cutpaste,),
+    "scar": (cutpaste_scar,),
+}
+_HEAD = (512, 128)  # hidden layers between the features and the classes
+_SHIFT = 0.05  # largest random translation, as a share of the image
+_JITTER = 0.1  # strength of the random change of an image's colours
+_MOST = 2**16  # positions that the Gaussian of the maps is learned from
+_AT_ONCE = 32  # images per pass when scoring
+
+
+class CutPasteDetector(ImageDetector):
+    """Detect anomalies by features that learned to recognise pasted parts.
+
+    Parameters
+    ----------
+    variant : {"3way", "patch", "scar"}, default="3way"
+        What the network learns to tell from good images: a pasted box, a thin
+        turned one, or both, each as a class of its own.
+
+    backbone : str, default="resnet18"
+        Name of a convolutional timm model.
+
+    weights : False, path or None, default=False
+        Where its training starts. False is at random, as in the paper; a path names
+        a .safetensors or .pth file; None takes timm's pretrained weights, downloaded
+        once.
+
+    max_steps : int, default=65536
+        Steps of training; 256 epochs of 256 updates in the paper.
+
+    learning_rate : float, default=0.03
+        Of the first step; half a cosine brings it to zero at the last one.
+
+    weight_decay : float, default=3e-5
+        Of stochastic gradient descent with a momentum of 0.9.
+
+    batch_size : int, default=32
+        Good images of a training step. With their changed versions the network sees
+        64, or 96 for "3way", as in the paper.
+
+    image_size : int or (int, int), default=256
+        Images are resized to this.
+
+    crop_size : int or (int, int), default=None
+        The centre of the resized image that is looked at.
+
+    warm_start : bool, default=False
+        Whether a second `fit` goes on training for `max_steps` more, from the
+        learning rate of the first step.
+
+    checkpoint_dir : path, default=None
+        Folder for a checkpoint every half a minute. A process that was killed goes
+        on from it when it fits the same images with the same settings, and ends
+        with the same model.
+
+    device : str, default="auto"
+        "auto" is a CUDA device where there is one, else the CPU.
+
+    contamination : float, default=0.05
+        Tolerated false-alarm rate on good images, in (0, 0.5].
+
+    calibration : {"auto", "kfold", "split", "train"}, default="auto"
+        How the scores behind the threshold are held out. "auto" is "split": a fifth
+        of the images is not trained on.
+
+    sigma : float, default=0.0
+        Standard deviation in pixels of a Gaussian that smooths maps.
+
+    on_error : {"raise", "skip"}, default="raise"
+        What to do about an image that cannot be read.
+
+    n_jobs : int, default=None
+        Threads that read and change images; None is up to 4. The result does not
+        depend on it.
+
+    random_state : int, RandomState instance or None, default=0
+        Determines weights, synthetic anomalies and the order of images. Checkpoints
+        need an int.
+
+    verbose : bool, default=False
+        Report progress, loss and speed on the standard error stream.
+
+    Attributes
+    ----------
+    state_ : dict of ndarray
+        Weights of ``backbone`` and ``head`` by name.
+
+    location_ : ndarray of shape (d,), float64
+        Mean of the pooled features of good images.
+
+    precision_ : ndarray of shape (d, d), float64
+        Inverse of their covariance, shrunk as Ledoit and Wolf do.
+
+    map_location_, map_precision_ : ndarray of shape (d,) and (d, d), float64
+        The same of the features of single positions.
+
+    loss_curve_ : list of float
+        Loss of each step so far.
+
+    offset_ : float
+        Threshold of `score_samples`.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of good images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their maps, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of training images.
+
+    See Also
+    --------
+    skad.synthesis.cutpaste : Make one anomaly.
+    skad.synthesis.cutpaste_scar : Make a thin one.
+
+    Notes
+    -----
+    The score of an image is the Mahalanobis distance of its features, pooled over
+    all positions before the classifier: a Gaussian density, as in the paper. Maps
+    are not the paper's, which trains a second network on patches: they are distances
+    of the features of each position, before pooling, under one Gaussian of all
+    positions of the training images, or of 65,536 of them. They are as coarse as the
+    network's last layer, and the score of an image is not their largest value.
+
+    The paper leaves open the classifier and by how much images are shifted and their
+    colours changed: two hidden layers of 512 and 128, up to a twentieth of the image,
+    and factors from 0.9 to 1.1. Of one image, all versions see the same shift and
+    colours, so that these say nothing about the class.
+
+    Ctrl-C ends training and keeps what was learned until then.
+
+    References
+    ----------
+    .. [1] C.-L. Li, K. Sohn, J. Yoon, T. Pfister, "CutPaste: Self-Supervised Learning
+       for Anomaly Detection and Localization", CVPR 2021. Sections 2.1 to 2.4,
+       Equations 1 and 2.
+
+    Examples
+    --------
+    >>> from skad import CutPasteDetector
+    >>> from skad.datasets import make_textures
+    >>> data = make_textures(n_normal=30, n_anomalous=5, size=64, random_state=0)
+    >>> detector = CutPasteDetector(
+    ...     backbone="resnet10t", max_steps=5, batch_size=8, image_size=64
+    ... ).fit(data.train)
+    >>> detector.anomaly_map(data.test).shape[1:]
+    (64, 64)
+    """
+
+    loss_curve_: list[float]
+    state_: dict[str, np.ndarray]
+    _optimizer_state: dict[str, Any]
+    _parameter_constraints = {
+        **ImageDetector._parameter_constraints,
+        "variant": [StrOptions(set(_CHANGES))],
+        "backbone": [str],
+        "weights": [str, Path, None, bool],
+        "max_steps": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+        "checkpoint_dir": [str, Path, None],
+        "device": [str],
+    }
+
+    def __init__(
+        self,
+        variant="3way",
+        backbone="resnet18",
+        weights=False,
+        max_steps=65_536,
+        *,
+        learning_rate=0.03,
+        weight_decay=3e-5,
+        batch_size=32,
+        image_size=256,
+        crop_size=None,
+        warm_start=False,
+        checkpoint_dir=None,
+        device="auto",
+        contamination=0.05,
+        calibration="auto",
+        sigma=0.0,
+        on_error="raise",
+        n_jobs=None,
+        random_state=0,
+        verbose=False,
+    ):
+        self.variant = variant
+        self.backbone = backbone
+        self.weights = weights
+        self.max_steps = max_steps
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.crop_size = crop_size
+        self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.device = device
+        self.contamination = contamination
+        self.calibration = calibration
+        self.sigma = sigma
+        self.on_error = on_error
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _images_at_once(self):
+        return _AT_ONCE
+
+    # -- training ------------------------------------------------------------
+
+    def _fit(self, reader):
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        goes_on = self.warm_start and hasattr(self, "state_")
+        weights = False if goes_on else self.weights
+        networks = seeded(lambda: self._networks(weights), seed)
+        if goes_on:
+            with_arrays(networks, self.state_)
+        else:
+            self.loss_curve_ = []
+        losses = self._train(networks, reader, seed, goes_on)
+        self.loss_curve_ = self.loss_curve_ + losses
+        self.state_ = arrays(networks)
+        self._set_gaussians(reader, seed)
+
+    def _networks(self, weights=False):
+        from torch import nn
+
+        backbone = _backbone(self.backbone, weights)
+        layers: list[nn.Module] = []
+        n_in = backbone.num_features
+        for n_out in _HEAD:
+            layers += [
+                nn.Linear(n_in, n_out, bias=False),
+                nn.BatchNorm1d(n_out),
+                nn.ReLU(inplace=True),
+            ]
+            n_in = n_out
+        layers.append(nn.Linear(n_in, 1 + len(_CHANGES[self.variant])))
+        return nn.ModuleDict({"backbone": backbone, "head": nn.Sequential(*layers)})
+
+    def _train(self, networks, reader, seed, goes_on):
+        import torch
+
+        device = torch_device(self.device)
+        networks = networks.to(device, memory_format=torch.channels_last).train()
+        # Plain numbers: a checkpoint cannot be read with those of NumPy, which a
+        # search over parameters may pass.
+        n_steps, rate_at_first = int(self.max_steps), float(self.learning_rate)
+        optimizer = torch.optim.SGD(
+            networks.parameters(),
+            rate_at_first,
+            momentum=0.9,
+            weight_decay=float(self.weight_decay),
+        )
+        if goes_on and hasattr(self, "_optimizer_state"):
+            optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))
+        n, done = len(reader), len(self.loss_curve_)
+        read, changes = remembered(reader), _CHANGES[self.variant]
+
+        def make(number, k):
+            position = self.batch_size * (done + number) + k
+            image = read(order(seed, position // n, n)[position % n])
+            rng = np.random.default_rng(mixed(seed, 1, position))
+            image = jittered(_shifted(image, rng), rng, _JITTER)
+            return [image, *(change(image, rng)[0] for change in changes)]
+
+        def step(number):
+            rate = 0.5 * rate_at_first * (1 + math.cos(math.pi * number / n_steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            versions = np.stack(samples(number))  # (batch, versions, H, W, C)
+            images = as_input(versions.reshape(-1, *versions.shape[2:])).to(device)
+            classes = torch.arange(versions.shape[1], device=device)
+            pooled = _maps(networks["backbone"], images).mean(dim=(2, 3))
+            loss = torch.nn.functional.cross_entropy(
+                networks["head"](pooled), classes.repeat(len(versions))
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        checkpoint = None
+        if self.checkpoint_dir is not None:
+            settings = result_settings(self), seed, done, contents(read, n)
+            checkpoint = checkpoint_file(self.checkpoint_dir, "cutpaste", *settings)
+        with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:
+            samples = made_ahead(pool, make, self.batch_size, n_steps)
+            losses = train(
+                step,
+                {"networks": networks, "optimizer": optimizer},
+                n_steps,
+                label="CutPaste",
+                verbose=self.verbose,
+                checkpoint=checkpoint,
+            )
+        if self.warm_start:
+            self._optimizer_state = optimizer_arrays(optimizer)
+        return losses
+
+    # -- scores --------------------------------------------------------------
+
+    def _set_gaussians(self, reader, seed):
+        """Gaussians of the training images and of their positions."""
+        rng = np.random.default_rng(mixed(seed, 2))
+        share = -(-_MOST // len(reader))
+        pooled, positions = [], []
+        for batch in reader.batches(_AT_ONCE):
+            maps = self._feature_maps(batch)
+            pooled.append(maps.mean(axis=(1, 2)))
+            for rows in maps.reshape(len(maps), -1, maps.shape[3]):
+                if len(rows) > share:
+                    rows = rng.choice(rows, share, replace=False)
+                positions.append(rows)
+        self.location_, self.precision_ = _gaussian(np.concatenate(pooled))
+        self.map_location_, self.map_precision_ = _gaussian(np.concatenate(positions))
+
+    def _feature_maps(self, batch):
+        """Features (b, h, w, d), float64, of images (b, H, W, 3)."""
+        import torch
+
+        device = torch_device(self.device)
+        networks = rebuilt(self._networks, self.state_).to(device)
+        with torch.inference_mode():
+            maps = _maps(networks["backbone"], as_input(batch).to(device))
+        return maps.permute(0, 2, 3, 1).cpu().double().numpy()
+
+    def _score_batch(self, batch):
+        maps = self._feature_maps(batch)
+        scores = _distances(maps.mean(axis=(1, 2)), self.location_, self.precision_)
+        maps = _distances(maps, self.map_location_, self.map_precision_)
+        return scores, maps.astype(np.float32)
+
+
+def _backbone(name, weights):
+    """A timm model without its classifier, with random weights unless told otherwise.
+
+    It draws them from the global generator of torch.
+    """
+    import timm
+
+    if weights is True:
+        raise ValueError(
+            "weights=True is ambiguous; False starts at random, a path names a file, "
+            "and None takes timm's pretrained weights."
+        )
+    if not timm.is_model(name.split(".")[0]):
+        raise ValueError(
+            f"backbone={name!r} is not a model of timm {timm.__version__}; "
+            "timm.list_models() tells their names."
+        )
+    if weights is False:
+        return timm.create_model(name, pretrained=False, num_classes=0)
+    overlay = None
+    if weights:
+        if not Path(weights).is_file():
+            raise FileNotFoundError(
+                f"weights={str(weights)!r} does not exist; pass a .safetensors or .pth "
+                "file, or False to start at random."
+            )
+        overlay = {"file": str(weights)}
+    try:
+        # Without its classifier from the start, timm would not mind if a file held
+        # none of the names that it looks for.
+        model: Any = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay
+        )
+    except Exception as error:  # whatever torch, timm and safetensors raise here
+        raise ValueError(
+            f"backbone={name!r} could not be built with weights={weights!r}: {error}. "
+            "Pass a file that belongs to this model, or False to start at random."
+        ) from error
+    model.reset_classifier(0)
+    return model
+
+
+def _maps(backbone, images):
+    """What a network gives before pooling, (b, d, h, w)."""
+    maps = backbone.forward_features(images)
+    if maps.ndim != 4 or maps.shape[1] != backbone.num_features:
+        raise ValueError(
+            f"backbone: its features have shape {tuple(maps.shape)}, not maps (b, "
+            f"{backbone.num_features}, h, w); choose a convolutional network, such as "
+            "'resnet18'."
+        )
+    return maps
+
+
+def _shifted(image, rng):
+    """An image moved by a few pixels, mirrored at its border."""
+    height, width = image.shape[:2]
+    most = [int(_SHIFT * side) for side in (height, width)]
+    top, left = (int(rng.integers(2 * m + 1)) for m in most)
+    margins = [(m, m) for m in most]
+    padded = np.pad(image, (*margins, (0, 0)), mode="reflect")
+    return padded[top : top + height, left : left + width]
+
+
+def _gaussian(rows):
+    """Mean and precision of rows; of equal ones, the distance is Euclidean."""
+    if np.ptp(rows, axis=0).max() == 0:
+        return rows[0], np.eye(rows.shape[1])
+    fitted = LedoitWolf().fit(rows)
+    return fitted.location_, fitted.precision_
+
+
+def _distances(rows, location, precision):
+    """Mahalanobis distances of rows (..., d)."""
+    centred = rows - location
+    squares = np.einsum("...d,...d->...", centred @ precision, centred)
+    return np.sqrt(np.maximum(squares, 0))

@@ -1,0 +1,798 @@
+"""PRN (Zhang et al., CVPR 2023): what differs from prototypes of good images.
+
+A frozen network describes an image on several scales. The squared difference to the
+nearest of some good images' descriptions goes, with the description itself, into a
+network that learns to mark defects: seen ones, where there are some, and made ones.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from hashlib import sha256
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_consistent_length
+
+from skad._checks import check_labels
+from skad._training import (
+    arrays,
+    checkpoint_file,
+    contents,
+    made_ahead,
+    mixed,
+    optimizer_arrays,
+    optimizer_tensors,
+    order,
+    rebuilt,
+    result_settings,
+    seeded,
+    torch_device,
+    train,
+    with_arrays,
+)
+from skad.detectors._prn_modules import (
+    REDUCED,
+    cluster_means,
+    image_scores,
+    nearest,
+    residual_network,
+    segmentation_loss,
+)
+from skad.detectors._teacher import as_input
+from skad.image_detector import ImageDetector
+from skad.images import check_images, read_mask
+from skad.images._geometry import center_crop_box
+from skad.images._reading import ImageReader, n_threads, remembered
+from skad.synthesis import (
+    changed_texture,
+    draem,
+    extended_anomaly,
+    foreground_mask,
+    perlin_mask,
+    procedural_texture,
+)
+
+_STRIDES = (4, 8, 16, 32)
+_COARSE = 4  # maps are kept at this fraction of the image
+_AT_ONCE = 8  # images per pass when scoring
+
+
+class PRNDetector(ImageDetector):
+    """Learn to mark defects from what differs from prototypes of good images.
+
+    A few defects in training, best with masks, make it better; without any it learns
+    from made ones alone.
+
+    Parameters
+    ----------
+    backbone : str, default="resnet18"
+        A network of timm with levels of strides 4, 8, 16 and 32.
+
+    layers : "auto" or sequence of four str, default="auto"
+        Names of its levels of these strides; "auto" takes the last one of each.
+
+    weights : path, None or False, default=None
+        File of its weights (.safetensors or .pth); None downloads those of timm; False
+        is random.
+
+    backbone_kwargs : dict, default=None
+        More arguments of ``timm.create_model``.
+
+    model : {"full", "reduced"}, default="full"
+        "full" is the paper's. "reduced", which is not, first brings the levels to 16,
+        32, 64 and 64 channels and has one layer of attention: with ``image_size=128``
+        and ``batch_size=16``, a processor core takes 100 steps a minute.
+
+    attention : {"auto", "per_element", "size_independent"}, default="auto"
+        Whether queries, keys and values have a factor and an offset for each channel
+        and position inside a patch, as in the paper, or for each channel only, so that
+        no weight depends on the image size. "auto" is "per_element" for the full model
+        and "size_independent" for the reduced one.
+
+    prototype_ratio : float, default=0.1
+        Prototypes per training image, of which there is at least one.
+
+    max_steps : int, default=5000
+        Steps of training. The paper's 700 epochs are about 4900 steps of 32 good images
+        for 224 of them.
+
+    texture_images : sequence of images, default=None
+        Photographs of textures to make defects of. Without them, textures are drawn.
+
+    foreground : {"auto"} or None, default=None
+        "auto" puts made defects on the part only, where the background is plain
+        (`skad.synthesis.foreground_mask`).
+
+    learning_rate : float, default=1e-4
+        Of AdamW.
+
+    weight_decay : float, default=1e-2
+        Of AdamW, which shrinks weights by this share of the learning rate. Added to the
+        gradient, as Adam does, it would outweigh that of the focal loss, which is tiny.
+
+    focal_weight : float, default=5.0
+        Weight of the focal loss.
+
+    batch_size : int, default=64
+        Images of a training step, at least 3: half of them good, a quarter with seen
+        defects, a quarter with made ones; without seen ones, half of them.
+
+    image_size : int or (int, int), default=256
+        Images are resized to this, a multiple of 32.
+
+    crop_size : int or (int, int), default=None
+        The centre of the resized image that is looked at, a multiple of 32.
+
+    warm_start : bool, default=False
+        Whether a second `fit` goes on training for `max_steps` more, with the same
+        prototypes.
+
+    checkpoint_dir : path, default=None
+        Folder for a checkpoint every half a minute. A process that was killed goes
+        on from it when it fits the same images with the same settings, and ends
+        with the same model.
+
+    device : str, default="auto"
+        "auto" is a CUDA device where there is one, else the CPU.
+
+    contamination : float, default=0.05
+        Tolerated false-alarm rate on good images, in (0, 0.5].
+
+    calibration : {"auto", "kfold", "split", "train"}, default="auto"
+        How the scores behind the threshold are held out. "auto" is "split": a fifth
+        of the good images is not trained on.
+
+    sigma : float, default=0.0
+        Standard deviation in pixels of a Gaussian that smooths maps.
+
+    on_error : {"raise", "skip"}, default="raise"
+        What to do about an image that cannot be read.
+
+    n_jobs : int, default=None
+        Threads that read images; None is up to 4.
+
+    random_state : int, RandomState instance or None, default=0
+        Determines weights, clusters, made defects and the order of images. Checkpoints
+        need an int.
+
+    verbose : bool, default=False
+        Report progress, loss and speed on the standard error stream.
+
+    Attributes
+    ----------
+    layers_ : tuple of str
+        Names of the levels of strides 4, 8, 16 and 32.
+
+    prototypes_ : list of three ndarray of shape (k, c, h, w), float32
+        Of the levels of strides 4, 8 and 16.
+
+    state_ : dict of ndarray
+        Weights of the trained network.
+
+    weights_sha256_ : str
+        Of the frozen network, which is not pickled: it is built again where it is
+        needed, and must be the same.
+
+    loss_curve_ : list of float
+        Loss of each step so far.
+
+    n_defects_seen_ : int
+        Number of defective images that were trained on.
+
+    offset_ : float
+        Threshold of `score_samples`, from good images only.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of good images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their maps, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of good images that were given.
+
+    See Also
+    --------
+    skad.model_selection.OneClassSplit : With ``supervised=True``, folds that train on
+        some defects and test on others.
+
+    Notes
+    -----
+    The score of an image is the mean of the 100 largest pixels of its map at
+    `image_size`. Maps are kept at a quarter of that size, as means of 4 x 4 pixels.
+
+    With as many channels as "resnet18" has and images of 256 pixels, 77.5 million
+    numbers are trained, 72.5 of them in the attention layers. 21.9 of these belong to
+    one position inside a patch each; with ``attention="size_independent"`` they are
+    replaced by 65 thousand.
+
+    A seen defect is shown as it is, or cut out, turned, scaled and pasted into a good
+    image; the latter needs its mask. One without a mask does not tell which pixels are
+    defective: it only adds the cross-entropy of its score to the loss. Masks tell more.
+
+    The background of a made defect is a training image, and so the score of an image
+    that was trained on says little: `fit` holds images out for the threshold. Do not
+    test on defects that were passed to `fit`.
+
+    Unlike in the code published for PRN, normalization in the frozen network keeps its
+    statistics during training, a texture is blended on the scale of the image, the
+    model is that of the last step, and every batch is composed alike. As in that code,
+    labels in the focal loss are smoothed by 1e-5. Good images are shown as they are.
+
+    Ctrl-C ends training and keeps what was learned until then.
+
+    References
+    ----------
+    .. [1] H. Zhang et al., "Prototypical Residual Networks for Anomaly Detection and
+       Localization", CVPR 2023. Section 3.
+
+    Examples
+    --------
+    >>> from skad import PRNDetector
+    >>> from skad.datasets import make_textures
+    >>> data = make_textures(n_normal=20, n_anomalous=8, size=64, random_state=0)
+    >>> seen = [*data.train, *data.test[-3:]]
+    >>> detector = PRNDetector(
+    ...     "resnet10t", weights=False, model="reduced", image_size=64, max_steps=2,
+    ...     batch_size=4,
+    ... ).fit(seen, [1] * 20 + [-1] * 3, masks=[None] * 20 + list(data.masks[-3:]))
+    >>> detector.anomaly_map(data.test[:-3]).shape[1:]
+    (64, 64)
+    """
+
+    # Searches and cross-validation then split masks together with the images.
+    __metadata_request__fit = {"masks": True}
+
+    loss_curve_: list[float]
+    state_: dict[str, np.ndarray]
+    _optimizer_state: dict[str, Any]
+    _parameter_constraints = {
+        **ImageDetector._parameter_constraints,
+        "backbone": [str],
+        "layers": [StrOptions({"auto"}), tuple, list],
+        "weights": [str, Path, None, "boolean"],
+        "backbone_kwargs": [dict, None],
+        "model": [StrOptions({"full", "reduced"})],
+        "attention": [StrOptions({"auto", "per_element", "size_independent"})],
+        "prototype_ratio": [Interval(Real, 0, 1, closed="right")],
+        "max_steps": [Interval(Integral, 1, None, closed="left")],
+        "texture_images": "no_validation",
+        "foreground": [StrOptions({"auto"}), None],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "focal_weight": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 3, None, closed="left")],
+        "warm_start": ["boolean"],
+        "checkpoint_dir": [str, Path, None],
+        "device": [str],
+    }
+
+    def __init__(
+        self,
+        backbone="resnet18",
+        layers="auto",
+        weights=None,
+        *,
+        backbone_kwargs=None,
+        model="full",
+        attention="auto",
+        prototype_ratio=0.1,
+        max_steps=5000,
+        texture_images=None,
+        foreground=None,
+        learning_rate=1e-4,
+        weight_decay=1e-2,
+        focal_weight=5.0,
+        batch_size=64,
+        image_size=256,
+        crop_size=None,
+        warm_start=False,
+        checkpoint_dir=None,
+        device="auto",
+        contamination=0.05,
+        calibration="auto",
+        sigma=0.0,
+        on_error="raise",
+        n_jobs=None,
+        random_state=0,
+        verbose=False,
+    ):
+        self.backbone = backbone
+        self.layers = layers
+        self.weights = weights
+        self.backbone_kwargs = backbone_kwargs
+        self.model = model
+        self.attention = attention
+        self.prototype_ratio = prototype_ratio
+        self.max_steps = max_steps
+        self.texture_images = texture_images
+        self.foreground = foreground
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.focal_weight = focal_weight
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.crop_size = crop_size
+        self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.device = device
+        self.contamination = contamination
+        self.calibration = calibration
+        self.sigma = sigma
+        self.on_error = on_error
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X, y=None, masks=None):
+        """Learn from good images, and from defective ones if there are any.
+
+        Parameters
+        ----------
+        X : sequence of images
+            Paths, `PIL.Image`, arrays (H, W[, C]), one array (n, H, W[, C]) or
+            a torch tensor (n, C, H, W).
+
+        y : array-like of shape (n,), optional
+            +1 for good, -1 for defective. Defective images are trained on; they have no
+            part in the threshold.
+
+        masks : sequence of n masks, optional
+            None for a good image, or for a defective one whose defect nobody has
+            marked; else a path, an image, or an array (H, W) that is not zero where
+            defective. A mask is resized and cropped as its image is; a defect of which
+            the crop leaves nothing is not trained on.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If X is empty, if no good image is left, if masks and labels contradict each
+            other, or if a parameter is out of range.
+
+        skad.images.ImageError
+            If an image or a mask cannot be read. With ``on_error="skip"`` images that
+            cannot are left out, and a `SkippedImageWarning` lists them.
+        """
+        self._validate_params()
+        self._check_input_size()
+        defects = self._defects_to_learn_from(X, y, masks)
+        reader = self._to_learn_from(X, y)
+        self.n_samples_seen_ = 0
+        self._defects = defects
+        try:
+            self._learn(reader, type(self)._fit)
+        finally:
+            del self._defects
+        self.n_defects_seen_ = len(defects)
+        return self
+
+    def _images_at_once(self):
+        return _AT_ONCE
+
+    def _check_input_size(self):
+        if any(side % _STRIDES[-1] for side in self._input_size()):
+            name = "image_size" if self.crop_size is None else "crop_size"
+            raise ValueError(
+                f"{name}={getattr(self, name)!r} must be a multiple of "
+                f"{_STRIDES[-1]}, the stride of the coarsest level."
+            )
+
+    # -- seen defects --------------------------------------------------------
+
+    def _defects_to_learn_from(self, X, y, masks):
+        """Pairs of a function that reads a defective image, and its mask or None."""
+        X = check_images(X, n_channels=self._n_channels())
+        masks = None if masks is None else list(masks)
+        if masks is not None and len(masks) != len(X):
+            raise ValueError(
+                f"masks has {len(masks)} entries, but X {len(X)}; pass one for each "
+                "image, None for a good one."
+            )
+        if y is None:
+            if masks is not None and any(mask is not None for mask in masks):
+                raise ValueError(
+                    "masks without y: pass y, +1 for good and -1 for defective images."
+                )
+            return []
+        check_consistent_length(X, y)
+        labels = check_labels(y)
+        if masks is None:
+            masks = [None] * len(labels)
+        for i in np.flatnonzero(labels == 1):
+            if masks[i] is not None and read_mask(masks[i], where=f"masks[{i}]").any():
+                raise ValueError(
+                    f"masks[{i}] marks a defect, but y[{i}] is +1, a good image; "
+                    "correct one of them."
+                )
+        chosen = np.flatnonzero(labels == -1)
+        if len(chosen) == 0:
+            return []
+        reader = self._reader(X)[chosen]
+        if self.on_error == "skip":
+            found = [i for i, _ in reader.each(reader.read, range(len(reader)))]
+            self._warn_of_skipped(reader, len(reader), stacklevel=4)
+            reader, chosen = reader[np.array(found)], chosen[found]
+        read = remembered(reader)
+        defects = []
+        for k, i in enumerate(chosen):
+            mask = None if masks[i] is None else self._resized_mask(masks[i], i)
+            if mask is None or mask.any():
+                defects.append((lambda k=k: read(k), mask))
+        return defects
+
+    def _resized_mask(self, mask, i):
+        """A mask at the size of the input; empty if the crop leaves nothing of it."""
+        mask = read_mask(mask, where=f"masks[{i}]")
+        if not mask.any():
+            raise ValueError(
+                f"masks[{i}] is empty, but y[{i}] is -1, a defective image; pass None "
+                "for a defect that nobody has marked."
+            )
+        size, crop = self._frame()
+        share = _resized_share(mask, size)
+        if crop is not None:
+            top, left = center_crop_box(size, crop)
+            share = share[top : top + crop[0], left : left + crop[1]]
+        resized = share > 0.5
+        return resized if resized.any() else share > 0  # thinner than a pixel
+
+    # -- training ------------------------------------------------------------
+
+    def _fit(self, reader):
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        device = torch_device(self.device)
+        goes_on = self.warm_start and hasattr(self, "state_")
+        read = remembered(reader)
+        if not goes_on:
+            self.loss_curve_ = []
+            self._encoder_seed = seed
+            encoder = self._encoder(device)
+            self.layers_ = encoder.names
+            self.weights_sha256_ = encoder.sha256
+            self.prototypes_ = self._prototypes(encoder, read, len(reader), seed)
+            self._bottom = encoder.channels[-1]
+        else:
+            encoder = self._known_encoder(device)
+        network = seeded(self._network, seed)
+        if goes_on:
+            with_arrays(network, self.state_)
+        losses = self._train(encoder, network, read, len(reader), seed, goes_on, device)
+        self.loss_curve_ = self.loss_curve_ + losses
+        self.state_ = arrays(network)
+
+    def _encoder(self, device):
+        return _encoder(
+            self.backbone,
+            self.layers if isinstance(self.layers, str) else tuple(self.layers),
+            _identity(self.weights, self._encoder_seed),
+            repr(sorted((self.backbone_kwargs or {}).items())),
+            str(device),
+            _Arguments(self.weights, self.backbone_kwargs or {}, self._encoder_seed),
+        )
+
+    def _known_encoder(self, device):
+        """The encoder, which must be that of the fit."""
+        encoder, known = self._encoder(device), self.weights_sha256_
+        if (encoder.sha256, encoder.names) != (known, self.layers_):
+            raise ValueError(
+                f"backbone={self.backbone!r} has other weights (sha256 "
+                f"{encoder.sha256[:12]}...) or layers than at fit ({known[:12]}...); "
+                "provide the same file or fit again."
+            )
+        return encoder
+
+    def _prototypes(self, encoder, read, n, seed):
+        n_clusters = max(1, int(self.prototype_ratio * n))
+        found = []
+        # One level at a time: those of all images together may not fit into memory.
+        for k in range(3):
+            maps = []
+            for first in range(0, n, _AT_ONCE):
+                batch = [read(i) for i in range(first, min(first + _AT_ONCE, n))]
+                level = encoder.levels(np.stack(batch), k + 1)[-1]
+                maps.append(level.cpu().numpy())
+            found.append(cluster_means(np.concatenate(maps), n_clusters, seed))
+        return found
+
+    def _network(self):
+        per_element = self.attention == "per_element" or (
+            self.attention == "auto" and self.model == "full"
+        )
+        height, width = self._input_size()
+        return residual_network(
+            [*(p.shape[1] for p in self.prototypes_), self._bottom],
+            [(height // s, width // s) for s in _STRIDES],
+            n_attentions=3 if self.model == "full" else 1,
+            per_element=per_element,
+            reduced=None if self.model == "full" else REDUCED,
+        )
+
+    def _train(self, encoder, network, read, n, seed, goes_on, device):
+        import torch
+        from torch.optim import AdamW
+
+        network = network.to(device).train()
+        optimizer = AdamW(
+            network.parameters(), self.learning_rate, weight_decay=self.weight_decay
+        )
+        if goes_on and hasattr(self, "_optimizer_state"):
+            optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))
+        prototypes = [torch.tensor(p, device=device) for p in self.prototypes_]
+        done, makes = len(self.loss_curve_), _Maker(self, read, n)
+        n_good = max(1, self.batch_size // 2)
+        n_seen = max(1, self.batch_size // 4) if self._defects else 0
+
+        def make(number, k):
+            """Sample k of a step: first the good ones, then the seen defects."""
+            if k < n_good:
+                ahead = n_good * (done + number) + k
+                good = read(order(seed, ahead // n, n)[ahead % n])
+                return good, np.zeros(good.shape[:2], bool)
+            rng = np.random.default_rng(mixed(seed, 2, done + number, k))
+            return makes.seen(rng) if k < n_good + n_seen else makes.simulated(rng)
+
+        def step(number):
+            shown = samples(number)
+            levels = encoder.levels(np.stack([image for image, _ in shown]))
+            logits = network(levels, _nearest_of(levels, prototypes))
+            marked = [i for i, (_, mask) in enumerate(shown) if mask is not None]
+            masks = np.stack([shown[i][1] for i in marked])[:, None]
+            target = torch.tensor(masks, dtype=torch.float32, device=device)
+            loss = segmentation_loss(logits[marked], target, self.focal_weight)
+            if len(marked) < len(shown):
+                unmarked = sorted(set(range(len(shown))) - set(marked))
+                scores = image_scores(torch.sigmoid(logits[unmarked]))
+                # As a share of the batch, which is what the pixel loss is of the rest.
+                loss = loss - scores.clamp(min=1e-5).log().sum() / len(shown)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        checkpoint = None
+        if self.checkpoint_dir is not None:
+            checkpoint = checkpoint_file(
+                self.checkpoint_dir,
+                "prn",
+                *(result_settings(self), seed, done, self.weights_sha256_),
+                contents(read, n),
+                *(part for defect in self._defects for part in _contents(defect)),
+            )
+        with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:
+            samples = made_ahead(pool, make, self.batch_size, self.max_steps)
+            losses = train(
+                step,
+                {"network": network, "optimizer": optimizer},
+                self.max_steps,
+                label="PRN",
+                verbose=self.verbose,
+                checkpoint=checkpoint,
+            )
+        if self.warm_start:
+            self._optimizer_state = optimizer_arrays(optimizer)
+        return losses
+
+    # -- scores --------------------------------------------------------------
+
+    def _score_batch(self, batch):
+        import torch
+
+        device = torch_device(self.device)
+        encoder = self._known_encoder(device)
+        with torch.inference_mode():
+            network = rebuilt(self._network, self.state_).to(device)
+            prototypes = [torch.tensor(p, device=device) for p in self.prototypes_]
+            levels = encoder.levels(batch)
+            maps = torch.sigmoid(network(levels, _nearest_of(levels, prototypes)))
+            scores = image_scores(maps).double().cpu().numpy()
+            coarse = torch.nn.functional.avg_pool2d(maps, _COARSE)[:, 0]
+        return scores, coarse.cpu().numpy()
+
+
+class _Maker:
+    """Draws training images with defects, and where these are."""
+
+    def __init__(self, detector, read, n):
+        self.read, self.n = read, n
+        self.defects = detector._defects
+        self.size = detector._input_size()
+        self.foreground = detector.foreground
+        self.textures = None
+        if detector.texture_images is not None:
+            images = check_images(detector.texture_images)
+            if len(images) == 0:
+                raise ValueError(
+                    "texture_images is empty; pass images, or None to draw textures."
+                )
+            self.n_textures = len(images)
+            self.textures = remembered(ImageReader(images, self.size, None, "raise", 1))
+        self._allowed: dict[int, np.ndarray] = {}
+
+    def seen(self, rng):
+        """A seen defect as it is, or extended: moved to a good image."""
+        read, mask = self.defects[rng.integers(len(self.defects))]
+        if mask is None or rng.random() < 0.5:
+            return read(), mask
+        i = int(rng.integers(self.n))
+        return extended_anomaly(
+            self.read(i), read(), mask, rng, foreground=self._foreground(i)
+        )
+
+    def simulated(self, rng):
+        """A good image through which something else shows.
+
+        That is a texture in half of the cases, else a good image that was changed.
+        """
+        i = int(rng.integers(self.n))
+        image = self.read(i)
+        if rng.random() < 0.5:
+            other = changed_texture(self.read(int(rng.integers(self.n))), rng)
+        elif self.textures is None:
+            other = procedural_texture(image.shape, rng)
+        else:
+            texture = self.textures(int(rng.integers(self.n_textures)))
+            other = changed_texture(texture, rng)
+        return draem(image, rng, texture=other, mask=self._blobs(i, rng))
+
+    def _blobs(self, i, rng):
+        allowed = self._foreground(i)
+        for _ in range(10):
+            blobs = perlin_mask(self.size, rng)
+            inside = blobs if allowed is None else blobs & allowed
+            if inside.any():
+                return inside
+        return blobs
+
+    def _foreground(self, i):
+        if self.foreground is None:
+            return None
+        if i not in self._allowed:
+            self._allowed[i] = foreground_mask(self.read(i))
+        return self._allowed[i]
+
+
+class _Encoder:
+    """A frozen network in evaluation mode, and which of its levels are taken."""
+
+    def __init__(self, module, layers, device):
+        self.module = module.requires_grad_(False).eval().to(device)
+        self.device = device
+        self.sha256 = _digest(module)
+        info = module.feature_info
+        info = info if isinstance(info, list) else info.info
+        names = [level["module"] for level in info]
+        if layers == "auto":
+            strides = [level["reduction"] for level in info]
+            absent = sorted(set(_STRIDES) - set(strides))
+            if absent:
+                raise ValueError(
+                    f"layers='auto': the network has no level of stride {absent[0]}, "
+                    f"only of {sorted(set(strides))}; choose a backbone with levels of "
+                    "strides 4, 8, 16 and 32, such as 'resnet18'."
+                )
+            chosen = [len(strides) - 1 - strides[::-1].index(s) for s in _STRIDES]
+        else:
+            if len(layers) != len(_STRIDES) or not set(layers) <= set(names):
+                raise ValueError(
+                    f"layers={layers!r} must be four of {', '.join(names)}, of strides "
+                    "4, 8, 16 and 32, or 'auto'."
+                )
+            chosen = [names.index(name) for name in layers]
+            strides = [info[i]["reduction"] for i in chosen]
+            if tuple(strides) != _STRIDES:
+                raise ValueError(
+                    f"layers={layers!r} have the strides {strides}; choose those of "
+                    f"{_STRIDES}, or 'auto'."
+                )
+        self.names = tuple(names[i] for i in chosen)
+        self.channels = [info[i]["num_chs"] for i in chosen]
+        self._chosen = chosen
+
+    def levels(self, batch, n=4):
+        """The first n levels (b, c, h, w) of images (b, H, W, 3) in [0, 1]."""
+        import torch
+
+        with torch.no_grad():
+            return self.module.forward_intermediates(
+                as_input(batch).to(self.device),
+                indices=self._chosen[:n],
+                stop_early=True,
+                intermediates_only=True,
+                output_fmt="NCHW",
+            )
+
+
+class _Arguments:
+    """What builds an encoder but does not tell it from others: all are equal."""
+
+    def __init__(self, weights, kwargs, seed):
+        self.weights, self.kwargs, self.seed = weights, kwargs, seed
+
+    def __eq__(self, other):
+        return isinstance(other, _Arguments)
+
+    def __hash__(self):
+        return 0
+
+
+@lru_cache(maxsize=2)
+def _encoder(name, layers, identity, kwargs_text, device, arguments):
+    """The encoder, built once per process."""
+    import timm
+
+    kwargs = dict(arguments.kwargs)
+    if arguments.weights is not False:
+        kwargs["pretrained"] = True
+    if arguments.weights:
+        kwargs["pretrained_cfg_overlay"] = {"file": str(arguments.weights)}
+    try:
+        module = seeded(lambda: timm.create_model(name, **kwargs), arguments.seed)
+    except Exception as error:  # whatever torch, timm and safetensors raise here
+        raise ValueError(
+            f"backbone={name!r} could not be built with weights="
+            f"{arguments.weights!r}: {error}. Pass weights= a .safetensors or .pth "
+            "file of this model; None downloads them, or finds them in the cache."
+        ) from error
+    if not hasattr(module, "forward_intermediates"):
+        raise ValueError(
+            f"backbone={name!r} does not give its levels (forward_intermediates of "
+            f"timm {timm.__version__}); choose another one, such as 'resnet18'."
+        )
+    return _Encoder(module, layers, device)
+
+
+def _identity(weights, seed):
+    """What tells weights from others within a process."""
+    if weights is True:
+        raise ValueError(
+            "weights=True is ambiguous; None takes the pretrained weights, a path "
+            "names a file."
+        )
+    if weights is None:
+        return "pretrained"
+    if weights is False:
+        return f"random {seed}"
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"weights={str(weights)!r} does not exist; set_params(weights=) to a "
+            ".safetensors or .pth file, or to None to download timm's weights."
+        )
+    stat = Path(weights).stat()
+    return f"{Path(weights).resolve()} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _digest(module):
+    """SHA-256 over names, shapes and values of all parameters and buffers."""
+    digest = sha256()
+    for name, value in arrays(module).items():
+        digest.update(f"{name}{value.shape}{value.dtype}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def _nearest_of(levels, prototypes):
+    """For each level but the last, the prototype nearest to each image."""
+    return [p[nearest(f, p)] for f, p in zip(levels, prototypes, strict=False)]
+
+
+def _contents(defect):
+    """Arrays that tell a seen defect from others."""
+    read, mask = defect
+    return read(), np.empty(0) if mask is None else mask
+
+
+def _resized_share(mask, size):
+    """The share of each pixel, after resizing, that a mask covers."""
+    from PIL import Image
+
+    image = Image.fromarray(mask.astype(np.float32))
+    height, width = size
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX))

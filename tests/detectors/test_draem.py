@@ -1,0 +1,260 @@
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.base import clone
+
+from skad import DRAEMDetector
+from skad.datasets import make_textures
+from skad.detectors._draem import _sample, focal_loss, largest_mean, ssim
+from skad.detectors._unet import discriminative, reconstructive
+
+pytestmark = [
+    pytest.mark.usefixtures("one_torch_thread"),
+    pytest.mark.filterwarnings("ignore:.*cannot certify"),
+]
+
+
+# -- golden ----------------------------------------------------------------------
+
+
+def test_golden_losses(golden):
+    g = golden("synth")
+    value = float(ssim(torch.from_numpy(g["ssim_a"]), torch.from_numpy(g["ssim_b"])))
+    assert value == pytest.approx(float(g["ssim_value"]), abs=1e-5)
+    assert 1 - value == pytest.approx(float(g["ssim_loss"]), abs=1e-5)
+    logits, masks = (torch.from_numpy(g[f"focal_{k}"]) for k in ("logits", "mask"))
+    found = float(focal_loss(logits.softmax(dim=1), masks[:, 0]))
+    assert found == pytest.approx(float(g["focal_gamma2"]), abs=1e-6)
+
+
+def test_golden_scores(golden):
+    g = golden("synth")
+    found = largest_mean(torch.from_numpy(g["score_map"][:, 0]))
+    np.testing.assert_allclose(found, g["score_image"], atol=1e-6)
+
+
+def test_networks():
+    with torch.device("meta"):
+        networks = reconstructive(), discriminative()
+        # The published weights count 97.42 million.
+        counts = [sum(p.numel() for p in n.parameters()) for n in networks]
+        assert sum(counts) == pytest.approx(97.42e6, abs=5e3)
+        for size in ((64, 64), (70, 101)):
+            images = torch.zeros(2, 3, *size)
+            assert networks[0](images).shape == (2, 3, *size)
+            assert networks[1](torch.cat([images, images], 1)).shape == (2, 2, *size)
+
+
+# -- behaviour -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_textures(n_normal=30, n_anomalous=10, size=64, random_state=0)
+
+
+def tiny(**options):
+    defaults = {"max_steps": 3, "image_size": 64, "learning_rate": 1e-3}
+    return DRAEMDetector("tiny", **{**defaults, "batch_size": 4, **options})
+
+
+@pytest.fixture(scope="module")
+def fitted(data):
+    return tiny(max_steps=100, rotation=0).fit(data.train)
+
+
+def test_losses_fall_and_maps_point_at_defects(data, fitted):
+    from skad.metrics import image_auroc, pixel_auroc
+
+    losses = np.array(fitted.loss_curve_)
+    assert len(losses) == 100
+    assert losses[-20:].mean() < 0.9 * losses[:10].mean()
+    assert image_auroc(data.y_test, fitted.score_samples(data.test)) > 0.65
+    assert pixel_auroc(data.masks, fitted.anomaly_map(data.test)) > 0.9
+    good = data.test[:10]
+    worse = good.copy()
+    worse[:, 20:44, 20:44] = 255 - worse[:, 20:44, 20:44]
+    assert fitted.score_samples(worse).max() < fitted.score_samples(good).min()
+
+
+def test_scores_maps_and_decisions(data, fitted):
+    scores = fitted.score_samples(data.test)
+    assert scores.dtype == np.float64
+    decision = fitted.decision_function(data.test)
+    np.testing.assert_allclose(decision, scores - fitted.offset_)
+    assert set(fitted.predict(data.test)) <= {1, -1}
+    maps = fitted.anomaly_map(data.test)
+    assert maps.shape == (len(data.test), 64, 64)
+    assert maps.dtype == np.float32
+    assert 0 <= maps.min() < maps.max() <= 1
+    # Maps are kept at a quarter of the resolution.
+    assert fitted.calibration_maps_.shape[1:] == (16, 16)
+    large = [np.asarray(data.test[0]).repeat(2, axis=0), data.test[1]]
+    assert [m.shape for m in fitted.anomaly_map(large)] == [(128, 64), (64, 64)]
+    one_by_one = [fitted.score_samples(data.test[i : i + 1])[0] for i in range(3)]
+    np.testing.assert_allclose(one_by_one, scores[:3], rtol=1e-4)
+
+
+def test_same_seed_same_bits_with_any_number_of_threads(data):
+    first, second = (tiny(random_state=3, n_jobs=n).fit(data.train[:8]) for n in (1, 3))
+    for name, values in first.state_.items():
+        np.testing.assert_array_equal(second.state_[name], values)
+    assert first.offset_ == second.offset_
+    other = tiny(random_state=4).fit(data.train[:8])
+    assert other.loss_curve_ != first.loss_curve_
+
+
+@pytest.mark.usefixtures("numpy_state_untouched")
+def test_global_generators_are_left_alone(data):
+    before = torch.random.get_rng_state()
+    tiny(max_steps=2).fit(data.train[:4]).score_samples(data.test[:2])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_pickles_hold_numpy_only(data, fitted, tmp_path):
+    joblib.dump(fitted, tmp_path / "model.joblib")
+    expected = fitted.score_samples(data.test)
+    for mode in (None, "r"):
+        loaded = joblib.load(tmp_path / "model.joblib", mmap_mode=mode)
+        np.testing.assert_array_equal(loaded.score_samples(data.test), expected)
+    assert b"torch" not in pickle.dumps(fitted)
+    assert clone(fitted).get_params() == fitted.get_params()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": (80, 70)},
+        {"image_size": 96, "crop_size": 64},
+        {"batch_size": 1},
+        {"sigma": 2.0},
+        {"rotation": 180},
+        {"max_steps": None, "max_epochs": 2},
+    ],
+)
+def test_options(data, options):
+    detector = tiny(**options).fit(data.train[:10])
+    maps = detector.anomaly_map(data.test[:2])
+    assert maps.shape == (2, 64, 64)
+    assert np.isfinite(maps).all()
+    if "max_epochs" in options:
+        assert len(detector.loss_curve_) == 2 * 2  # 8 images, 4 at a time
+
+
+def test_textures_from_images_and_folders(data, tmp_path):
+    textures = data.test[:3]
+    (tmp_path / "inner").mkdir()
+    for i, image in enumerate(textures):
+        Image.fromarray(np.asarray(image)).save(tmp_path / "inner" / f"{i}.png")
+    curves = [
+        tiny(texture_images=source).fit(data.train[:8]).loss_curve_
+        for source in (textures, tmp_path, str(tmp_path), None)
+    ]
+    assert curves[0] == curves[1] == curves[2]
+    assert curves[0] != curves[3]
+
+
+def test_samples():
+    """Half stay good, some are turned, and only what the mask marks is changed."""
+    image = np.full((64, 64, 3), 0.5, np.float32)
+    n_clean = n_turned = 0
+    for seed in range(60):
+        good, changed, mask = _sample(image, np.random.default_rng(seed), 90, None)
+        assert good.dtype == changed.dtype == np.float32
+        assert good.shape == changed.shape == image.shape
+        assert 0 <= changed.min() <= changed.max() <= 1
+        np.testing.assert_array_equal(good[~mask], changed[~mask])
+        n_clean += not mask.any()
+        n_turned += not np.array_equal(good, image)
+    assert 20 <= n_clean <= 40
+    assert 8 <= n_turned <= 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 60}, "image_size=60 leaves less than 64 pixels"),
+        ({"texture_images": "none"}, "texture_images='none' is no folder"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"rotation": -1}, "rotation"),
+        ({"model": "large"}, "model"),
+        ({"calibration": "loo"}, "loo"),
+        ({"device": "nonsense"}, "device='nonsense'"),
+    ],
+)
+def test_errors(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny().set_params(**options).fit(data.train[:4])
+
+
+def test_one_image(data):
+    with pytest.warns(UserWarning, match="one training image"):
+        detector = tiny(max_steps=2).fit(data.train[:1])
+    assert np.isfinite(detector.score_samples(data.test)).all()
+
+
+def test_warm_start_goes_on(data):
+    parts = tiny(warm_start=True).fit(data.train)
+    first = parts.loss_curve_
+    assert tiny().fit(data.train).loss_curve_ == first
+    parts.fit(data.train)
+    assert parts.loss_curve_[:3] == first
+    assert len(parts.loss_curve_) == 6
+
+
+def test_interrupted_training_keeps_a_model(data):
+    detector = tiny(max_steps=100_000)
+    timer = threading.Timer(3.0, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.warns(UserWarning, match="interrupted after .* steps"):
+        detector.fit(data.train)
+    timer.join()
+    assert 0 < len(detector.loss_curve_) < 100_000
+    assert np.isfinite(detector.score_samples(data.test)).all()
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+import torch
+import skad._training
+from skad import DRAEMDetector
+from skad.datasets import make_textures
+torch.set_num_threads(1)
+skad._training._EVERY = 0.0
+save = skad._training._save
+def deadly(checkpoint, parts, losses):
+    save(checkpoint, parts, losses)
+    if len(losses) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+skad._training._save = deadly
+data = make_textures(n_normal=30, n_anomalous=10, size=64, random_state=0)
+DRAEMDetector(
+    "tiny", max_steps=6, image_size=64, learning_rate=np.float64(1e-3), batch_size=4,
+    checkpoint_dir=sys.argv[1],
+).fit(data.train)
+"""
+
+
+def test_killed_training_resumes_to_the_same_bits(data, tmp_path):
+    folder = str(tmp_path / "checkpoints")
+    killed = subprocess.run([sys.executable, "-c", KILLED, folder], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    whole = tiny(max_steps=6).fit(data.train)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    rate = np.float64(1e-3)  # a search may pass numbers of NumPy
+    resumed = tiny(max_steps=6, learning_rate=rate, checkpoint_dir=folder).fit(
+        data.train
+    )
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert resumed.loss_curve_ == whole.loss_curve_
+    for name, values in whole.state_.items():
+        np.testing.assert_array_equal(resumed.state_[name], values)

@@ -1,0 +1,571 @@
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+
+import joblib
+import numpy as np
+import pytest
+import sklearn
+import timm
+import torch
+from PIL import Image
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+
+from skad import PRNDetector
+from skad.datasets import make_textures
+from skad.detectors import _prn
+from skad.detectors._prn_modules import (
+    attention,
+    cluster_means,
+    focal_loss,
+    fusion,
+    image_scores,
+    nearest,
+    residual_network,
+    segmentation_loss,
+)
+from skad.metrics import image_auroc, pixel_auroc
+from skad.model_selection import OneClassSplit
+
+pytestmark = [
+    pytest.mark.usefixtures("one_torch_thread"),
+    pytest.mark.filterwarnings("ignore:.*cannot certify"),
+]
+
+
+def loaded(module, g, prefix):
+    """The module with the weights of a golden file."""
+    state = {
+        name.removeprefix(prefix): torch.from_numpy(np.asarray(value))
+        for name, value in g.items()
+        if name.startswith(prefix)
+    }
+    module.load_state_dict(state)
+    return module.eval()
+
+
+# -- golden ----------------------------------------------------------------------
+
+
+def test_golden_prototypes_and_fusion(golden):
+    g = golden("prn_prototypes")
+    features, residuals = [], []
+    for i in (1, 2, 3):
+        f = torch.from_numpy(g[f"features_layer{i}"])
+        prototypes = torch.from_numpy(g[f"prototypes_layer{i}"])
+        found = nearest(f, prototypes)
+        np.testing.assert_array_equal(found, g[f"assignment_layer{i}"])
+        residual = (f - prototypes[found]).square()
+        np.testing.assert_allclose(
+            residual, g[f"residual_layer{i}"], atol=1e-5, rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            torch.cat([f, residual], dim=1),
+            g[f"concat_layer{i}"],
+            atol=1e-5,
+            rtol=1e-6,
+        )
+        features.append(f)
+        residuals.append(residual)
+    fuse = loaded(fusion((4, 8, 16)), g, "msf.")
+    with torch.no_grad():
+        fused = fuse(features), fuse(residuals)
+    for i in (1, 2, 3):
+        np.testing.assert_allclose(
+            fused[0][i - 1], g[f"msf_features_out{i}"], atol=5e-6
+        )
+        np.testing.assert_allclose(
+            fused[1][i - 1], g[f"msf_residual_out{i}"], atol=5e-5, rtol=1e-5
+        )
+
+
+def test_golden_attention(golden):
+    g = golden("prn_attention")
+    layer = loaded(attention(int(g["channels"]), (8, 8)), g, "msa.")
+    x = torch.from_numpy(g["x"])
+    with torch.no_grad():
+        np.testing.assert_allclose(layer.attend(x), g["attention_concat"], atol=1e-5)
+        np.testing.assert_allclose(layer(x), g["out_eval"], atol=2e-5)
+        np.testing.assert_allclose(layer.train()(x), g["out_train"], atol=5e-5)
+
+
+def test_golden_losses_and_scores(golden):
+    g = golden("prn_loss")
+    logits, mask = (torch.from_numpy(g[n]).double() for n in ("logits", "mask"))
+    assert float(focal_loss(logits, mask)) == pytest.approx(
+        float(g["focal_f64"]), abs=1e-12
+    )
+    total = float(g["smooth_l1_f64"]) + 5 * float(g["focal_f64"])
+    assert float(segmentation_loss(logits, mask)) == pytest.approx(total, abs=1e-11)
+    assert float(segmentation_loss(logits, mask)) == pytest.approx(
+        float(g["total"]), abs=1e-6
+    )
+    maps = torch.sigmoid(torch.from_numpy(g["val_logits"]))
+    np.testing.assert_allclose(image_scores(maps), g["image_score_top100"], atol=1e-6)
+    few = maps[:, :, :5, :5]
+    np.testing.assert_allclose(image_scores(few), few.mean(dim=(1, 2, 3)), atol=1e-6)
+
+
+def test_golden_clusters(golden):
+    g = golden("prn_loss")
+    points = g["kmeans_X"].astype(np.float32)
+    found = cluster_means(points.reshape(40, 16, 2, 2), 3, seed=0).reshape(3, 64)
+    found = found[np.argsort(found[:, 0])]
+    np.testing.assert_allclose(found, g["kmeans_centers_sorted"], atol=1e-5)
+
+
+# -- networks --------------------------------------------------------------------
+
+
+def test_equal_maps_make_one_cluster():
+    image = np.random.default_rng(0).normal(size=(1, 3, 4, 4)).astype(np.float32)
+    for n in (1, 5):
+        found = cluster_means(image.repeat(n, axis=0), min(n, 3), seed=0)
+        np.testing.assert_allclose(found, image, rtol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (8, 16), (10, 6), (5, 3)])
+@pytest.mark.parametrize("per_element", [True, False])
+def test_attention_takes_any_grid(grid, per_element):
+    layer = attention(4, grid, per_element=per_element).eval()
+    x = torch.randn(2, 4, *grid, generator=torch.Generator().manual_seed(0))
+    assert layer(x).shape == x.shape
+    # One patch attends to itself alone: its values are what comes out.
+    v = layer.get_submodule("v_proj1")
+    np.testing.assert_allclose(
+        layer.attend(x)[:, :4].detach().numpy(),
+        v(x.reshape(2, 1, -1)).reshape(x.shape).detach().numpy(),
+        rtol=1e-6,
+    )
+
+
+def test_what_depends_on_the_image_size():
+    def counts(per_element, side):
+        with torch.device("meta"):
+            network = residual_network(
+                [64, 128, 256, 512],
+                [(side // s, side // s) for s in (4, 8, 16, 32)],
+                n_attentions=3,
+                per_element=per_element,
+            )
+        parts = network.named_parameters()
+        sizes = {name: p.numel() for name, p in parts}
+        return [
+            sum(n for name, n in sizes.items() if word in name)
+            for word in ("", "attentions", "_proj")
+        ]
+
+    whole, attentions, projections = counts(True, 256)
+    # The numbers that the documentation names.
+    assert whole == pytest.approx(77.5e6, rel=1e-3)
+    assert attentions == pytest.approx(72.5e6, rel=1e-3)
+    assert projections == pytest.approx(21.9e6, rel=2e-3)
+    assert counts(False, 256) == counts(False, 512)
+    assert counts(False, 256)[2] == pytest.approx(65e3, rel=1e-2)
+
+
+# -- behaviour -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_textures(n_normal=30, n_anomalous=16, size=64, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def seen(data):
+    """Good images, eight defects and their masks; and what is left for a test."""
+    X = [*data.train, *data.test[-8:]]
+    y = np.r_[np.ones(30, int), -np.ones(8, int)]
+    return X, y, [None] * 30 + list(data.masks[-8:])
+
+
+def tiny(**options):
+    options = {
+        "backbone": "resnet10t",
+        "weights": False,
+        "model": "reduced",
+        "image_size": 64,
+        "batch_size": 8,
+        "learning_rate": 2e-3,
+        "max_steps": 3,
+        **options,
+    }
+    return PRNDetector(**options)
+
+
+@pytest.fixture(scope="module")
+def fitted(seen):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a fixture of this scope comes before that of the module
+    detector = tiny(max_steps=60, random_state=0).fit(*seen)
+    torch.set_num_threads(threads)
+    return detector
+
+
+def test_losses_fall(fitted):
+    losses = np.array(fitted.loss_curve_)
+    assert len(losses) == 60
+    assert losses[-20:].mean() < 0.7 * losses[:20].mean()
+    assert fitted.n_defects_seen_ == 8
+    assert fitted.n_samples_seen_ == 24  # the others gave the threshold
+    assert len(fitted.calibration_scores_) == 6
+
+
+@pytest.mark.slow
+def test_defects_are_found(data, seen, shared):
+    file = shared / "weights" / "mobilenetv2_100_imagenet.safetensors"
+    detector = tiny(backbone="mobilenetv2_100", weights=file, max_steps=150).fit(*seen)
+    losses = np.array(detector.loss_curve_)
+    assert losses[-20:].mean() < 0.4 * losses[:20].mean()
+    scores = detector.score_samples(data.test[:-8])  # those that it has not seen
+    assert image_auroc(data.y_test[:-8], scores) > 0.8
+    maps = detector.anomaly_map(data.test[16:-8])
+    masks = data.masks[16:-8]
+    assert pixel_auroc(masks, maps) > 0.8
+
+
+def test_scores_maps_and_decisions(data, fitted):
+    scores = fitted.score_samples(data.test)
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(
+        fitted.decision_function(data.test), scores - fitted.offset_
+    )
+    maps = fitted.anomaly_map(data.test)
+    assert maps.shape == (len(data.test), 64, 64)
+    assert fitted.calibration_maps_.shape == (6, 16, 16)
+    large = [np.asarray(data.test[0]).repeat(2, axis=0), data.test[1]]
+    assert [m.shape for m in fitted.anomaly_map(large)] == [(128, 64), (64, 64)]
+    one_by_one = [fitted.score_samples(data.test[i : i + 1])[0] for i in range(3)]
+    np.testing.assert_allclose(one_by_one, scores[:3], rtol=1e-4)
+
+
+def test_without_defects_it_learns_from_made_ones(data, seen):
+    detector = tiny().fit(data.train)
+    assert detector.n_defects_seen_ == 0
+    labelled = tiny().fit(data.train, np.ones(30, int), [None] * 30)
+    assert labelled.loss_curve_ == detector.loss_curve_
+    assert tiny().fit(*seen).loss_curve_ != detector.loss_curve_
+
+
+@pytest.mark.parametrize(("seen_too", "expected"), [(True, (8, 4, 4)), (False, (8, 8))])
+def test_every_batch_is_composed_alike(data, seen, monkeypatch, seen_too, expected):
+    made = []
+
+    def counting(name):
+        method = getattr(_prn._Maker, name)
+
+        def wrapped(self, rng):
+            made.append(name)
+            return method(self, rng)
+
+        return wrapped
+
+    for name in ("seen", "simulated"):
+        monkeypatch.setattr(_prn._Maker, name, counting(name))
+    tiny(batch_size=16, max_steps=2).fit(*(seen if seen_too else (data.train,)))
+    counts = [made.count(name) // 2 for name in ("seen", "simulated")]
+    assert (16 - sum(counts), *(n for n in counts if n)) == expected
+
+
+def test_labels_without_masks_raise_scores(data, seen):
+    """An unmarked defect adds to the loss, and training on it makes it stand out."""
+    X, y, _ = seen
+    options = {"max_steps": 30}
+    with_labels = tiny(**options).fit(X, y)
+    assert with_labels.n_defects_seen_ == 8
+    assert np.isfinite(with_labels.loss_curve_).all()
+    without = tiny(**options).fit(X[:30])
+    margins = [
+        d.score_samples(X[:30]).mean() - d.score_samples(X[30:]).mean()
+        for d in (with_labels, without)
+    ]
+    assert margins[0] > margins[1]
+
+
+def test_defects_have_no_part_in_the_threshold(seen, monkeypatch):
+    scored = []
+    score = PRNDetector._score_batch
+
+    def spy(self, batch):
+        scored.extend(batch)
+        return score(self, batch)
+
+    monkeypatch.setattr(PRNDetector, "_score_batch", spy)
+    for calibration in ("split", "train", "kfold"):
+        scored.clear()
+        tiny(max_steps=1, calibration=calibration).fit(*seen)
+        good = [image.astype(np.float32) / 255 for image in seen[0][:30]]
+        assert len(scored) == {"split": 6, "train": 30, "kfold": 30}[calibration]
+        for image in scored:
+            assert any(np.allclose(image, g, atol=1e-6) for g in good)
+
+
+def test_masks_are_resized_with_their_images(data, tmp_path):
+    mask = data.masks[-1]
+    large = mask.repeat(3, axis=0).repeat(3, axis=1)
+    Image.fromarray(large.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    expected = tiny().fit(
+        [*data.train, data.test[-1]], [1] * 30 + [-1], [None] * 30 + [mask]
+    )
+    for other in (large, tmp_path / "mask.png", str(tmp_path / "mask.png")):
+        found = tiny().fit(
+            [*data.train, data.test[-1]], [1] * 30 + [-1], [None] * 30 + [other]
+        )
+        assert found.loss_curve_ == expected.loss_curve_
+    detector = tiny(image_size=96, crop_size=32)
+    thin = np.zeros((960, 960), bool)
+    thin[480, 480] = True
+    assert detector._resized_mask(thin, 0).sum() == 1
+    thin = np.roll(thin, 400, axis=0)
+    assert detector._resized_mask(thin, 0).sum() == 0
+
+
+def test_the_frozen_network_stays_as_it_is(seen):
+    detector = tiny(max_steps=2).fit(*seen)
+    encoder = detector._encoder(torch.device("cpu"))
+    assert not any(part.training for part in encoder.module.modules())
+    assert _prn._digest(encoder.module) == detector.weights_sha256_
+    fresh = timm.create_model("resnet10t").state_dict()["bn1.running_mean"]
+    assert torch.equal(encoder.module.state_dict()["bn1.running_mean"], fresh)
+
+
+def test_same_seed_same_bits(seen):
+    first, second = (tiny(random_state=3).fit(*seen) for _ in range(2))
+    for name, values in first.state_.items():
+        np.testing.assert_array_equal(second.state_[name], values)
+    assert first.offset_ == second.offset_
+    assert tiny(random_state=4).fit(*seen).loss_curve_ != first.loss_curve_
+    # Fitting again starts anew, from another frozen network if need be.
+    first.set_params(random_state=4).fit(*seen)
+    assert first.weights_sha256_ != second.weights_sha256_
+
+
+@pytest.mark.usefixtures("numpy_state_untouched")
+def test_global_generators_are_left_alone(seen):
+    before = torch.random.get_rng_state()
+    tiny(max_steps=1).fit(*seen)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_pickles_hold_numpy_only(data, fitted, tmp_path):
+    joblib.dump(fitted, tmp_path / "model.joblib")
+    expected = fitted.score_samples(data.test)
+    for mode in (None, "r"):
+        read = joblib.load(tmp_path / "model.joblib", mmap_mode=mode)
+        np.testing.assert_array_equal(read.score_samples(data.test), expected)
+    assert b"torch" not in pickle.dumps(fitted)
+    assert clone(fitted).get_params().keys() == fitted.get_params().keys()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "full", "backbone": "resnet18"},
+        {"model": "full", "attention": "size_independent"},
+        {"attention": "per_element"},
+        {"image_size": (96, 64)},
+        {"image_size": 96, "crop_size": 64},
+        {"foreground": "auto"},
+        {"backbone_kwargs": {"drop_path_rate": 0.1}},
+        {"backbone": "mobilenetv3_small_050", "layers": "auto"},
+        {"layers": ("layer1", "layer2", "layer3", "layer4")},
+        {"batch_size": 3, "sigma": 2.0},
+        {"texture_images": True},
+    ],
+)
+def test_options(data, seen, options):
+    if "texture_images" in options:
+        options = {"texture_images": list(data.test[:3])}
+    detector = tiny(**{"max_steps": 1, **options}).fit(*seen)
+    maps = detector.anomaly_map(data.test[:2])
+    assert maps.shape == (2, 64, 64)
+    assert np.isfinite(maps).all()
+
+
+def test_weights_from_a_file(data, seen, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = timm.create_model("resnet10t")
+    file = tmp_path / "weights.pth"
+    torch.save(network.state_dict(), file)
+    detector = tiny(weights=file, max_steps=1).fit(*seen)
+    level = detector._encoder(torch.device("cpu")).levels(np.ones((1, 64, 64, 3), "f4"))
+    assert [tuple(x.shape[1:]) for x in level] == [
+        (64, 16, 16),
+        (128, 8, 8),
+        (256, 4, 4),
+        (512, 2, 2),
+    ]
+    scores = detector.score_samples(data.test[:2])
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "other.pth")
+    detector.set_params(weights=tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other weights"):
+        detector.score_samples(data.test[:2])
+    detector.set_params(weights=file)
+    np.testing.assert_array_equal(detector.score_samples(data.test[:2]), scores)
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
+    with pytest.raises(ValueError, match="could not be built with weights"):
+        tiny(weights=tmp_path / "linear.pth").fit(*seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 48}, "image_size=48 must be a multiple of 32"),
+        ({"image_size": 96, "crop_size": 40}, "crop_size=40 must be"),
+        ({"batch_size": 2}, "batch_size"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"model": "large"}, "model"),
+        ({"weights": True}, "weights=True is ambiguous"),
+        ({"backbone": "resnet1"}, "backbone='resnet1' could not be built"),
+        ({"backbone": "vit_tiny_patch16_224"}, "layers='auto'"),
+        ({"layers": ("layer1", "layer2")}, "must be four of"),
+        ({"layers": ("layer1", "layer1", "layer3", "layer4")}, "have the strides"),
+        ({"texture_images": []}, "texture_images|X"),
+        ({"calibration": "loo"}, "loo"),
+    ],
+)
+def test_errors_of_parameters(seen, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**{"max_steps": 1, **options}).fit(*seen)
+
+
+def test_a_missing_file_of_weights_is_an_error(seen):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth.*does not exist"):
+        tiny(weights="none.pth").fit(*seen)
+
+
+def test_errors_of_labels_and_masks(data, seen):
+    X, y, masks = seen
+    detector = tiny(max_steps=1)
+    with pytest.raises(ValueError, match="masks has 3 entries, but X 38"):
+        detector.fit(X, y, masks[:3])
+    with pytest.raises(ValueError, match=r"\+1 for good and -1"):
+        detector.fit(X, (y == -1).astype(int), masks)
+    with pytest.raises(ValueError, match="masks without y"):
+        detector.fit(X, masks=masks)
+    with pytest.raises(ValueError, match=r"masks\[30\] is empty, but y\[30\] is -1"):
+        detector.fit(X, y, [None] * 30 + [np.zeros((64, 64))] * 8)
+    with pytest.raises(ValueError, match=r"masks\[0\] marks a defect, but y\[0\]"):
+        detector.fit(X, y, [masks[-1], *masks[1:]])
+    with pytest.raises(ValueError, match="no good image is left"):
+        detector.fit(X[30:], y[30:], masks[30:])
+    with pytest.raises(ValueError, match=r"masks\[37\].*float values"):
+        detector.fit(X, y, [None] * 37 + [np.full((64, 64), 0.5)])
+    assert not hasattr(detector, "_defects")
+
+
+def test_unreadable_images_are_skipped(data, seen, tmp_path):
+    X, y, masks = seen
+    with pytest.warns(UserWarning, match="skipped"):
+        detector = tiny(max_steps=1, on_error="skip").fit(
+            [tmp_path / "good.png", *X, tmp_path / "bad.png"],
+            [1, *y, -1],
+            [None, *masks, None],
+        )
+    assert detector.n_defects_seen_ == 8
+
+
+def test_one_image(data):
+    with pytest.warns(UserWarning, match="one training image"):
+        detector = tiny(max_steps=2).fit(data.train[:1])
+    assert [len(p) for p in detector.prototypes_] == [1, 1, 1]
+    assert np.isfinite(detector.score_samples(data.test)).all()
+
+
+def test_warm_start_goes_on(seen):
+    parts = tiny(warm_start=True).fit(*seen).fit(*seen)
+    assert len(parts.loss_curve_) == 6
+    assert parts.loss_curve_[:3] == tiny().fit(*seen).loss_curve_
+
+
+def test_interrupted_training_keeps_a_model(data, seen):
+    detector = tiny(max_steps=100_000)
+    timer = threading.Timer(3.0, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.warns(UserWarning, match="interrupted after .* steps"):
+        detector.fit(*seen)
+    timer.join()
+    assert 0 < len(detector.loss_curve_) < 100_000
+    assert np.isfinite(detector.score_samples(data.test)).all()
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+import torch
+import skad._training
+from skad import PRNDetector
+from skad.datasets import make_textures
+torch.set_num_threads(1)
+skad._training._EVERY = 0.0
+save = skad._training._save
+def deadly(checkpoint, parts, losses):
+    save(checkpoint, parts, losses)
+    if len(losses) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+skad._training._save = deadly
+data = make_textures(n_normal=30, n_anomalous=16, size=64, random_state=0)
+PRNDetector(
+    "resnet10t", weights=False, model="reduced", image_size=64, batch_size=8,
+    learning_rate=2e-3, max_steps=8, checkpoint_dir=sys.argv[1],
+).fit(
+    [*data.train, *data.test[-8:]], np.r_[np.ones(30, int), -np.ones(8, int)],
+    [None] * 30 + list(data.masks[-8:]),
+)
+"""
+
+
+def test_killed_training_resumes_to_the_same_bits(seen, tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    whole = tiny(max_steps=8).fit(*seen)
+    assert len(list(tmp_path.iterdir())) == 1
+    resumed = tiny(max_steps=8, checkpoint_dir=tmp_path).fit(*seen)
+    assert not list(tmp_path.iterdir())  # it was found, and then removed
+    assert resumed.loss_curve_ == whole.loss_curve_
+    for name, values in whole.state_.items():
+        np.testing.assert_array_equal(resumed.state_[name], values)
+
+
+# -- model selection -------------------------------------------------------------
+
+
+def test_searches_split_masks_and_never_test_on_seen_defects(seen, monkeypatch):
+    X, y, masks = seen
+    key = {image.tobytes(): i for i, image in enumerate(X)}
+    folds: list[tuple[list, list]] = []
+    fit, decide = PRNDetector.fit, PRNDetector.decision_function
+
+    def spy_fit(self, X, y=None, masks=None):
+        rows = [key[image.tobytes()] for image in X]
+        for i, mask in zip(rows, masks, strict=True):
+            assert mask is seen[2][i]
+        folds.append((rows, []))
+        return fit(self, X, y, masks)
+
+    def decision_function(self, X):  # scikit-learn looks at the name
+        folds[-1][1].extend(key[image.tobytes()] for image in X)
+        return decide(self, X)
+
+    monkeypatch.setattr(PRNDetector, "fit", spy_fit)
+    monkeypatch.setattr(PRNDetector, "decision_function", decision_function)
+    with sklearn.config_context(enable_metadata_routing=True):
+        search = GridSearchCV(
+            tiny(max_steps=1),
+            {"learning_rate": [1e-3, 2e-3]},
+            scoring="roc_auc",
+            cv=OneClassSplit(2, supervised=True),
+            error_score="raise",
+        )
+        search.fit(X, y, masks=masks)
+    assert len(folds) == 2 * 2 + 1
+    for trained, tested in folds[:-1]:
+        assert not set(trained) & set(tested)
+        assert sum(y[trained] == -1) == sum(y[tested] == -1) == 4
+        assert sorted(trained + tested) == list(range(38))
+    assert search.best_estimator_.n_defects_seen_ == 8
