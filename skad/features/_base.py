@@ -175,8 +175,8 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         for _, block in self._blocks(self._reader(X), regions, None, self._good(X, y)):
             yield block
 
-    def _scoring_blocks(self, X, regions=None, n_entries=2**22):
-        """Yield indices and features of images in blocks of 16 MB or more."""
+    def _scoring_blocks(self, X, regions=None, n_entries=2**24):
+        """Yield indices and features of images in blocks of 64 MB or more."""
         check_is_fitted(self, "grid_shape_")
         X = check_images(X, n_channels=self._n_channels())
         waiting, room = [], n_entries
