@@ -1,5 +1,6 @@
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,29 @@ def one_torch_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def interrupt_training(monkeypatch):
+    """Let Ctrl-C be pressed during training, once a number of steps is done.
+
+    A real signal would be lost where the process was started with it ignored.
+    """
+    from skad import _training
+
+    def interrupt(after):
+        class Bar:
+            def reach(self, done, note=""):
+                if done == after:
+                    raise KeyboardInterrupt
+
+        @contextmanager
+        def progress(total, label, verbose):
+            yield Bar()
+
+        monkeypatch.setattr(_training, "progress", progress)
+
+    return interrupt
 
 
 @pytest.fixture

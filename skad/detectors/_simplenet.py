@@ -163,7 +163,7 @@ class SimpleNetDetector(BaseDetector):
     >>> good = rng.normal(size=(40, 4, 4, 8)) * [1, 1, 1, 1, 0.01, 0.01, 0.01, 0.01]
     >>> odd = good[:1].copy()
     >>> odd[0, 2, 1, 4:] += 1
-    >>> detector = SimpleNetDetector(max_epochs=20, noise_std=0.2).fit(good)
+    >>> detector = SimpleNetDetector(50, noise_std=0.2, learning_rate=5e-3).fit(good)
     >>> detector.loss_curve_[-1] < detector.loss_curve_[0]
     True
     >>> detector.predict(odd)

@@ -2,7 +2,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import threading
 
 import joblib
 import numpy as np
@@ -483,13 +482,11 @@ def test_warm_start_goes_on(seen):
     assert parts.loss_curve_[:3] == tiny().fit(*seen).loss_curve_
 
 
-def test_interrupted_training_keeps_a_model(data, seen):
+def test_interrupted_training_keeps_a_model(data, seen, interrupt_training):
     detector = tiny(max_steps=100_000)
-    timer = threading.Timer(3.0, signal.raise_signal, [signal.SIGINT])
-    timer.start()
-    with pytest.warns(UserWarning, match="interrupted after .* steps"):
+    interrupt_training(after=3)
+    with pytest.warns(UserWarning, match="interrupted after 3 of .* steps"):
         detector.fit(*seen)
-    timer.join()
     assert 0 < len(detector.loss_curve_) < 100_000
     assert np.isfinite(detector.score_samples(data.test)).all()
 

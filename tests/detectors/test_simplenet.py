@@ -2,7 +2,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 
 import numpy as np
 import pytest
@@ -204,16 +203,15 @@ def test_warm_start_goes_on():
         parts.set_params(calibration="kfold").fit(X)
 
 
-def test_interrupted_training_keeps_a_model():
+def test_interrupted_training_keeps_a_model(interrupt_training):
     detector = SimpleNetDetector(max_epochs=100_000, hidden_dim=64, warm_start=True)
-    timer = threading.Timer(2.0, signal.raise_signal, [signal.SIGINT])
-    timer.start()
-    with pytest.warns(UserWarning, match="interrupted after .* steps"):
+    interrupt_training(after=3)
+    with pytest.warns(UserWarning, match="interrupted after 3 of .* steps"):
         detector.fit(grids(40))
-    timer.join()
     assert 0 < len(detector.loss_curve_) < 100_000
     assert np.isfinite(detector.score_samples(defective(3))).all()
     n_before = len(detector.loss_curve_)
+    interrupt_training(after=-1)
     detector.set_params(max_epochs=2).fit(grids(40))
     assert len(detector.loss_curve_) == n_before + 2
 
