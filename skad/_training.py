@@ -150,7 +150,7 @@ def result_settings(estimator):
 def mixed(*numbers):
     """One seed of 63 bits from several numbers."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return int(state[0] >> 1)
+    return int(state[0]) >> 1
 
 
 def generator(*numbers):
