@@ -87,7 +87,7 @@ def main():
         for size, seconds in curve.items()
     ]
     for line in lines:
-        print(*line, sep=" | ")
+        print("|", " | ".join(map(str, line)), "|")
     if small:
         return
     with (DOCS / "scaling.csv").open("w", newline="") as file:
