@@ -127,7 +127,7 @@ def test_pickles_hold_numpy_only(data, fitted, tmp_path):
         {"image_size": 96, "crop_size": 64},
         {"batch_size": 1},
         {"sigma": 2.0},
-        {"backbone": "mobilenetv3_small_050"},
+        {"backbone": "mobilenetv2_050"},
     ],
 )
 def test_options(data, options):
