@@ -106,10 +106,22 @@ def _save(checkpoint, parts, losses):
     """Write a file that is either whole or not there, even if the process dies."""
     import torch
 
-    state = {name: part.state_dict() for name, part in parts.items()}
+    state = {name: _plain(part.state_dict()) for name, part in parts.items()}
     waiting = f"{checkpoint}.{os.getpid()}"
     torch.save({"losses": losses, **state}, waiting)
     os.replace(waiting, checkpoint)
+
+
+def _plain(value):
+    """A state without NumPy's numbers, such as a learning rate that a search passed.
+
+    A file that holds them is not read back.
+    """
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def checkpoint_file(folder, label, *settings):

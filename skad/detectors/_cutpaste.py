@@ -289,14 +289,12 @@ class CutPasteDetector(ImageDetector):
 
         device = torch_device(self.device)
         networks = networks.to(device, memory_format=torch.channels_last).train()
-        # Plain numbers: a checkpoint cannot be read with those of NumPy, which a
-        # search over parameters may pass.
-        n_steps, rate_at_first = int(self.max_steps), float(self.learning_rate)
+        n_steps, rate_at_first = self.max_steps, self.learning_rate
         optimizer = torch.optim.SGD(
             networks.parameters(),
             rate_at_first,
             momentum=0.9,
-            weight_decay=float(self.weight_decay),
+            weight_decay=self.weight_decay,
         )
         if goes_on and hasattr(self, "_optimizer_state"):
             optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))

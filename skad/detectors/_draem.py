@@ -264,9 +264,7 @@ class DRAEMDetector(ImageDetector):
 
         device = torch_device(self.device)
         networks = networks.to(device, memory_format=torch.channels_last).train()
-        # A plain number: a checkpoint cannot be read with one of NumPy, which a search
-        # over parameters may pass.
-        rate_at_first = float(self.learning_rate)
+        rate_at_first = self.learning_rate
         optimizer = torch.optim.Adam(networks.parameters(), rate_at_first)
         if goes_on and hasattr(self, "_optimizer_state"):
             optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))

@@ -19,7 +19,6 @@ from skad._maps import WHOLE, render
 from skad._training import (
     arrays,
     checkpoint_file,
-    generator,
     mixed,
     optimizer_arrays,
     optimizer_tensors,
@@ -414,8 +413,8 @@ class EfficientADDetector(ImageDetector):
         auto.train()
         optimizer = Adam(
             [*student.parameters(), *auto.parameters()],
-            float(self.learning_rate),
-            weight_decay=float(self.weight_decay),
+            self.learning_rate,
+            weight_decay=self.weight_decay,
         )
         if goes_on and hasattr(self, "_optimizer_state"):
             optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))
@@ -427,7 +426,7 @@ class EfficientADDetector(ImageDetector):
         done, n = len(self.loss_curve_), len(members)
 
         def step(number):
-            rate = float(self.learning_rate)  # or no checkpoint is read back
+            rate = self.learning_rate
             for group in optimizer.param_groups:
                 group["lr"] = rate if number < _DECAY_AT * self.max_steps else rate / 10
             rng = np.random.default_rng(mixed(seed, 2, done + number))
@@ -454,7 +453,7 @@ class EfficientADDetector(ImageDetector):
             b, c = len(good), said.shape[1] // 2
             penalty = said[2 * b :, :c] if read_penalty is not None else None
             with torch.random.fork_rng():  # of the autoencoder's dropout
-                torch.manual_seed(generator(seed, 3, done + number).initial_seed())
+                torch.manual_seed(mixed(seed, 3, done + number))
                 rebuilt = auto(both[b:])
             loss = (
                 hard_loss(target, said[:b, :c])

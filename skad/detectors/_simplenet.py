@@ -328,10 +328,10 @@ class SimpleNetDetector(BaseDetector):
         ]
         return Adam(
             [
-                {"params": adaptor, "lr": float(self.adaptor_learning_rate)},
-                {"params": rest, "lr": float(self.learning_rate)},
+                {"params": adaptor, "lr": self.adaptor_learning_rate},
+                {"params": rest, "lr": self.learning_rate},
             ],
-            weight_decay=float(self.weight_decay),
+            weight_decay=self.weight_decay,
         )
 
     def _batch_loss(self, module, X, draw, device):

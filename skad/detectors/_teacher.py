@@ -334,9 +334,7 @@ def distill_teacher(
     targets = _Targets(features, X, pdn_grid(size, padding=True), seed, verbose)
     module = seeded(lambda: pdn(model, targets.n_channels, padding=True), seed)
     module = module.to(device, memory_format=torch.channels_last).train()
-    optimizer = Adam(
-        module.parameters(), float(learning_rate), weight_decay=float(weight_decay)
-    )
+    optimizer = Adam(module.parameters(), learning_rate, weight_decay=weight_decay)
     mean, std = (torch.tensor(s)[:, None, None] for s in (targets.mean, targets.std))
 
     def step(number):

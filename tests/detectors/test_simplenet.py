@@ -281,3 +281,14 @@ def test_the_global_generator_of_torch_is_left_alone():
     before = torch.random.get_rng_state()
     SimpleNetDetector(**{**QUICK, "max_epochs": 2}).fit(grids(10))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_checkpoints_take_numbers_of_numpy(tmp_path):
+    """A search passes them, and torch refuses to read them back."""
+    from skad._training import _resumed, _save
+
+    module = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(module.parameters(), np.float64(1e-3))
+    _save(tmp_path / "run.pt", {"optimizer": optimizer}, [0.5])
+    assert _resumed(tmp_path / "run.pt", {"optimizer": optimizer}) == [0.5]
+    assert optimizer.param_groups[0]["lr"] == 1e-3
