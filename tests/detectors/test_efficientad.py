@@ -188,8 +188,15 @@ def test_losses_fall_and_scores_separate(data, fitted):
 
     losses = np.array(fitted.loss_curve_)
     assert len(losses) == 250
-    # Penalty images are harder than good ones, and losses jump with the image.
-    assert np.median(losses[-50:]) < 0.85 * np.median(losses[:50])
+    assert losses[-100:].mean() < losses[:100].mean()
+    # Losses jump with the image: what the student has learned shows on new good ones.
+    good = np.stack([x for x, y in zip(data.test, data.y_test, strict=True) if y == 1])
+    beginner = tiny(fitted.teacher, data.train[:5], max_steps=1).fit(data.train)
+    before, after = (
+        detector._raw_maps(good.astype(np.float32) / 255)[0].mean()
+        for detector in (beginner, fitted)
+    )
+    assert after < 0.85 * before
     assert image_auroc(data.y_test, fitted.score_samples(data.test)) > 0.8
 
 
