@@ -140,7 +140,7 @@ class RecallReport:
         A rate chosen by the defects promises as much as any other about good images.
         The recall at it is no longer an unbiased estimate: test it on other defects.
         """
-        if not isinstance(recall, Real) or not 0 < recall <= 1:
+        if not (_is_number(recall) and 0 < recall <= 1):
             raise ValueError(f"recall={recall!r} must be a number in (0, 1].")
         needed = int(np.ceil(recall * self.n_defects - 1e-9))
         return float(np.sort(self.p_values)[max(needed, 1) - 1])
@@ -276,7 +276,7 @@ def recall_report(
     detector = _final(model)
     held_out = _held_out_scores(detector)
     n = len(held_out)
-    if not isinstance(confidence, Real) or not 0 < confidence < 1:
+    if not (_is_number(confidence) and 0 < confidence < 1):
         raise ValueError(f"confidence={confidence!r} must be a number in (0, 1).")
     rate, threshold = float(detector.contamination), float(detector.offset_)
     rates = _checked_rates(false_alarm_rates, n, rate)
@@ -322,6 +322,10 @@ def recall_report(
             for other in rates
         ],
     )
+
+
+def _is_number(value):
+    return isinstance(value, Real)
 
 
 def _final(model):

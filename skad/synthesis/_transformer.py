@@ -1,6 +1,8 @@
 """The syntheses as one transformer: good images in, the same with defects out."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -16,7 +18,7 @@ from skad.synthesis._extended import extended_anomaly, foreground_mask
 from skad.synthesis._image import as_float
 from skad.synthesis._smoothblend import smooth_blend
 
-_SYNTHESES = {
+_SYNTHESES: dict[str, Callable] = {
     "cutpaste": cutpaste,
     "cutpaste_scar": cutpaste_scar,
     "smooth_blend": smooth_blend,
@@ -107,7 +109,9 @@ class SyntheticAnomalies(TransformerMixin, BaseEstimator):
     ((4, 64, 64, 3), (4, 64, 64), [True, True, True, True])
     """
 
-    _parameter_constraints = {
+    sources_: Any
+    masks_: Any
+    _parameter_constraints: dict[str, Any] = {
         "method": [StrOptions(set(_SYNTHESES))],
         "options": [dict, None],
         "texture_images": "no_validation",
