@@ -186,25 +186,34 @@ detectors = {
     "PaDiM": PaDiMDetector(),
     "subspace": SubspaceDetector(),
 }
-names, by_made, by_real = [], [], []
+results = {}
 for size in (64, 128):
     for name, detector in detectors.items():
         model = Pipeline([features(size), detector]).fit(data.train)
-        names.append(f"{name}, {size} px")
-        by_made.append(pro_score(masks, model.anomaly_map(images)))
-        by_real.append(pro_score(data.masks, model.anomaly_map(data.test)))
-        print(f"{names[-1]}: PRO {by_made[-1]:.3f} made, {by_real[-1]:.3f} real")
+        made = pro_score(masks, model.anomaly_map(images))
+        real = pro_score(data.masks, model.anomaly_map(data.test))
+        results[name, size] = made, real
+        print(f"{name}, {size} px: PRO {made:.3f} made, {real:.3f} test set")
 
 # %%
-# The order is similar, the values are not: made defects tell a setting that is no good
-# from one that is, roughly. They say nothing about how many real defects will be found;
-# for that, see `skad.calibration` once the first ones have turned up.
+# Made defects tell a poor setting from a good one: here, 64 pixels are too few. Among
+# the good settings their order means little. The values are far apart, and none of
+# them says how many real defects will be found; for that, see `skad.calibration` once
+# the first ones have turned up.
 
+by_made, by_real = np.transpose(list(results.values()))
 print(f"rank correlation {spearmanr(by_made, by_real).statistic:.2f}")
-figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-axis.scatter(by_made, by_real)
-for x, y, name in zip(by_made, by_real, names, strict=True):
-    axis.annotate(name, (x, y), (5, 3), textcoords="offset points", fontsize="small")
-axis.margins(x=0.25, y=0.1)
-axis.set(xlabel="PRO on made defects", ylabel="PRO on real defects")
+figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+for (name, size), (made, real) in results.items():
+    axis.scatter(
+        made,
+        real,
+        s=70,
+        marker=dict(zip(detectors, "osx", strict=True))[name],
+        color="tab:orange" if size == 64 else "tab:blue",
+        alpha=0.7,
+        label=f"{name}, {size} px",
+    )
+axis.set(xlabel="PRO on made defects", ylabel="PRO on the test set")
+figure.legend(loc="outside right upper")
 figure.savefig(options.output, dpi=110)
