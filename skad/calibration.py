@@ -25,7 +25,7 @@ _USUAL_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 class RecallRow:
     """How many of some defects lie beyond a threshold.
 
-    Attributes
+    Parameters
     ----------
     kind : object
         Kind of the defects; None for all kinds.
@@ -60,7 +60,7 @@ class RecallRow:
 class RecallReport:
     """What `recall_report` finds; prints as a table.
 
-    Attributes
+    Parameters
     ----------
     false_alarm_rate : float
         That of the model, its `contamination`.
