@@ -56,6 +56,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
     _auto_calibration = "kfold"
     _keeps_images = False  # whether left-out scores can be had again at any time
     _least_to_hold_out = 2  # images that leave-one-out needs
+    _in_sample = False  # whether calibration scores are of training images
     _parameter_constraints: dict[str, list[Any]] = {
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
         "calibration": [StrOptions({"auto", "loo", "kfold", "split", "train"})],
@@ -173,6 +174,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
                 other.calibration_maps_,
                 other._calibration_seen,
             )
+            self._in_sample = self._in_sample or other._in_sample
         return self
 
     def score_samples(self, X):
@@ -459,6 +461,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             scores, maps = held_out_scores
             self._join_threshold(scores, maps, self.n_samples_seen_)
         if how == "train":
+            self._in_sample = True
             self.offset_ = float(
                 np.percentile(self.calibration_scores_, 100 * self.contamination)
             )
@@ -491,6 +494,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         self.calibration_scores_ = np.empty(0)
         self.calibration_maps_ = np.empty((0, *maps.shape[1:]), np.float32)
         self._calibration_seen = np.empty(0, np.int64)
+        self._in_sample = False
         self._join_threshold(scores, maps, self.n_samples_seen_)
 
     def _join_threshold(self, scores, maps, seen):

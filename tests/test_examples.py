@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
     [
         ("quickstart", [], "image AUROC 1.000"),
         ("update", [], "PaDiM"),
+        ("synthesis", ["--foreground", "auto"], "rank correlation"),
         ("train", ["--epochs", "2", "--steps", "40"], "EfficientAD"),
         ("grid_search", ["--layers", "blocks.4"], "best by PRO"),
     ],

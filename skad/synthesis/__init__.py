@@ -5,8 +5,10 @@ from skad.synthesis._draem import changed_texture, draem, procedural_texture
 from skad.synthesis._extended import extended_anomaly, foreground_mask
 from skad.synthesis._perlin import perlin_mask, perlin_noise
 from skad.synthesis._smoothblend import smooth_blend
+from skad.synthesis._transformer import SyntheticAnomalies
 
 __all__ = [
+    "SyntheticAnomalies",
     "changed_texture",
     "cutpaste",
     "cutpaste_scar",

@@ -7,7 +7,7 @@ from skad.synthesis._image import as_float, recoloured
 from skad.synthesis._perlin import perlin_mask, perlin_noise
 
 
-def draem(image, rng, *, texture=None, mask=None, opacity=(0.2, 1.0)):
+def draem(image, rng, *, texture=None, mask=None, foreground=None, opacity=(0.2, 1.0)):
     """Blend a texture into an image, in blobs of Perlin noise.
 
     Parameters
@@ -25,6 +25,9 @@ def draem(image, rng, *, texture=None, mask=None, opacity=(0.2, 1.0)):
     mask : ndarray of shape (H, W), bool, default=None
         Where it shows. None draws one with `perlin_mask`, up to ten times until it is
         not empty.
+
+    foreground : ndarray of shape (H, W), bool, default=None
+        Where on the image it may show at all; None is everywhere.
 
     opacity : (float, float), default=(0.2, 1.0)
         Weight of the texture.
@@ -63,8 +66,10 @@ def draem(image, rng, *, texture=None, mask=None, opacity=(0.2, 1.0)):
             f"texture has shape {texture.shape}, but the image {image.shape}; resize "
             "it first."
         )
+    allowed = True if foreground is None else np.asarray(foreground) > 0
     for _ in range(10):
         found = perlin_mask(image.shape[:2], rng) if mask is None else np.asarray(mask)
+        found = found & allowed
         if found.any():
             break
     weight = np.float32(rng.uniform(*opacity))

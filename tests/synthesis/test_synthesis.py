@@ -197,6 +197,20 @@ def test_draem_takes_textures_and_masks(image):
         draem(image, rng(), texture=texture[:10])
 
 
+def test_draem_stays_in_the_foreground(image):
+    allowed = np.zeros(image.shape[:2], bool)
+    allowed[20:50, 10:30] = True
+    for seed in range(10):
+        everywhere, where = draem(image, rng(seed))
+        changed, inside = draem(image, rng(seed), foreground=allowed)
+        assert inside.any()
+        assert not inside[~allowed].any()
+        np.testing.assert_array_equal(changed[~inside], image[~inside])
+        if (where & allowed).any():  # the first blobs will do: the same draw
+            np.testing.assert_array_equal(inside, where & allowed)
+            np.testing.assert_array_equal(changed[inside], everywhere[inside])
+
+
 def test_every_change_of_a_texture_is_an_image():
     from skad.synthesis._draem import _CHANGES
 

@@ -1,0 +1,379 @@
+"""What a handful of known defects says about a model that learned from good images.
+
+The threshold comes from held-out good images alone, and stays. Defects only tell how
+many of their kind it finds, and which rate of false alarms would find more.
+"""
+
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import sklearn.pipeline
+from scipy.stats import binomtest
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from skad._threshold import conformal_p_values, conformal_threshold
+from skad.pipeline import _unwrap
+
+__all__ = ["RecallReport", "RecallRow", "recall_report"]
+
+_USUAL_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class RecallRow:
+    """How many of some defects lie beyond a threshold.
+
+    Parameters
+    ----------
+    kind : object
+        Kind of the defects; None for all kinds.
+
+    false_alarm_rate : float
+        Probability, at most, that a new good image lies beyond it, too.
+
+    threshold : float
+        Of `score_samples`; smaller scores are defective.
+
+    n_defects, n_found : int
+        Number of defects, and of those beyond the threshold.
+
+    interval : (float, float)
+        Clopper and Pearson's confidence interval of the recall.
+    """
+
+    kind: Any
+    false_alarm_rate: float
+    threshold: float
+    n_defects: int
+    n_found: int
+    interval: tuple[float, float]
+
+    @property
+    def recall(self):
+        """Share of the defects that is found."""
+        return self.n_found / self.n_defects
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RecallReport:
+    """What `recall_report` finds; prints as a table.
+
+    Parameters
+    ----------
+    false_alarm_rate : float
+        That of the model, its `contamination`.
+
+    certified : bool
+        Whether there are good images enough for this rate. If not, the threshold of
+        the model is an estimate.
+
+    threshold : float
+        That of the model, its `offset_`.
+
+    n_good : int
+        Number of held-out good images behind it.
+
+    n_defects, n_found : int
+        Number of defects, and of those that the model finds.
+
+    interval : (float, float)
+        Clopper and Pearson's confidence interval of the recall.
+
+    confidence : float
+        Its level.
+
+    missed : ndarray of shape (n_missed,), int64
+        Positions of the defects that the model does not find, the most usual first.
+
+    p_values : ndarray of shape (n_defects,), float64
+        Smallest false-alarm rate at which each defect is found.
+
+    by_kind : list of RecallRow
+        Of each kind of defect, at the threshold of the model, sorted by kind. Empty
+        without `kinds`.
+
+    by_rate : list of RecallRow
+        At other false-alarm rates, ascending.
+
+    References
+    ----------
+    .. [1] C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits
+       illustrated in the case of the binomial", Biometrika 26(4), 1934.
+    """
+
+    false_alarm_rate: float
+    certified: bool
+    threshold: float
+    n_good: int
+    n_defects: int
+    n_found: int
+    interval: tuple[float, float]
+    confidence: float
+    missed: np.ndarray
+    p_values: np.ndarray
+    by_kind: list[RecallRow]
+    by_rate: list[RecallRow]
+
+    @property
+    def recall(self):
+        """Share of the defects that the model finds."""
+        return self.n_found / self.n_defects
+
+    def rate_for(self, recall):
+        """Smallest false-alarm rate at which a share of the defects is found.
+
+        Parameters
+        ----------
+        recall : float
+            In (0, 1].
+
+        Returns
+        -------
+        rate : float
+            A multiple of 1 / (n_good + 1). 1 means that no threshold does: some of the
+            defects needed look more usual than every held-out good image.
+
+        Notes
+        -----
+        A rate chosen by the defects promises as much as any other about good images.
+        The recall at it is no longer an unbiased estimate: test it on other defects.
+        """
+        if not (_is_number(recall) and 0 < recall <= 1):
+            raise ValueError(f"recall={recall!r} must be a number in (0, 1].")
+        needed = int(np.ceil(recall * self.n_defects - 1e-9))
+        return float(np.sort(self.p_values)[max(needed, 1) - 1])
+
+    def __repr__(self):
+        own = RecallRow(
+            None,
+            self.false_alarm_rate,
+            self.threshold,
+            self.n_defects,
+            self.n_found,
+            self.interval,
+        )
+        name = f"model: {own.false_alarm_rate:.2%}"
+        rows = [(name if self.certified else f"{name}, estimated", own)]
+        rows += [(f"{row.false_alarm_rate:.2%}", row) for row in self.by_rate]
+        lines = [
+            f"{self.n_defects} defects, threshold from {self.n_good} good images",
+            "",
+            *self._table("false alarms", rows),
+        ]
+        if self.by_kind:
+            kinds = [(str(row.kind), row) for row in self.by_kind]
+            lines += ["", *self._table("kind, by the model", kinds)]
+        return "\n".join(lines)
+
+    def _table(self, title, rows):
+        width = max(len(title), *(len(name) for name, _ in rows))
+        level = f"{100 * self.confidence:g} % interval"
+        yield f"{title:<{width}}  {'found':>9}  recall  {level}"
+        for name, row in rows:
+            low, high = row.interval
+            found = f"{row.n_found} of {row.n_defects}"
+            yield (
+                f"{name:<{width}}  {found:>9}  {row.recall:>6.1%}  "
+                f"{low:.1%} to {high:.1%}"
+            )
+
+
+def recall_report(
+    model,
+    X_defects,
+    *,
+    kinds=None,
+    false_alarm_rates=None,
+    confidence=0.95,
+    regions=None,
+):
+    """Tell how many known defects a model finds at its rate of false alarms.
+
+    The model stays as it is: its threshold never depends on defects.
+
+    Parameters
+    ----------
+    model : estimator
+        A fitted detector of skad, a Pipeline that ends in one, or a search around
+        these.
+
+    X_defects : sequence of images, or ndarray of patch features
+        Defects, as `score_samples` of the model takes them, that it was not trained
+        on.
+
+    kinds : array-like of shape (n_defects,), default=None
+        Kind of each defect, such as "scratch".
+
+    false_alarm_rates : array-like of float, default=None
+        Other rates to report, from 1 / (n_good + 1), the smallest that so many
+        held-out good images certify, to 0.5. None is this smallest one, and those of
+        0.01, 0.02, 0.05, 0.1 and 0.2 that are larger; the model's own is not
+        repeated.
+
+    confidence : float, default=0.95
+        Level of the intervals, in (0, 1).
+
+    regions : sequence of n_defects masks, default=None
+        For pipelines, as in `PatchFeatures.transform`.
+
+    Returns
+    -------
+    report : RecallReport
+
+    Raises
+    ------
+    sklearn.exceptions.NotFittedError
+        If the model is not fitted.
+
+    TypeError
+        If it keeps no scores of held-out good images.
+
+    ValueError
+        If these are scores of the images it was trained on, if `contamination` or
+        `offset_` were set since, if there are no defects, if one has no score, or if
+        an argument is out of range.
+
+    Notes
+    -----
+    At a rate a, the threshold is the held-out score of rank ceil((n + 1) (1 - a)),
+    counted from the usual end, as that of the model itself.
+
+    The intervals hold for defects drawn at random from those to come, which a
+    collection of known ones seldom is. Kinds that are not among them may be found
+    always or never.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad import PatchCoreDetector
+    >>> from skad.calibration import recall_report
+    >>> rng = np.random.default_rng(0)
+    >>> model = PatchCoreDetector().fit(rng.normal(size=(60, 6, 6, 8)))
+    >>> defects = rng.normal(size=(20, 6, 6, 8))
+    >>> defects[:5, 2, 3] += 4
+    >>> defects[5:, 2, 3] += 1.5
+    >>> report = recall_report(model, defects, kinds=["hole"] * 5 + ["stain"] * 15)
+    >>> print(report)
+    20 defects, threshold from 60 good images
+    <BLANKLINE>
+    false alarms      found  recall  95 % interval
+    model: 5.00%   15 of 20   75.0%  50.9% to 91.3%
+    1.64%           9 of 20   45.0%  23.1% to 68.5%
+    2.00%           9 of 20   45.0%  23.1% to 68.5%
+    10.00%         16 of 20   80.0%  56.3% to 94.3%
+    20.00%         17 of 20   85.0%  62.1% to 96.8%
+    <BLANKLINE>
+    kind, by the model      found  recall  95 % interval
+    hole                   5 of 5  100.0%  47.8% to 100.0%
+    stain                10 of 15   66.7%  38.4% to 88.2%
+    >>> report.missed  # the most usual first: look at them
+    array([ 8, 16, 14,  5,  9])
+    >>> round(report.rate_for(0.8), 3)
+    0.066
+    """
+    detector = _final(model)
+    held_out = _held_out_scores(detector)
+    n = len(held_out)
+    if not (_is_number(confidence) and 0 < confidence < 1):
+        raise ValueError(f"confidence={confidence!r} must be a number in (0, 1).")
+    rate, threshold = float(detector.contamination), float(detector.offset_)
+    rates = _checked_rates(false_alarm_rates, n, rate)
+    if len(X_defects) == 0:
+        raise ValueError("X_defects is empty; recall needs one defect at least.")
+    if kinds is not None:
+        kinds = np.asarray(kinds)
+        check_consistent_length(X_defects, kinds)
+    looked_at = {} if regions is None else {"regions": regions}
+    scores = _unwrap(model).score_samples(X_defects, **looked_at)
+    if np.isnan(scores).any():
+        skipped = np.flatnonzero(np.isnan(scores)).tolist()
+        raise ValueError(
+            f"X_defects has no score (NaN) at the positions {skipped}, whose images "
+            "were skipped or have nothing inside of their region; leave them out."
+        )
+
+    def row(kind, rate, threshold, scores):
+        found = int(np.sum(scores < threshold))
+        interval = binomtest(found, len(scores)).proportion_ci(confidence, "exact")
+        low, high = float(interval.low), float(interval.high)
+        return RecallRow(kind, rate, threshold, len(scores), found, (low, high))
+
+    own = row(None, rate, threshold, scores)
+    missed = np.flatnonzero(scores >= threshold)
+    return RecallReport(
+        false_alarm_rate=rate,
+        certified=conformal_threshold(-held_out, rate)[1],
+        threshold=threshold,
+        n_good=n,
+        n_defects=own.n_defects,
+        n_found=own.n_found,
+        interval=own.interval,
+        confidence=float(confidence),
+        missed=missed[np.argsort(-scores[missed], kind="stable")],
+        p_values=conformal_p_values(scores, held_out),
+        by_kind=[
+            row(kind, rate, threshold, scores[kinds == kind])
+            for kind in ([] if kinds is None else np.unique(kinds).tolist())
+        ],
+        by_rate=[
+            row(None, other, -conformal_threshold(-held_out, other)[0], scores)
+            for other in rates
+        ],
+    )
+
+
+def _is_number(value):
+    return isinstance(value, Real)
+
+
+def _final(model):
+    """The fitted detector that gives the scores."""
+    check_is_fitted(model)
+    detector = _unwrap(model)
+    while isinstance(detector, sklearn.pipeline.Pipeline):
+        detector = _unwrap(detector.steps[-1][1])
+    check_is_fitted(detector)
+    return detector
+
+
+def _held_out_scores(detector):
+    name = type(detector).__name__
+    if not hasattr(detector, "calibration_scores_"):
+        raise TypeError(
+            f"{name} keeps no scores of held-out good images (calibration_scores_); "
+            "pass a detector of skad, or a pipeline that ends in one."
+        )
+    if detector._in_sample:
+        raise ValueError(
+            f"the calibration_scores_ of this {name} are of images it was trained on "
+            "(calibration='train', or a single image), which say nothing about new "
+            "ones. Fit with another calibration, or call calibrate with other good "
+            "images."
+        )
+    held_out = detector.calibration_scores_
+    threshold = -conformal_threshold(-held_out, detector.contamination)[0]
+    if not np.isclose(threshold, detector.offset_, rtol=1e-9, atol=0):
+        raise ValueError(
+            f"offset_={detector.offset_:g} is not the threshold of contamination="
+            f"{detector.contamination:g}, which is {threshold:g}: one of the two was "
+            "set after the fit. Call calibrate with good images, or fit again."
+        )
+    return held_out
+
+
+def _checked_rates(rates, n, own):
+    least = 1 / (n + 1)
+    if rates is None:
+        rates = [least, *(rate for rate in _USUAL_RATES if rate > least)]
+        return [rate for rate in rates if not np.isclose(rate, own)]
+    rates = np.unique(np.asarray(rates, float)).tolist()
+    for rate in rates:
+        if not least - 1e-9 <= rate <= 0.5:
+            raise ValueError(
+                f"false_alarm_rates has {rate:g}; {n} held-out good images certify "
+                f"rates from 1 / {n + 1} = {least:.2g}, and half of the good images "
+                "(0.5) is the most. For smaller ones, calibrate with more good images."
+            )
+    return rates
