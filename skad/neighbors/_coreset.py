@@ -21,7 +21,8 @@ from skad.neighbors._distances import (
     squared_norms,
 )
 
-_CANDIDATES = 1024, 2048  # fewest and most rows that a round looks at
+_CANDIDATES = 256, 2048  # fewest and most rows that a round looks at
+_ROOM = 1e7  # bytes for these and their distances, or a tenth of X
 _STALE_GROUPS = 4
 _CHUNK = 2**18  # entries of a temporary
 
@@ -234,8 +235,8 @@ class _Traversal:
 
 
 def _n_candidates(X):
-    """So many rows that they and their distances take a tenth of the size of X."""
-    room = X.nbytes / 10
+    """So many rows that they and their distances take no more than their room."""
+    room = max(_ROOM, X.nbytes / 10)
     row = 16 * X.shape[1]
     n = (np.sqrt(row**2 + 40 * room) - row) / 20  # 10 n^2 + row n = room
     return int(np.clip(n, *_CANDIDATES))
