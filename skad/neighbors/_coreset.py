@@ -22,7 +22,7 @@ from skad.neighbors._distances import (
 )
 
 _CANDIDATES = 256, 2048  # fewest and most rows that a round looks at
-_ROOM = 1e7  # bytes for these and their distances, or a tenth of X
+_ROOM = 1.2e7  # bytes for these and their distances, or a tenth of X
 _STALE_GROUPS = 4
 _CHUNK = 2**18  # entries of a temporary
 
