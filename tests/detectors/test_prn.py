@@ -15,7 +15,7 @@ from sklearn.model_selection import GridSearchCV
 
 from skad import PRNDetector
 from skad.datasets import make_textures
-from skad.detectors import _prn
+from skad.detectors._prn_encoder import digest
 from skad.detectors._prn_modules import (
     attention,
     cluster_means,
@@ -26,6 +26,7 @@ from skad.detectors._prn_modules import (
     residual_network,
     segmentation_loss,
 )
+from skad.detectors._prn_samples import Samples, composition, resized_mask
 from skad.metrics import image_auroc, pixel_auroc
 from skad.model_selection import OneClassSplit
 
@@ -255,7 +256,7 @@ def test_every_batch_is_composed_alike(data, seen, monkeypatch, seen_too, expect
     made = []
 
     def counting(name):
-        method = getattr(_prn._Maker, name)
+        method = getattr(Samples, name)
 
         def wrapped(self, rng):
             made.append(name)
@@ -263,11 +264,14 @@ def test_every_batch_is_composed_alike(data, seen, monkeypatch, seen_too, expect
 
         return wrapped
 
-    for name in ("seen", "simulated"):
-        monkeypatch.setattr(_prn._Maker, name, counting(name))
+    for name in ("seen", "made"):
+        monkeypatch.setattr(Samples, name, counting(name))
     tiny(batch_size=16, max_steps=2).fit(*(seen if seen_too else (data.train,)))
-    counts = [made.count(name) // 2 for name in ("seen", "simulated")]
+    counts = [made.count(name) // 2 for name in ("seen", "made")]
     assert (16 - sum(counts), *(n for n in counts if n)) == expected
+    assert composition(64, True) == (32, 16, 16)
+    assert composition(64, False) == (32, 0, 32)
+    assert composition(3, True) == (1, 1, 1)
 
 
 def test_labels_without_masks_raise_scores(data, seen):
@@ -315,19 +319,19 @@ def test_masks_are_resized_with_their_images(data, tmp_path):
             [*data.train, data.test[-1]], [1] * 30 + [-1], [None] * 30 + [other]
         )
         assert found.loss_curve_ == expected.loss_curve_
-    detector = tiny(image_size=96, crop_size=32)
+    size, crop = (96, 96), (32, 32)
     thin = np.zeros((960, 960), bool)
     thin[480, 480] = True
-    assert detector._resized_mask(thin, 0).sum() == 1
+    assert resized_mask(thin, size, crop).sum() == 1
     thin = np.roll(thin, 400, axis=0)
-    assert detector._resized_mask(thin, 0).sum() == 0
+    assert resized_mask(thin, size, crop).sum() == 0
 
 
 def test_the_frozen_network_stays_as_it_is(seen):
     detector = tiny(max_steps=2).fit(*seen)
     encoder = detector._encoder(torch.device("cpu"))
     assert not any(part.training for part in encoder.module.modules())
-    assert _prn._digest(encoder.module) == detector.weights_sha256_
+    assert digest(encoder.module) == detector.weights_sha256_
     fresh = timm.create_model("resnet10t").state_dict()["bn1.running_mean"]
     assert torch.equal(encoder.module.state_dict()["bn1.running_mean"], fresh)
 
