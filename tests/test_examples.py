@@ -18,6 +18,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("update", [], "PaDiM"),
         ("train", ["--epochs", "2", "--steps", "40"], "EfficientAD"),
         ("grid_search", ["--layers", "blocks.4"], "best by PRO"),
+        ("prn", ["--steps", "20", "--size", "64"], "unseen kinds: pixel AP"),
     ],
 )
 def test_example(name, more, says, shared, tmp_path):

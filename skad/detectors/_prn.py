@@ -6,6 +6,7 @@ network that learns to mark defects: seen ones, where there are some, and made o
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from math import cos, pi
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,16 @@ class PRNDetector(ImageDetector):
         "auto" puts made defects on the part only, where the background is plain
         (`skad.synthesis.foreground_mask`).
 
+    flips : bool, default=False
+        Whether training images are mirrored at random, along both sides: for parts
+        that look as good when mirrored, which makes more of few defects.
+
     learning_rate : float, default=1e-4
-        Of AdamW.
+        Of AdamW. Where steps are few, as on a processor, try 1e-3.
+
+    schedule : {"constant", "cosine"}, default="constant"
+        Whether the learning rate stays, as in the paper, or falls to 0 along a half
+        cosine over `max_steps`.
 
     weight_decay : float, default=1e-2
         Of AdamW, which shrinks weights by this share of the learning rate. Added to the
@@ -254,6 +263,8 @@ class PRNDetector(ImageDetector):
         "max_steps": [Interval(Integral, 1, None, closed="left")],
         "texture_images": "no_validation",
         "foreground": [StrOptions({"auto"}), None],
+        "flips": ["boolean"],
+        "schedule": [StrOptions({"constant", "cosine"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "focal_weight": [Interval(Real, 0, None, closed="left")],
@@ -276,7 +287,9 @@ class PRNDetector(ImageDetector):
         max_steps=5000,
         texture_images=None,
         foreground=None,
+        flips=False,
         learning_rate=1e-4,
+        schedule="constant",
         weight_decay=1e-2,
         focal_weight=5.0,
         batch_size=64,
@@ -303,7 +316,9 @@ class PRNDetector(ImageDetector):
         self.max_steps = max_steps
         self.texture_images = texture_images
         self.foreground = foreground
+        self.flips = flips
         self.learning_rate = learning_rate
+        self.schedule = schedule
         self.weight_decay = weight_decay
         self.focal_weight = focal_weight
         self.batch_size = batch_size
@@ -507,9 +522,13 @@ class PRNDetector(ImageDetector):
             seed,
             self.texture_images,
             self.foreground,
+            self.flips,
         )
 
         def step(number):
+            if self.schedule == "cosine":
+                rate = self.learning_rate * (1 + cos(pi * number / self.max_steps)) / 2
+                optimizer.param_groups[0]["lr"] = rate
             shown = samples(number)
             levels = encoder.levels(np.stack([image for image, _ in shown]))
             logits = network(levels, _nearest_of(levels, prototypes))

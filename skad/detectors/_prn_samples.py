@@ -67,10 +67,22 @@ class Samples:
 
     foreground : "auto" or None
         As in `PRNDetector`.
+
+    flips : bool
+        Whether each image is mirrored at random, along both sides.
     """
 
     def __init__(
-        self, read, n, defects, size, batch_size, seed, texture_images, foreground
+        self,
+        read,
+        n,
+        defects,
+        size,
+        batch_size,
+        seed,
+        texture_images,
+        foreground,
+        flips,
     ):
         self.read, self.n, self.defects = read, n, defects
         self.size, self.seed = size, seed
@@ -84,11 +96,20 @@ class Samples:
                 )
             self.n_textures = len(images)
             self.textures = remembered(ImageReader(images, size, None, "raise", 1))
-        self.foreground = foreground
+        self.foreground, self.flips = foreground, flips
         self._allowed: dict[int, np.ndarray] = {}
 
     def __call__(self, step, k):
         """Image k of a step, and its mask, or None where nobody has marked it."""
+        image, mask = self._drawn(step, k)
+        if self.flips:
+            rng = np.random.default_rng(mixed(self.seed, 3, step, k))
+            way = tuple(slice(None, None, rng.choice((-1, 1))) for _ in range(2))
+            image = np.ascontiguousarray(image[way])
+            mask = None if mask is None else mask[way]
+        return image, mask
+
+    def _drawn(self, step, k):
         if k < self.n_good:
             ahead = self.n_good * step + k
             image = self.read(order(self.seed, ahead // self.n, self.n)[ahead % self.n])
