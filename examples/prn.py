@@ -12,7 +12,7 @@ random weights, which need no download::
 On your own images, in the layout of MVTec AD, with pretrained weights and more steps,
 it finds more::
 
-    python examples/prn.py --data DIR --backbone mobilenetv2_100 --steps 1500 --size 192
+    python examples/prn.py --data DIR --backbone mobilenetv2_100 --steps 1000 --size 192
 
 """
 
@@ -48,7 +48,7 @@ options = parser.parse_args()
 # be judged by what it was shown.
 
 if options.data is None:
-    data = make_textures(60, 40, texture="fabric", size=128, random_state=0)
+    data = make_textures(100, 40, texture="fabric", size=128, random_state=0)
 else:
     folder = options.data.resolve()
     data = load_mvtec(folder.parent, folder.name)
