@@ -19,6 +19,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("synthesis", ["--foreground", "auto"], "rank correlation"),
         ("train", ["--epochs", "2", "--steps", "40"], "EfficientAD"),
         ("grid_search", ["--layers", "blocks.4"], "best by PRO"),
+        ("prn", ["--steps", "20", "--size", "64"], "unseen kinds: pixel AP"),
     ],
 )
 def test_example(name, more, says, shared, tmp_path):

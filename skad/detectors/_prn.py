@@ -6,8 +6,7 @@ network that learns to mark defects: seen ones, where there are some, and made o
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from hashlib import sha256
+from math import cos, pi
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,8 @@ from skad._training import (
     checkpoint_file,
     contents,
     made_ahead,
-    mixed,
     optimizer_arrays,
     optimizer_tensors,
-    order,
     rebuilt,
     result_settings,
     seeded,
@@ -34,6 +31,7 @@ from skad._training import (
     train,
     with_arrays,
 )
+from skad.detectors._prn_encoder import STRIDES, Arguments, built_encoder, identity
 from skad.detectors._prn_modules import (
     REDUCED,
     cluster_means,
@@ -42,21 +40,16 @@ from skad.detectors._prn_modules import (
     residual_network,
     segmentation_loss,
 )
-from skad.detectors._teacher import as_input
-from skad.image_detector import ImageDetector
-from skad.images import check_images, read_mask
-from skad.images._geometry import center_crop_box
-from skad.images._reading import ImageReader, n_threads, remembered
-from skad.synthesis import (
-    changed_texture,
-    draem,
-    extended_anomaly,
-    foreground_mask,
-    perlin_mask,
-    procedural_texture,
+from skad.detectors._prn_samples import (
+    Samples,
+    check_masks,
+    read_defect_mask,
+    resized_mask,
 )
+from skad.image_detector import ImageDetector
+from skad.images import check_images
+from skad.images._reading import n_threads, remembered
 
-_STRIDES = (4, 8, 16, 32)
 _COARSE = 4  # maps are kept at this fraction of the image
 _AT_ONCE = 8  # images per pass when scoring
 
@@ -107,8 +100,16 @@ class PRNDetector(ImageDetector):
         "auto" puts made defects on the part only, where the background is plain
         (`skad.synthesis.foreground_mask`).
 
+    flips : bool, default=False
+        Whether training images are mirrored at random, along both sides: for parts
+        that look as good when mirrored, which makes more of few defects.
+
     learning_rate : float, default=1e-4
-        Of AdamW.
+        Of AdamW. Where steps are few, as on a processor, try 1e-3.
+
+    schedule : {"constant", "cosine"}, default="constant"
+        Whether the learning rate stays, as in the paper, or falls to 0 along a half
+        cosine over `max_steps`.
 
     weight_decay : float, default=1e-2
         Of AdamW, which shrinks weights by this share of the learning rate. Added to the
@@ -262,6 +263,8 @@ class PRNDetector(ImageDetector):
         "max_steps": [Interval(Integral, 1, None, closed="left")],
         "texture_images": "no_validation",
         "foreground": [StrOptions({"auto"}), None],
+        "flips": ["boolean"],
+        "schedule": [StrOptions({"constant", "cosine"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "focal_weight": [Interval(Real, 0, None, closed="left")],
@@ -284,7 +287,9 @@ class PRNDetector(ImageDetector):
         max_steps=5000,
         texture_images=None,
         foreground=None,
+        flips=False,
         learning_rate=1e-4,
+        schedule="constant",
         weight_decay=1e-2,
         focal_weight=5.0,
         batch_size=64,
@@ -311,7 +316,9 @@ class PRNDetector(ImageDetector):
         self.max_steps = max_steps
         self.texture_images = texture_images
         self.foreground = foreground
+        self.flips = flips
         self.learning_rate = learning_rate
+        self.schedule = schedule
         self.weight_decay = weight_decay
         self.focal_weight = focal_weight
         self.batch_size = batch_size
@@ -378,11 +385,11 @@ class PRNDetector(ImageDetector):
         return _AT_ONCE
 
     def _check_input_size(self):
-        if any(side % _STRIDES[-1] for side in self._input_size()):
+        if any(side % STRIDES[-1] for side in self._input_size()):
             name = "image_size" if self.crop_size is None else "crop_size"
             raise ValueError(
                 f"{name}={getattr(self, name)!r} must be a multiple of "
-                f"{_STRIDES[-1]}, the stride of the coarsest level."
+                f"{STRIDES[-1]}, the stride of the coarsest level."
             )
 
     # -- seen defects --------------------------------------------------------
@@ -404,14 +411,7 @@ class PRNDetector(ImageDetector):
             return []
         check_consistent_length(X, y)
         labels = check_labels(y)
-        if masks is None:
-            masks = [None] * len(labels)
-        for i in np.flatnonzero(labels == 1):
-            if masks[i] is not None and read_mask(masks[i], where=f"masks[{i}]").any():
-                raise ValueError(
-                    f"masks[{i}] marks a defect, but y[{i}] is +1, a good image; "
-                    "correct one of them."
-                )
+        masks = check_masks(masks, labels)
         chosen = np.flatnonzero(labels == -1)
         if len(chosen) == 0:
             return []
@@ -423,26 +423,12 @@ class PRNDetector(ImageDetector):
         read = remembered(reader)
         defects = []
         for k, i in enumerate(chosen):
-            mask = None if masks[i] is None else self._resized_mask(masks[i], i)
+            mask = None
+            if masks[i] is not None:
+                mask = resized_mask(read_defect_mask(masks[i], i), *self._frame())
             if mask is None or mask.any():
                 defects.append((lambda k=k: read(k), mask))
         return defects
-
-    def _resized_mask(self, mask, i):
-        """A mask at the size of the input; empty if the crop leaves nothing of it."""
-        mask = read_mask(mask, where=f"masks[{i}]")
-        if not mask.any():
-            raise ValueError(
-                f"masks[{i}] is empty, but y[{i}] is -1, a defective image; pass None "
-                "for a defect that nobody has marked."
-            )
-        size, crop = self._frame()
-        share = _resized_share(mask, size)
-        if crop is not None:
-            top, left = center_crop_box(size, crop)
-            share = share[top : top + crop[0], left : left + crop[1]]
-        resized = share > 0.5
-        return resized if resized.any() else share > 0  # thinner than a pixel
 
     # -- training ------------------------------------------------------------
 
@@ -469,13 +455,13 @@ class PRNDetector(ImageDetector):
         self.state_ = arrays(network)
 
     def _encoder(self, device):
-        return _encoder(
+        return built_encoder(
             self.backbone,
             self.layers if isinstance(self.layers, str) else tuple(self.layers),
-            _identity(self.weights, self._encoder_seed),
+            identity(self.weights, self._encoder_seed),
             repr(sorted((self.backbone_kwargs or {}).items())),
             str(device),
-            _Arguments(self.weights, self.backbone_kwargs or {}, self._encoder_seed),
+            Arguments(self.weights, self.backbone_kwargs or {}, self._encoder_seed),
         )
 
     def _known_encoder(self, device):
@@ -509,7 +495,7 @@ class PRNDetector(ImageDetector):
         height, width = self._input_size()
         return residual_network(
             [*(p.shape[1] for p in self.prototypes_), self._bottom],
-            [(height // s, width // s) for s in _STRIDES],
+            [(height // s, width // s) for s in STRIDES],
             n_attentions=3 if self.model == "full" else 1,
             per_element=per_element,
             reduced=None if self.model == "full" else REDUCED,
@@ -526,20 +512,23 @@ class PRNDetector(ImageDetector):
         if goes_on and hasattr(self, "_optimizer_state"):
             optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))
         prototypes = [torch.tensor(p, device=device) for p in self.prototypes_]
-        done, makes = len(self.loss_curve_), _Maker(self, read, n)
-        n_good = max(1, self.batch_size // 2)
-        n_seen = max(1, self.batch_size // 4) if self._defects else 0
-
-        def make(number, k):
-            """Sample k of a step: first the good ones, then the seen defects."""
-            if k < n_good:
-                ahead = n_good * (done + number) + k
-                good = read(order(seed, ahead // n, n)[ahead % n])
-                return good, np.zeros(good.shape[:2], bool)
-            rng = np.random.default_rng(mixed(seed, 2, done + number, k))
-            return makes.seen(rng) if k < n_good + n_seen else makes.simulated(rng)
+        done = len(self.loss_curve_)
+        make = Samples(
+            read,
+            n,
+            self._defects,
+            self._input_size(),
+            self.batch_size,
+            seed,
+            self.texture_images,
+            self.foreground,
+            self.flips,
+        )
 
         def step(number):
+            if self.schedule == "cosine":
+                rate = self.learning_rate * (1 + cos(pi * number / self.max_steps)) / 2
+                optimizer.param_groups[0]["lr"] = rate
             shown = samples(number)
             levels = encoder.levels(np.stack([image for image, _ in shown]))
             logits = network(levels, _nearest_of(levels, prototypes))
@@ -567,7 +556,12 @@ class PRNDetector(ImageDetector):
                 *(part for defect in self._defects for part in _contents(defect)),
             )
         with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:
-            samples = made_ahead(pool, make, self.batch_size, self.max_steps)
+            samples = made_ahead(
+                pool,
+                lambda number, k: make(done + number, k),
+                self.batch_size,
+                self.max_steps,
+            )
             losses = train(
                 step,
                 {"network": network, "optimizer": optimizer},
@@ -597,187 +591,6 @@ class PRNDetector(ImageDetector):
         return scores, coarse.cpu().numpy()
 
 
-class _Maker:
-    """Draws training images with defects, and where these are."""
-
-    def __init__(self, detector, read, n):
-        self.read, self.n = read, n
-        self.defects = detector._defects
-        self.size = detector._input_size()
-        self.foreground = detector.foreground
-        self.textures = None
-        if detector.texture_images is not None:
-            images = check_images(detector.texture_images)
-            if len(images) == 0:
-                raise ValueError(
-                    "texture_images is empty; pass images, or None to draw textures."
-                )
-            self.n_textures = len(images)
-            self.textures = remembered(ImageReader(images, self.size, None, "raise", 1))
-        self._allowed: dict[int, np.ndarray] = {}
-
-    def seen(self, rng):
-        """A seen defect as it is, or extended: moved to a good image."""
-        read, mask = self.defects[rng.integers(len(self.defects))]
-        if mask is None or rng.random() < 0.5:
-            return read(), mask
-        i = int(rng.integers(self.n))
-        return extended_anomaly(
-            self.read(i), read(), mask, rng, foreground=self._foreground(i)
-        )
-
-    def simulated(self, rng):
-        """A good image through which something else shows.
-
-        That is a texture in half of the cases, else a good image that was changed.
-        """
-        i = int(rng.integers(self.n))
-        image = self.read(i)
-        if rng.random() < 0.5:
-            other = changed_texture(self.read(int(rng.integers(self.n))), rng)
-        elif self.textures is None:
-            other = procedural_texture(image.shape, rng)
-        else:
-            texture = self.textures(int(rng.integers(self.n_textures)))
-            other = changed_texture(texture, rng)
-        return draem(image, rng, texture=other, mask=self._blobs(i, rng))
-
-    def _blobs(self, i, rng):
-        allowed = self._foreground(i)
-        for _ in range(10):
-            blobs = perlin_mask(self.size, rng)
-            inside = blobs if allowed is None else blobs & allowed
-            if inside.any():
-                return inside
-        return blobs
-
-    def _foreground(self, i):
-        if self.foreground is None:
-            return None
-        if i not in self._allowed:
-            self._allowed[i] = foreground_mask(self.read(i))
-        return self._allowed[i]
-
-
-class _Encoder:
-    """A frozen network in evaluation mode, and which of its levels are taken."""
-
-    def __init__(self, module, layers, device):
-        self.module = module.requires_grad_(False).eval().to(device)
-        self.device = device
-        self.sha256 = _digest(module)
-        info = module.feature_info
-        info = info if isinstance(info, list) else info.info
-        names = [level["module"] for level in info]
-        if layers == "auto":
-            strides = [level["reduction"] for level in info]
-            absent = sorted(set(_STRIDES) - set(strides))
-            if absent:
-                raise ValueError(
-                    f"layers='auto': the network has no level of stride {absent[0]}, "
-                    f"only of {sorted(set(strides))}; choose a backbone with levels of "
-                    "strides 4, 8, 16 and 32, such as 'resnet18'."
-                )
-            chosen = [len(strides) - 1 - strides[::-1].index(s) for s in _STRIDES]
-        else:
-            if len(layers) != len(_STRIDES) or not set(layers) <= set(names):
-                raise ValueError(
-                    f"layers={layers!r} must be four of {', '.join(names)}, of strides "
-                    "4, 8, 16 and 32, or 'auto'."
-                )
-            chosen = [names.index(name) for name in layers]
-            strides = [info[i]["reduction"] for i in chosen]
-            if tuple(strides) != _STRIDES:
-                raise ValueError(
-                    f"layers={layers!r} have the strides {strides}; choose those of "
-                    f"{_STRIDES}, or 'auto'."
-                )
-        self.names = tuple(names[i] for i in chosen)
-        self.channels = [info[i]["num_chs"] for i in chosen]
-        self._chosen = chosen
-
-    def levels(self, batch, n=4):
-        """The first n levels (b, c, h, w) of images (b, H, W, 3) in [0, 1]."""
-        import torch
-
-        with torch.no_grad():
-            return self.module.forward_intermediates(
-                as_input(batch).to(self.device),
-                indices=self._chosen[:n],
-                stop_early=True,
-                intermediates_only=True,
-                output_fmt="NCHW",
-            )
-
-
-class _Arguments:
-    """What builds an encoder but does not tell it from others: all are equal."""
-
-    def __init__(self, weights, kwargs, seed):
-        self.weights, self.kwargs, self.seed = weights, kwargs, seed
-
-    def __eq__(self, other):
-        return isinstance(other, _Arguments)
-
-    def __hash__(self):
-        return 0
-
-
-@lru_cache(maxsize=2)
-def _encoder(name, layers, identity, kwargs_text, device, arguments):
-    """The encoder, built once per process."""
-    import timm
-
-    kwargs = dict(arguments.kwargs)
-    if arguments.weights is not False:
-        kwargs["pretrained"] = True
-    if arguments.weights:
-        kwargs["pretrained_cfg_overlay"] = {"file": str(arguments.weights)}
-    try:
-        module = seeded(lambda: timm.create_model(name, **kwargs), arguments.seed)
-    except Exception as error:  # whatever torch, timm and safetensors raise here
-        raise ValueError(
-            f"backbone={name!r} could not be built with weights="
-            f"{arguments.weights!r}: {error}. Pass weights= a .safetensors or .pth "
-            "file of this model; None downloads them, or finds them in the cache."
-        ) from error
-    if not hasattr(module, "forward_intermediates"):
-        raise ValueError(
-            f"backbone={name!r} does not give its levels (forward_intermediates of "
-            f"timm {timm.__version__}); choose another one, such as 'resnet18'."
-        )
-    return _Encoder(module, layers, device)
-
-
-def _identity(weights, seed):
-    """What tells weights from others within a process."""
-    if weights is True:
-        raise ValueError(
-            "weights=True is ambiguous; None takes the pretrained weights, a path "
-            "names a file."
-        )
-    if weights is None:
-        return "pretrained"
-    if weights is False:
-        return f"random {seed}"
-    if not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"weights={str(weights)!r} does not exist; set_params(weights=) to a "
-            ".safetensors or .pth file, or to None to download timm's weights."
-        )
-    stat = Path(weights).stat()
-    return f"{Path(weights).resolve()} {stat.st_size} {stat.st_mtime_ns}"
-
-
-def _digest(module):
-    """SHA-256 over names, shapes and values of all parameters and buffers."""
-    digest = sha256()
-    for name, value in arrays(module).items():
-        digest.update(f"{name}{value.shape}{value.dtype}".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
-
-
 def _nearest_of(levels, prototypes):
     """For each level but the last, the prototype nearest to each image."""
     return [p[nearest(f, p)] for f, p in zip(levels, prototypes, strict=False)]
@@ -787,12 +600,3 @@ def _contents(defect):
     """Arrays that tell a seen defect from others."""
     read, mask = defect
     return read(), np.empty(0) if mask is None else mask
-
-
-def _resized_share(mask, size):
-    """The share of each pixel, after resizing, that a mask covers."""
-    from PIL import Image
-
-    image = Image.fromarray(mask.astype(np.float32))
-    height, width = size
-    return np.asarray(image.resize((width, height), Image.Resampling.BOX))

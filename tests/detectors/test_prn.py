@@ -15,7 +15,7 @@ from sklearn.model_selection import GridSearchCV
 
 from skad import PRNDetector
 from skad.datasets import make_textures
-from skad.detectors import _prn
+from skad.detectors._prn_encoder import digest
 from skad.detectors._prn_modules import (
     attention,
     cluster_means,
@@ -26,6 +26,7 @@ from skad.detectors._prn_modules import (
     residual_network,
     segmentation_loss,
 )
+from skad.detectors._prn_samples import Samples, composition, resized_mask
 from skad.metrics import image_auroc, pixel_auroc
 from skad.model_selection import OneClassSplit
 
@@ -255,7 +256,7 @@ def test_every_batch_is_composed_alike(data, seen, monkeypatch, seen_too, expect
     made = []
 
     def counting(name):
-        method = getattr(_prn._Maker, name)
+        method = getattr(Samples, name)
 
         def wrapped(self, rng):
             made.append(name)
@@ -263,11 +264,14 @@ def test_every_batch_is_composed_alike(data, seen, monkeypatch, seen_too, expect
 
         return wrapped
 
-    for name in ("seen", "simulated"):
-        monkeypatch.setattr(_prn._Maker, name, counting(name))
+    for name in ("seen", "made"):
+        monkeypatch.setattr(Samples, name, counting(name))
     tiny(batch_size=16, max_steps=2).fit(*(seen if seen_too else (data.train,)))
-    counts = [made.count(name) // 2 for name in ("seen", "simulated")]
+    counts = [made.count(name) // 2 for name in ("seen", "made")]
     assert (16 - sum(counts), *(n for n in counts if n)) == expected
+    assert composition(64, True) == (32, 16, 16)
+    assert composition(64, False) == (32, 0, 32)
+    assert composition(3, True) == (1, 1, 1)
 
 
 def test_labels_without_masks_raise_scores(data, seen):
@@ -303,6 +307,56 @@ def test_defects_have_no_part_in_the_threshold(seen, monkeypatch):
             assert any(np.allclose(image, g, atol=1e-6) for g in good)
 
 
+def test_masks_are_flipped_with_their_images(data):
+    """Good images are black, defects white: a mask tells what is white."""
+    good, bad = np.zeros((32, 64, 3), np.float32), np.zeros((32, 64, 3), np.float32)
+    mask = np.zeros((32, 64), bool)
+    mask[3:7, 5:20] = True
+    bad[mask] = 1
+    defects = [(lambda: bad, mask)]
+    make = Samples(lambda i: good, 1, defects, (32, 64), 8, 0, None, None, True)
+    as_they_are = 0
+    corners = set()
+    for step in range(40):
+        for k in (4, 5):
+            image, found = make(step, k)
+            if found.sum() == mask.sum() and (image[found] == 1).all():
+                np.testing.assert_array_equal(found, image[..., 0] > 0)
+                as_they_are += 1
+                corners.add(tuple(np.argwhere(found)[0]))
+    assert as_they_are > 20
+    assert corners >= {(3, 5), (3, 44), (25, 5), (25, 44)}
+
+
+def test_the_learning_rate_falls_along_a_cosine(seen, monkeypatch):
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    detector = tiny(max_steps=4, schedule="cosine", learning_rate=1.0, warm_start=True)
+    detector.fit(*seen)
+    expected = [1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]
+    np.testing.assert_allclose(rates, expected)
+    detector.fit(*seen)  # goes on with a cycle of its own
+    np.testing.assert_allclose(rates[4:], expected)
+
+
+def test_nearest_by_a_product_is_nearest():
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(100 + rng.normal(size=(20, 8, 4, 4)))
+    prototypes = torch.from_numpy(100 + rng.normal(size=(7, 8, 4, 4)))
+    apart = (features[:, None] - prototypes).square().flatten(2).sum(dim=2)
+    for dtype in (torch.float64, torch.float32):
+        found = nearest(features.to(dtype), prototypes.to(dtype))
+        assert torch.equal(found, apart.argmin(dim=1))
+    alone = prototypes[:1]
+    assert torch.equal(nearest(features, alone), torch.zeros(20, dtype=torch.int64))
+
+
 def test_masks_are_resized_with_their_images(data, tmp_path):
     mask = data.masks[-1]
     large = mask.repeat(3, axis=0).repeat(3, axis=1)
@@ -315,19 +369,19 @@ def test_masks_are_resized_with_their_images(data, tmp_path):
             [*data.train, data.test[-1]], [1] * 30 + [-1], [None] * 30 + [other]
         )
         assert found.loss_curve_ == expected.loss_curve_
-    detector = tiny(image_size=96, crop_size=32)
+    size, crop = (96, 96), (32, 32)
     thin = np.zeros((960, 960), bool)
     thin[480, 480] = True
-    assert detector._resized_mask(thin, 0).sum() == 1
+    assert resized_mask(thin, size, crop).sum() == 1
     thin = np.roll(thin, 400, axis=0)
-    assert detector._resized_mask(thin, 0).sum() == 0
+    assert resized_mask(thin, size, crop).sum() == 0
 
 
 def test_the_frozen_network_stays_as_it_is(seen):
     detector = tiny(max_steps=2).fit(*seen)
     encoder = detector._encoder(torch.device("cpu"))
     assert not any(part.training for part in encoder.module.modules())
-    assert _prn._digest(encoder.module) == detector.weights_sha256_
+    assert digest(encoder.module) == detector.weights_sha256_
     fresh = timm.create_model("resnet10t").state_dict()["bn1.running_mean"]
     assert torch.equal(encoder.module.state_dict()["bn1.running_mean"], fresh)
 
@@ -369,6 +423,7 @@ def test_pickles_hold_numpy_only(data, fitted, tmp_path):
         {"image_size": (96, 64)},
         {"image_size": 96, "crop_size": 64},
         {"foreground": "auto"},
+        {"flips": True, "schedule": "cosine"},
         {"backbone_kwargs": {"drop_path_rate": 0.1}},
         {"backbone": "mobilenetv3_small_050", "layers": "auto"},
         {"layers": ("layer1", "layer2", "layer3", "layer4")},
@@ -419,6 +474,7 @@ def test_weights_from_a_file(data, seen, tmp_path):
         ({"batch_size": 2}, "batch_size"),
         ({"max_steps": 0}, "max_steps"),
         ({"model": "large"}, "model"),
+        ({"schedule": "step"}, "schedule"),
         ({"weights": True}, "weights=True is ambiguous"),
         ({"backbone": "resnet1"}, "backbone='resnet1' could not be built"),
         ({"backbone": "vit_tiny_patch16_224"}, "layers='auto'"),

@@ -1,0 +1,135 @@
+"""
+Learn from a few defects: PRN
+=============================
+
+Ten defects of two kinds are known, with masks. PRN learns from them, and from defects
+that it makes itself, so that it finds the known kinds well and others, too. As it
+stands, this runs in about a minute on generated images, through a frozen network of
+random weights, which need no download::
+
+    python examples/prn.py
+
+On your own images, in the layout of MVTec AD, with pretrained weights and more steps,
+it finds more::
+
+    python examples/prn.py --data DIR --backbone mobilenetv2_100 --steps 1000 --size 192
+
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from skad import PRNDetector
+from skad.datasets import load_mvtec, make_textures
+from skad.images import read_image, read_mask
+from skad.metrics import image_auroc, pixel_average_precision
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--data", type=Path, help="folder in the layout of MVTec AD")
+parser.add_argument("--backbone", help="name of a timm model")
+parser.add_argument("--weights", type=Path, help=".safetensors or .pth file")
+parser.add_argument(
+    "--backbone-kwargs", type=json.loads, help='for timm, as JSON: {"pad_type": "same"}'
+)
+parser.add_argument("--steps", type=int, default=150)
+parser.add_argument("--size", type=int, default=128, help="of the images")
+parser.add_argument("--output", default="prn.png", help="picture to write")
+options = parser.parse_args()
+
+# %%
+# Defects to learn from
+# ---------------------
+# Five of each of the first two kinds by name. They leave the test: a detector must not
+# be judged by what it was shown.
+
+if options.data is None:
+    data = make_textures(100, 40, texture="fabric", size=128, random_state=0)
+else:
+    folder = options.data.resolve()
+    data = load_mvtec(folder.parent, folder.name)
+
+kinds = np.array(data.defect_types)
+known = sorted(set(kinds) - {"good"})[:2]
+learned = np.concatenate([np.flatnonzero(kinds == kind)[:5] for kind in known])
+tested = np.setdiff1d(np.arange(len(kinds)), learned)
+print(f"{len(learned)} defects to learn from: {', '.join(known)}")
+
+X = [*data.train, *(data.test[i] for i in learned)]
+y = np.repeat([1, -1], [len(data.train), len(learned)])
+masks = [None] * len(data.train) + [data.masks[i] for i in learned]
+
+# %%
+# Training
+# --------
+# The reduced model is the one for processors. With so few steps, the learning rate is
+# larger than the paper's, and falls to 0. Woven fabric is as good when mirrored, so
+# mirrored images make more of few defects.
+
+start = time.perf_counter()
+model = PRNDetector(
+    options.backbone or "resnet10t",
+    weights=options.weights if options.backbone else False,
+    backbone_kwargs=options.backbone_kwargs,
+    model="reduced",
+    image_size=options.size,
+    batch_size=16,
+    max_steps=options.steps,
+    learning_rate=2e-3,
+    schedule="cosine",
+    flips=True,
+).fit(X, y, masks=masks)
+print(f"training: {time.perf_counter() - start:.0f} s")
+
+# %%
+# Kinds that it has seen, and others
+# ----------------------------------
+# Each group of defects is tested together with the good test images.
+
+test = [data.test[i] for i in tested]
+scores, maps = model.score_samples(test), model.anomaly_map(test)
+truth = [
+    np.zeros(maps[k].shape, bool) if data.masks[i] is None else read_mask(data.masks[i])
+    for k, i in enumerate(tested)
+]
+good, seen = kinds[tested] == "good", np.isin(kinds[tested], known)
+for name, group in (("seen", seen), ("unseen", ~good & ~seen)):
+    rows = np.flatnonzero(good | group)
+    ap = pixel_average_precision([truth[k] for k in rows], [maps[k] for k in rows])
+    auroc = image_auroc(np.where(good[rows], 1, -1), scores[rows])
+    print(f"{name} kinds: pixel AP {ap:.3f}, image AUROC {auroc:.3f}")
+
+# %%
+# Maps
+# ----
+# From top to bottom: an image, its defect, and its map; one column for each kind.
+
+names = [*known, *sorted(set(kinds) - {"good", *known})][:4]
+shown = [np.flatnonzero(kinds[tested] == name)[0] for name in names]
+figure, axes = plt.subplots(
+    3, len(shown), figsize=(2.1 * len(shown), 6.6), layout="constrained", squeeze=False
+)
+brightest = max(maps[k].max() for k in shown)
+for column, name, k in zip(axes.T, names, shown, strict=True):
+    column[0].imshow(read_image(test[k]))
+    column[0].set_title(f"{name}\n({'seen' if name in known else 'unseen'} kind)")
+    column[1].imshow(truth[k], cmap="gray")
+    column[2].imshow(maps[k], cmap="inferno", vmin=0, vmax=brightest)
+    for axis in column:
+        axis.axis("off")
+figure.savefig(options.output, dpi=110)
+
+# %%
+# The loss
+# --------
+
+losses = np.array(model.loss_curve_)
+figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+axis.plot(np.arange(1, len(losses) + 1), losses, lw=0.8)
+axis.set(xlabel="step", ylabel="loss", yscale="log")
+output = Path(options.output)
+figure.savefig(output.with_name(f"{output.stem}_loss{output.suffix}"), dpi=110)
