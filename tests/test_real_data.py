@@ -7,6 +7,8 @@ import pytest
 from sklearn.base import clone
 
 from skad import (
+    CutPasteDetector,
+    DRAEMDetector,
     PaDiMDetector,
     PatchCoreDetector,
     PatchFeatures,
@@ -113,6 +115,38 @@ def test_simplenet_on_bottles(shared, mobilenet):
     assert result.pro >= 0.85
     assert result.recall >= 0.95
     assert result.false_alarms <= 0.25
+
+
+def test_draem_on_bottles(shared):
+    data = load_mvtec(shared / "data", "mvtec_bottle_256")
+    model = DRAEMDetector(
+        "tiny", max_steps=250, learning_rate=1e-3, image_size=128
+    ).fit(data.train)
+    losses = np.array(model.loss_curve_)
+    assert losses[-25:].mean() < 0.5 * losses[:25].mean()
+    result = evaluate(model, data)
+    assert result.image_auroc >= 0.75
+    assert result.pixel_auroc >= 0.75
+
+
+@pytest.mark.parametrize(
+    ("backbone", "steps", "rate", "least"),
+    [("resnet18", 80, 0.03, 0.75), ("mobilenetv2_100", 60, 3e-3, 0.9)],
+)
+def test_cutpaste_on_bottles(shared, backbone, steps, rate, least):
+    data = load_mvtec(shared / "data", "mvtec_bottle_256")
+    pretrained = shared / "weights" / "mobilenetv2_100_imagenet.safetensors"
+    model = CutPasteDetector(
+        backbone=backbone,
+        weights=pretrained if backbone == "mobilenetv2_100" else False,
+        max_steps=steps,
+        learning_rate=rate,
+        batch_size=16,
+        image_size=128,
+    ).fit(data.train)
+    losses = np.array(model.loss_curve_)
+    assert losses[-10:].mean() < 0.95 * losses[:10].mean()
+    assert evaluate(model, data).image_auroc >= least
 
 
 def test_a_network_of_ones_own(shared):

@@ -65,7 +65,7 @@ class CutPasteDetector(ImageDetector):
     weights : False, path or None, default=False
         Where its training starts. False is at random, as in the paper; a path names
         a .safetensors or .pth file; None takes timm's pretrained weights, downloaded
-        once.
+        once. Other than at random, use a tenth of the learning rate.
 
     max_steps : int, default=65536
         Steps of training; 256 epochs of 256 updates in the paper.
@@ -169,6 +169,9 @@ class CutPasteDetector(ImageDetector):
     colours changed: two hidden layers of 512 and 128, up to a twentieth of the image,
     and factors from 0.9 to 1.1. Of one image, all versions see the same shift and
     colours, so that these say nothing about the class.
+
+    With pretrained weights, batch normalization keeps the statistics that came with
+    them, as in the paper, where that fine-tunes.
 
     Ctrl-C ends training and keeps what was learned until then.
 
@@ -289,6 +292,8 @@ class CutPasteDetector(ImageDetector):
 
         device = torch_device(self.device)
         networks = networks.to(device, memory_format=torch.channels_last).train()
+        if self.weights is not False:
+            _keep_statistics(networks["backbone"])
         n_steps, rate_at_first = self.max_steps, self.learning_rate
         optimizer = torch.optim.SGD(
             networks.parameters(),
@@ -416,6 +421,15 @@ def _backbone(name, weights):
         ) from error
     model.reset_classifier(0)
     return model
+
+
+def _keep_statistics(backbone):
+    """Let batch normalization go by the statistics that came with the weights."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    for module in backbone.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def _maps(backbone, images):

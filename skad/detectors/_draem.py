@@ -341,14 +341,46 @@ class DRAEMDetector(ImageDetector):
 
     # -- scores --------------------------------------------------------------
 
-    def _score_batch(self, batch):
+    def reconstruct(self, X):
+        """Restore images, as the first network does, to see what it has learned.
+
+        Parameters
+        ----------
+        X : sequence of images
+            As in `fit`.
+
+        Returns
+        -------
+        images : ndarray of shape (n, H, W, 3), float32
+            In [0, 1], of `image_size` or `crop_size`; NaN for an image that was
+            skipped.
+        """
+        return self._of_present(X, self._restored)
+
+    def _restored(self, reader):
+        shape = len(reader), *self._input_size(), 3
+        images = np.full(shape, np.nan, np.float32)
+        for index, batch in reader.indexed_batches(self._images_at_once()):
+            restored = self._seen(batch)[0].clamp(0, 1)
+            images[index] = restored.permute(0, 2, 3, 1).cpu().numpy()
+        self._warn_of_skipped(reader, len(reader), stacklevel=5)
+        return images
+
+    def _seen(self, batch):
+        """What the trained networks give for images (b, H, W, 3)."""
         import torch
 
         device = torch_device(self.device)
         networks = rebuilt(self._networks, self.state_).to(device)
         with torch.inference_mode():
             batch = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
-            maps = _compared(networks, batch)[1].softmax(dim=1)[:, 1]
+            return _compared(networks, batch)
+
+    def _score_batch(self, batch):
+        import torch
+
+        with torch.inference_mode():
+            maps = self._seen(batch)[1].softmax(dim=1)[:, 1]
             scores = largest_mean(maps)
             size = tuple(-(-side // 4) for side in maps.shape[1:])
             maps = torch.nn.functional.adaptive_avg_pool2d(maps, size)
@@ -384,17 +416,19 @@ def ssim(a, b):
     A Gaussian window of 11 pixels and sigma 1.5, with zeros outside of the images.
     """
     import torch
-    from torch.nn.functional import conv2d
 
-    at = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
-    window = torch.exp(-at.square() / (2 * 1.5**2))
+    def smoothing(n):
+        """A matrix whose rows are the window at each position, cut at the borders."""
+        at = torch.arange(n, dtype=a.dtype, device=a.device)
+        return (window * (at[:, None, None] + offsets == at[:, None])).sum(dim=2)
+
+    offsets = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
+    window = torch.exp(-offsets.square() / (2 * 1.5**2))
     window = window / window.sum()
-    stacked = torch.stack([a, b, a * a, b * b, a * b]).flatten(0, 2)[:, None]
-    means = conv2d(stacked, window[None, None, :, None], padding=(5, 0))
-    means = conv2d(means, window[None, None, None, :], padding=(0, 5))
-    mean_a, mean_b, square_a, square_b, product = means.unflatten(
-        0, (5, a.shape[0] * a.shape[1])
-    )
+    # Products of matrices take a tenth of the time of convolutions of one channel.
+    down, right = smoothing(a.shape[2]), smoothing(a.shape[3]).T
+    stacked = torch.stack([a, b, a * a, b * b, a * b])
+    mean_a, mean_b, square_a, square_b, product = down @ stacked @ right
     both = mean_a * mean_b
     squares = mean_a.square() + mean_b.square()
     c1, c2 = 0.01**2, 0.03**2

@@ -151,6 +151,22 @@ def test_weights_from_a_file(data, tmp_path):
     )
 
 
+def test_statistics_of_given_weights_are_kept(data, tmp_path):
+    model = timm.create_model("resnet10t", pretrained=False)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    for weights, kept in ((tmp_path / "weights.pth", True), (False, False)):
+        state = tiny(weights=weights).fit(data.train[:5]).state_
+        means = np.concatenate(
+            [
+                v
+                for k, v in state.items()
+                if k.endswith("running_mean") and "head" not in k
+            ]
+        )
+        assert (means == 0).all() == kept
+        assert (state["head.1.running_mean"] != 0).any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -102,6 +102,26 @@ def test_scores_maps_and_decisions(data, fitted):
     np.testing.assert_allclose(one_by_one, scores[:3], rtol=1e-4)
 
 
+def test_reconstructions(data, fitted, tmp_path):
+    images = fitted.reconstruct(data.test)
+    assert images.shape == (len(data.test), 64, 64, 3)
+    assert images.dtype == np.float32
+    assert 0 <= images.min() < images.max() <= 1
+    # Closer to the image than an image without anything in it.
+    test = data.test / np.float32(255)
+    assert (
+        np.abs(images - test).mean()
+        < 0.8 * np.abs(test - test.mean((1, 2))[:, None, None]).mean()
+    )
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    skipping = clone(fitted).set_params(on_error="skip", max_steps=1)
+    skipping.fit(data.train[:8])
+    with pytest.warns(UserWarning, match="bad.png"):
+        some = skipping.reconstruct([data.test[0], tmp_path / "bad.png"])
+    assert np.isfinite(some[0]).all()
+    assert np.isnan(some[1]).all()
+
+
 def test_same_seed_same_bits_with_any_number_of_threads(data):
     first, second = (tiny(random_state=3, n_jobs=n).fit(data.train[:8]) for n in (1, 3))
     for name, values in first.state_.items():
