@@ -3,9 +3,8 @@
     python benchmarks/made_defects.py
 
 Trains reduced configurations on the good images, and scores the test images: "draem"
-with drawn textures, "cutpaste" from random weights, and "cutpaste imagenet" from those of
-`--weights`.
-`--method` chooses one of them.
+with drawn textures, "cutpaste" from random weights, and "cutpaste imagenet" from those
+of `--weights`. `--method` chooses one of them.
 """
 
 import time
