@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("quickstart", [], "image AUROC 1.000"),
         ("update", [], "PaDiM"),
         ("train", ["--epochs", "2", "--steps", "40"], "EfficientAD"),
+        ("spd", ["--steps", "4", "--rate", "1e-4"], "SPD"),
         ("grid_search", ["--layers", "blocks.4"], "best by PRO"),
     ],
 )

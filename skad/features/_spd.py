@@ -74,7 +74,7 @@ class SPDPatchFeatures(PatchFeatures):
         Images of a step, at most as many as there are. The network sees five views of
         each; two for "supervised".
 
-    learning_rate : float, default=1e-3
+    learning_rate : float, default=1e-4
         Of the first step; half a cosine brings it to zero at the last one.
 
     weight_decay : float, default=1e-4
@@ -219,7 +219,7 @@ class SPDPatchFeatures(PatchFeatures):
         spd_weight=0.1,
         max_steps=200,
         train_batch_size=16,
-        learning_rate=1e-3,
+        learning_rate=1e-4,
         weight_decay=1e-4,
         temperature=0.2,
         projection_dim=128,
@@ -312,7 +312,7 @@ class SPDPatchFeatures(PatchFeatures):
 
     def _fit_extractor(self, images):
         for name in ("state_", "loss_curve_", "_tuned"):
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         super()._fit_extractor(images)
         start = self._backbone()
         black = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
@@ -333,10 +333,10 @@ class SPDPatchFeatures(PatchFeatures):
         self._warn_of_skipped(images, len(images))
         members = list(means)
         n = min(self.train_batch_size, len(members))
-        if self.base == "simclr" and n < 2:
+        if self.base in ("simclr", "moco") and n < 2:
             raise ValueError(
-                f"base='simclr' tells images from each other, but a batch has {n}; "
-                "pass more images, a larger train_batch_size, or base='simsiam'."
+                f"base={self.base!r} tells images from each other, but a batch has "
+                f"{n}; pass more images, a larger train_batch_size, or base='simsiam'."
             )
         seed, rate_at_first, n_steps = self._seed, self.learning_rate, self.max_steps
         device, per_epoch = self._device(), len(members) // n
@@ -441,7 +441,7 @@ class SPDPatchFeatures(PatchFeatures):
             p = networks["predictor"](torch.cat(z[3:])).split(n)
             return simsiam_loss(*p, *z[3:]) + spd
         if self.base == "simclr":
-            return simclr_loss(*z[3:], self.temperature) + spd
+            return simclr_loss(z[3], z[4], self.temperature) + spd
         with torch.no_grad():
             keys = embedded(
                 networks["key_network"], networks["key_projection"], views[4 * n :]
