@@ -24,6 +24,7 @@ _EXPORTS = {
     "PatchFeatures": "skad.features",
     "Pipeline": "skad.pipeline",
     "SPADEDetector": "skad.detectors",
+    "SPDPatchFeatures": "skad.features",
     "SimpleNetDetector": "skad.detectors",
     "SubspaceDetector": "skad.detectors",
     "anomaly_map": "skad.pipeline",

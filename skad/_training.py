@@ -18,7 +18,16 @@ from skad._progress import progress
 _EVERY = 30.0  # seconds between checkpoints
 
 
-def train(step, parts, n_steps, *, label, verbose=False, checkpoint=None):
+def train(
+    step,
+    parts,
+    n_steps,
+    *,
+    label,
+    verbose=False,
+    checkpoint=None,
+    advice="warm_start=True goes on.",
+):
     """Run steps, and report on them.
 
     Ctrl-C ends training early with a warning; what was learned stays.
@@ -41,6 +50,9 @@ def train(step, parts, n_steps, *, label, verbose=False, checkpoint=None):
     checkpoint : path, optional
         File to go on from, if it exists, and to save to every half a minute. It is
         removed after the last step.
+
+    advice : str
+        How to go on after Ctrl-C, for the warning.
 
     Returns
     -------
@@ -74,7 +86,7 @@ def train(step, parts, n_steps, *, label, verbose=False, checkpoint=None):
         except KeyboardInterrupt:
             warnings.warn(
                 f"training was interrupted after {len(losses)} of {n_steps} steps; "
-                "the model is what it had learned until then. warm_start=True goes on.",
+                f"the model is what it had learned until then. {advice}",
                 stacklevel=2,
             )
             return losses

@@ -18,6 +18,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("update", [], "PaDiM"),
         ("synthesis", ["--foreground", "auto"], "rank correlation"),
         ("train", ["--epochs", "2", "--steps", "40"], "EfficientAD"),
+        ("spd", ["--steps", "4", "--rate", "1e-4"], "SPD"),
         ("grid_search", ["--layers", "blocks.4"], "best by PRO"),
         ("prn", ["--steps", "20", "--size", "64"], "unseen kinds: pixel AP"),
         ("made_defects", ["--steps", "20", "--cutpaste-steps", "5"], "CutPaste"),

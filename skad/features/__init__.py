@@ -3,11 +3,13 @@
 from skad.features._base import PatchFeatureTransformer
 from skad.features._network import PatchFeatures
 from skad.features._pcanet import PCANetFeatures
+from skad.features._spd import SPDPatchFeatures
 from skad.images._input import SkippedImageWarning
 
 __all__ = [
     "PCANetFeatures",
     "PatchFeatureTransformer",
     "PatchFeatures",
+    "SPDPatchFeatures",
     "SkippedImageWarning",
 ]

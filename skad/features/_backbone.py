@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from skad._training import with_arrays
 from skad.features._folding import fold_norms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -98,6 +99,26 @@ class Backbone:
             )
         return [taken[name] for name in names], list(taken)[-1], vector
 
+    def vectors(self, batch, name):
+        """Mean outputs (b, c) of one module, for training; no module after it runs.
+
+        The network is in whichever mode it is, and gradients pass.
+        """
+        taken = []
+
+        def take(module, inputs, output):
+            taken.append(_as_vector(output, name, self.module, batch.shape[2:]))
+            raise _Reached
+
+        handle = self.module.get_submodule(name).register_forward_hook(take)
+        try:
+            self.module(batch)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return taken[0]
+
 
 class _Reached(Exception):
     """The last level is there: the rest of the network need not run."""
@@ -159,18 +180,33 @@ def _token_grid(n_tokens, image_size, name):
     return rows, n_tokens // rows
 
 
-def named_backbone(name, weights, kwargs, seed, device, wanted=()):
+def named_backbone(name, weights, kwargs, seed, device, wanted=(), *, fold=True):
     """A timm backbone from the cache of this process, built if it is not there.
 
     Its normalizations are folded into its convolutions unless the output of one of
-    these is `wanted`.
+    these is `wanted`, or `fold` is False.
     """
     key = (name, _identity(weights, seed), repr(sorted(kwargs.items())), str(device))
     with _building:
-        backbone = _kept(key, name, weights, kwargs, seed, device, fold=True)
+        backbone = _kept(key, name, weights, kwargs, seed, device, fold=fold)
         if backbone.changed is None or backbone.changed.intersection(wanted):
             backbone = _kept(key, name, weights, kwargs, seed, device, fold=False)
         return backbone
+
+
+def tuned_backbone(name, kwargs, state, device, wanted=()):
+    """A timm backbone that nobody else uses, with weights from arrays.
+
+    Its normalizations are folded as those of `named_backbone` are.
+    """
+    for fold in (True, False):
+        backbone = _build(name, False, kwargs, 0, device, fold=False)
+        with_arrays(backbone.module, state)
+        if fold:
+            _fold(backbone, kwargs)
+        if backbone.changed is not None and not backbone.changed.intersection(wanted):
+            break
+    return backbone
 
 
 def _kept(key, *arguments, fold):
@@ -232,15 +268,19 @@ def _build(name, weights, kwargs, seed, device, *, fold):
         module = module.to(memory_format=torch.channels_last)
     backbone = Backbone(module, config["mean"], config["std"])
     if fold:
-        _ = backbone.sha256  # of the weights as they were given
-        n_channels, *size = config["input_size"]
-        n_channels, size = (
-            kwargs.get("in_chans", n_channels),
-            kwargs.get("img_size", size),
-        )
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        backbone.changed = fold_norms(module, n_channels, size)
+        _fold(backbone, kwargs)
     return backbone
+
+
+def _fold(backbone, kwargs):
+    _ = backbone.sha256  # of the weights as they were given
+    n_channels, *size = backbone.module.pretrained_cfg["input_size"]
+    n_channels, size = (
+        kwargs.get("in_chans", n_channels),
+        kwargs.get("img_size", size),
+    )
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    backbone.changed = fold_norms(backbone.module, n_channels, size)
 
 
 def _source(name, file, n_channels):

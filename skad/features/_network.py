@@ -190,6 +190,12 @@ class PatchFeatures(PatchFeatureTransformer):
         "random_state": ["random_state"],
     }
 
+    # Parameters that change no feature, or only through what is signed beside them.
+    _unsigned: tuple[str, ...] = (
+        *("backbone", "weights", "layers", "batch_size", "cache_dir", "device"),
+        *("on_error", "n_jobs", "verbose", "random_state", "region"),
+    )
+
     def __init__(
         self,
         backbone="wide_resnet50_2",
@@ -464,10 +470,7 @@ class PatchFeatures(PatchFeatureTransformer):
 
     def _signature(self):
         settings = self.get_params()
-        for irrelevant in (
-            *("backbone", "weights", "layers", "batch_size", "cache_dir", "device"),
-            *("on_error", "n_jobs", "verbose", "random_state", "region"),
-        ):
+        for irrelevant in self._unsigned:
             del settings[irrelevant]
         backbone = self._backbone()
         components = None if self.components_ is None else self.components_.tolist()

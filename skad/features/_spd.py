@@ -1,0 +1,573 @@
+"""SPD (Zou et al., ECCV 2022): a pretrained network that learns to spot differences.
+
+It is trained on, without labels, so that an image is near its versions of other colours
+and crops, and far from those of which a small part was changed.
+"""
+
+import copy
+import math
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from skad._training import (
+    arrays,
+    checkpoint_file,
+    made_ahead,
+    mixed,
+    order,
+    result_settings,
+    seeded,
+    train,
+    with_arrays,
+)
+from skad.features._backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    named_backbone,
+    tuned_backbone,
+)
+from skad.features._network import PatchFeatures
+from skad.images import resize_image
+from skad.images._reading import n_threads, remembered
+from skad.synthesis import smooth_blend
+from skad.synthesis._image import grey, jittered
+
+_MOMENTUM = 0.99  # of MoCo's second encoder
+_QUEUE = 256  # embeddings that MoCo remembers
+
+
+class SPDPatchFeatures(PatchFeatures):
+    """Patch features of a pretrained network, trained on with your good images.
+
+    `fit` fine-tunes the network as SPot-the-Difference does: a self-supervised loss,
+    plus one that separates an image from a copy of which a small part was changed.
+    Then these are `PatchFeatures` like any others.
+
+    Parameters
+    ----------
+    backbone : str or torch.nn.Module, default="wide_resnet50_2"
+        As of `PatchFeatures`. A copy of your own network is trained, all of its
+        parameters; yours stays as it is.
+
+    layers : sequence of str or "auto", default=("layer2", "layer3")
+        As of `PatchFeatures`. The last of them is what training looks at.
+
+    base : {"simsiam", "simclr", "moco", "supervised"}, default="simsiam"
+        The loss beside SPD's: agreement of two views through a predictor; or of two
+        views against other images of the batch; or against those of a queue.
+        "supervised" is a classifier that tells changed images from others.
+
+    spd_weight : float, default=0.1
+        Weight of SPD's loss.
+
+    max_steps : int, default=200
+        Steps of training.
+
+    train_batch_size : int, default=16
+        Images of a step, at most as many as there are. The network sees five views of
+        each; two for "supervised".
+
+    learning_rate : float, default=1e-4
+        Of the first step; half a cosine brings it to zero at the last one.
+
+    weight_decay : float, default=1e-4
+        Of stochastic gradient descent with a momentum of 0.9.
+
+    temperature : float, default=0.2
+        Of the similarities of "simclr" and "moco".
+
+    projection_dim : int, default=128
+        Dimensions in which views are compared.
+
+    checkpoint_dir : path, default=None
+        Folder for a checkpoint every half a minute. A process that was killed goes
+        on from it when it fits the same images with the same settings, and ends
+        with the same network.
+
+    weights, backbone_kwargs : default=None
+        As of `PatchFeatures`.
+
+    image_size, crop_size : default=224, None
+        As of `PatchFeatures`; for training, too.
+
+    patch_size, embedding : default=3, "mean1d"
+        As of `PatchFeatures`.
+
+    pretrain_dim, target_dim, n_components, grid, pooled, region :
+        As of `PatchFeatures`. Training looks at whole images, whatever the region.
+
+    mean, std, batch_size, device, precision, cache_dir, on_error :
+        As of `PatchFeatures`. Training is in "float32" always.
+
+    n_jobs : int, default=None
+        Threads that read and change images; None is up to four. The result does not
+        depend on it.
+
+    random_state : int, RandomState instance or None, default=0
+        Draws views, the order of images, and whatever starts at random. Checkpoints
+        need an int.
+
+    verbose : bool, default=False
+        Report progress, loss and speed on the standard error stream.
+
+    Attributes
+    ----------
+    state_ : dict of ndarray
+        Weights of the trained network by name.
+
+    loss_curve_ : list of float
+        Loss of each step.
+
+    grid_shape_ : (int, int)
+        Rows and columns of the patch grid.
+
+    n_features_out_ : int
+        Channels of a patch feature.
+
+    layers_ : tuple of str
+        The modules taken.
+
+    weights_sha256_ : str
+        SHA-256 of the trained network's parameters.
+
+    components_ : ndarray of shape (n_components,) or None
+        Dimensions kept.
+
+    skipped_ : list of (int, str)
+        Images that `fit_transform` could not read, and why.
+
+    See Also
+    --------
+    PatchFeatures : The same without training.
+    skad.synthesis.smooth_blend : What makes the changed copies.
+
+    Notes
+    -----
+    The paper pre-trains on ImageNet; here, a network that is pretrained already is
+    trained on with the images at hand, for which the paper makes no claim. Sizes and
+    strengths of the views are not in it, either.
+
+    Batch normalization of the network keeps the statistics that it came with, since
+    few images and small batches would spoil them; its factors and offsets are trained.
+    No gradient is stopped in SPD's loss, and for "moco" all of its embeddings come from
+    the encoder that is trained. Modules after the last of `layers` keep their weights,
+    which matters for `pooled` only.
+
+    In the paper, "supervised" is a classification of ImageNet with an auxiliary
+    classifier for changed images. Good images are of one class, whose cross-entropy is
+    zero: only the auxiliary classifier is left, weighed by `spd_weight`.
+
+    Trained weights are part of the pickle. Ctrl-C ends training and keeps what was
+    learned until then.
+
+    References
+    ----------
+    .. [1] Y. Zou, J. Jeong, L. Pemula, D. Zhang, O. Dabeer, "SPot-the-Difference
+       Self-Supervised Pre-training for Anomaly Detection and Segmentation", ECCV 2022,
+       Section 3.
+
+    Examples
+    --------
+    >>> from skad import SPDPatchFeatures
+    >>> from skad.datasets import make_textures
+    >>> images = make_textures(n_normal=8, n_anomalous=1, size=64, random_state=0).train
+    >>> features = SPDPatchFeatures(
+    ...     "resnet10t", layers="auto", max_steps=2, train_batch_size=4, weights=False,
+    ...     image_size=64,
+    ... )
+    >>> features.fit_transform(images).shape
+    (8, 8, 8, 1024)
+    >>> len(features.loss_curve_)
+    2
+    """
+
+    state_: dict[str, np.ndarray]
+    loss_curve_: list[float]
+    _tuned: Any = None  # device and network, built when needed
+
+    _parameter_constraints = {
+        **PatchFeatures._parameter_constraints,
+        "base": [StrOptions({"simsiam", "simclr", "moco", "supervised"})],
+        "spd_weight": [Interval(Real, 0, None, closed="left")],
+        "max_steps": [Interval(Integral, 1, None, closed="left")],
+        "train_batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "projection_dim": [Interval(Integral, 1, None, closed="left")],
+        "checkpoint_dir": [str, Path, None],
+    }
+    _unsigned = (
+        *PatchFeatures._unsigned,
+        *("base", "spd_weight", "max_steps", "train_batch_size", "learning_rate"),
+        *("weight_decay", "temperature", "projection_dim", "checkpoint_dir"),
+    )
+
+    def __init__(
+        self,
+        backbone="wide_resnet50_2",
+        layers=("layer2", "layer3"),
+        *,
+        base="simsiam",
+        spd_weight=0.1,
+        max_steps=200,
+        train_batch_size=16,
+        learning_rate=1e-4,
+        weight_decay=1e-4,
+        temperature=0.2,
+        projection_dim=128,
+        checkpoint_dir=None,
+        weights=None,
+        backbone_kwargs=None,
+        image_size=224,
+        crop_size=None,
+        patch_size=3,
+        embedding="mean1d",
+        pretrain_dim=1024,
+        target_dim=1024,
+        n_components=None,
+        grid=None,
+        pooled=False,
+        region=None,
+        mean=None,
+        std=None,
+        batch_size="auto",
+        device="auto",
+        precision="float32",
+        cache_dir=None,
+        on_error="raise",
+        n_jobs=None,
+        random_state=0,
+        verbose=False,
+    ):
+        super().__init__(
+            backbone,
+            layers,
+            weights=weights,
+            backbone_kwargs=backbone_kwargs,
+            image_size=image_size,
+            crop_size=crop_size,
+            patch_size=patch_size,
+            embedding=embedding,
+            pretrain_dim=pretrain_dim,
+            target_dim=target_dim,
+            n_components=n_components,
+            grid=grid,
+            pooled=pooled,
+            region=region,
+            mean=mean,
+            std=std,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            cache_dir=cache_dir,
+            on_error=on_error,
+            n_jobs=n_jobs,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.base = base
+        self.spd_weight = spd_weight
+        self.max_steps = max_steps
+        self.train_batch_size = train_batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.temperature = temperature
+        self.projection_dim = projection_dim
+        self.checkpoint_dir = checkpoint_dir
+
+    def __getstate__(self):
+        return {k: v for k, v in super().__getstate__().items() if k != "_tuned"}
+
+    def _backbone(self):
+        """The trained network; before training, the one that it starts from."""
+        device, own = self._device(), not isinstance(self.backbone, str)
+        kwargs = self.backbone_kwargs or {}
+        if not hasattr(self, "state_"):
+            if own:
+                module = copy.deepcopy(self.backbone).to(device)
+                return Backbone(module, IMAGENET_MEAN, IMAGENET_STD)
+            return named_backbone(
+                self.backbone, self.weights, kwargs, self._seed, device, fold=False
+            )
+        if self._tuned is None or self._tuned[0] != device:
+            if own:
+                module = with_arrays(copy.deepcopy(self.backbone), self.state_)
+                network = Backbone(module.to(device), IMAGENET_MEAN, IMAGENET_STD)
+            else:
+                network = tuned_backbone(
+                    self.backbone, kwargs, self.state_, device, self._wanted()
+                )
+            self._tuned = device, network
+        return self._tuned[1]
+
+    # -- training ------------------------------------------------------------
+
+    def _fit_extractor(self, images):
+        for name in ("state_", "loss_curve_", "_tuned"):
+            self.__dict__.pop(name, None)
+        super()._fit_extractor(images)
+        start = self._backbone()
+        black = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
+        last = start.levels(self._as_input(black, start), self.layers_)[1]
+        backbone = Backbone(copy.deepcopy(start.module), start.mean, start.std)
+        self.loss_curve_ = self._train(backbone, last, images)
+        self.state_ = arrays(backbone.module)
+        self.weights_sha256_ = self._backbone().sha256
+
+    def _train(self, backbone, last, images):
+        import torch
+
+        read = remembered(images)
+        # One pass finds the images that can be read, and what tells them from others.
+        means = dict(
+            images.each(lambda i: read(i).mean(dtype=np.float64), range(len(images)))
+        )
+        self._warn_of_skipped(images, len(images))
+        members = list(means)
+        n = min(self.train_batch_size, len(members))
+        if self.base in ("simclr", "moco") and n < 2:
+            raise ValueError(
+                f"base={self.base!r} tells images from each other, but a batch has "
+                f"{n}; pass more images, a larger train_batch_size, or base='simsiam'."
+            )
+        seed, rate_at_first, n_steps = self._seed, self.learning_rate, self.max_steps
+        device, per_epoch = self._device(), len(members) // n
+        backbone.module.eval().requires_grad_(True)
+        networks = seeded(lambda: self._networks(backbone, last, n), seed).to(device)
+        optimizer = torch.optim.SGD(
+            [p for p in networks.parameters() if p.requires_grad],
+            rate_at_first,
+            momentum=0.9,
+            weight_decay=self.weight_decay,
+        )
+
+        def batch(number):
+            epoch, position = divmod(number, per_epoch)
+            return order(seed, epoch, len(members))[position * n : (position + 1) * n]
+
+        def make(number, k):
+            rng = np.random.default_rng(mixed(seed, 1, number, k))
+            image = read(members[batch(number)[k]])
+            if self.base == "supervised":
+                return spd_views(image, rng)[1:]
+            return [
+                *spd_views(image, rng),
+                strong_view(image, rng),
+                strong_view(image, rng),
+            ]
+
+        def embedded(network, head, images):
+            return head(Backbone(network, None, None).vectors(images, last))
+
+        def step(number):
+            rate = 0.5 * rate_at_first * (1 + math.cos(math.pi * number / n_steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            views = np.stack(samples(number), axis=1)  # (views, batch, H, W, C)
+            views = self._as_input(views.reshape(-1, *views.shape[2:]), backbone)
+            loss = self._loss(networks, embedded, views, batch(number), number)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if self.base == "moco":
+                _follow(networks)
+            return loss.detach()
+
+        checkpoint = None
+        if self.checkpoint_dir is not None:
+            settings = result_settings(self), seed, self.weights_sha256_
+            contents = np.array(list(means.values()))
+            checkpoint = checkpoint_file(
+                self.checkpoint_dir, "spd", *settings, contents
+            )
+        with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:
+            samples = made_ahead(pool, make, n, n_steps)
+            return train(
+                step,
+                {"networks": networks, "optimizer": optimizer},
+                n_steps,
+                label="SPD",
+                verbose=self.verbose,
+                checkpoint=checkpoint,
+                advice="With checkpoint_dir, fit goes on from its last checkpoint.",
+            )
+
+    def _networks(self, backbone, last, n):
+        """The network, and what training needs beside it."""
+        import torch
+        from torch import nn
+
+        black = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
+        with torch.no_grad():
+            n_in = backbone.vectors(self._as_input(black, backbone), last).shape[1]
+        dim = self.projection_dim
+        networks = nn.ModuleDict({"network": backbone.module})
+        if self.base == "supervised":
+            networks["classifier"] = nn.Linear(n_in, 2)
+            return networks
+        networks["projection"] = _mlp(n_in, n_in, dim)
+        if self.base == "simsiam":
+            networks["predictor"] = _mlp(dim, max(1, dim // 4), dim)
+        if self.base == "moco":
+            for name in ("network", "projection"):
+                networks[f"key_{name}"] = copy.deepcopy(networks[name])
+                networks[f"key_{name}"].requires_grad_(False)
+            queue = nn.functional.normalize(torch.randn(max(1, _QUEUE // n) * n, dim))
+            networks.register_buffer("queue", queue)
+            networks.register_buffer("queued", torch.full((len(queue),), -1))
+        return networks
+
+    def _loss(self, networks, embedded, views, members, number):
+        import torch
+        from torch.nn.functional import cross_entropy, normalize
+
+        n = len(members)
+        if self.base == "supervised":
+            given = embedded(networks["network"], networks["classifier"], views)
+            changed = torch.arange(2, device=views.device).repeat_interleave(n)
+            return self.spd_weight * cross_entropy(given, changed)
+        query = views[: 4 * n] if self.base == "moco" else views
+        z = embedded(networks["network"], networks["projection"], query).split(n)
+        spd = self.spd_weight * spd_loss(*z[:3])
+        if self.base == "simsiam":
+            p = networks["predictor"](torch.cat(z[3:])).split(n)
+            return simsiam_loss(*p, *z[3:]) + spd
+        if self.base == "simclr":
+            return simclr_loss(z[3], z[4], self.temperature) + spd
+        with torch.no_grad():
+            keys = embedded(
+                networks["key_network"], networks["key_projection"], views[4 * n :]
+            )
+        own = torch.from_numpy(members).to(views.device)
+        queue, queued = networks.queue.clone(), networks.queued
+        loss = moco_loss(z[3], keys, queue, queued == own[:, None], self.temperature)
+        first = number * n % len(queue)
+        networks.queue[first : first + n] = normalize(keys)
+        networks.queued[first : first + n] = own
+        return loss + spd
+
+
+def _mlp(n_in, n_hidden, n_out):
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Linear(n_in, n_hidden, bias=False),
+        nn.BatchNorm1d(n_hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(n_hidden, n_out),
+    )
+
+
+def _follow(networks):
+    """Let MoCo's second encoder follow the one that is trained."""
+    import torch
+
+    with torch.no_grad():
+        for name in ("network", "projection"):
+            pairs = zip(
+                networks[f"key_{name}"].parameters(),
+                networks[name].parameters(),
+                strict=True,
+            )
+            for key, query in pairs:
+                key.lerp_(query, 1 - _MOMENTUM)
+
+
+# -- losses --------------------------------------------------------------------
+
+
+def spd_per_sample(z, z_pos, z_neg):
+    """cos(z, z-) - cos(z, z+) of each row: small where a change is seen."""
+    from torch.nn.functional import cosine_similarity
+
+    return cosine_similarity(z, z_neg) - cosine_similarity(z, z_pos)
+
+
+def spd_loss(z, z_pos, z_neg):
+    """SPD's loss of embeddings (n, d) of images, and of good and changed views."""
+    return spd_per_sample(z, z_pos, z_neg).mean()
+
+
+def simsiam_loss(p1, p2, z1, z2):
+    """Predictions (n, d) from each view against the other's embedding, held fixed."""
+    from torch.nn.functional import cosine_similarity
+
+    both = cosine_similarity(p1, z2.detach()) + cosine_similarity(p2, z1.detach())
+    return -both.mean() / 2
+
+
+def simclr_loss(z1, z2, temperature):
+    """InfoNCE of embeddings (n, d) of two views among all others of the batch."""
+    import torch
+    from torch.nn.functional import cross_entropy, normalize
+
+    z = normalize(torch.cat([z1, z2]))
+    same = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    alike = (z @ z.T / temperature).masked_fill(same, -torch.inf)
+    return cross_entropy(alike, torch.arange(len(z), device=z.device).roll(len(z1)))
+
+
+def moco_loss(queries, keys, queue, same, temperature):
+    """InfoNCE of queries and keys (n, d) against a queue (m, d).
+
+    `same`, bool (n, m), tells which of the queue are of the query's own image, which
+    are no negatives.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy, normalize
+
+    queries = normalize(queries)
+    positive = (queries * normalize(keys)).sum(dim=1, keepdim=True)
+    negative = (queries @ queue.T).masked_fill(same, -torch.inf)
+    alike = torch.cat([positive, negative], dim=1) / temperature
+    return cross_entropy(
+        alike, torch.zeros(len(alike), dtype=torch.long, device=alike.device)
+    )
+
+
+# -- views ---------------------------------------------------------------------
+
+
+def spd_views(image, rng):
+    """An image (H, W, C), a weakly changed view, and another with a changed part."""
+    return image, weak_view(image, rng), smooth_blend(weak_view(image, rng), rng)[0]
+
+
+def weak_view(image, rng):
+    """Another photograph of the same thing: slightly other place, focus and colours."""
+    return _view(image, rng, least=0.7, strength=0.1)
+
+
+def strong_view(image, rng):
+    """A view as self-supervised learning takes it: any part, in any colours."""
+    view = _view(image, rng, least=0.2, strength=0.4)
+    if rng.random() < 0.2:
+        view = np.repeat(grey(view)[..., None], view.shape[2], axis=2)
+    return view
+
+
+def _view(image, rng, least, strength):
+    """Crop of at least a share of an image, flip, jitter of colours, and blur."""
+    height, width = image.shape[:2]
+    ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    share = rng.uniform(least, 1)
+    h = min(height, max(1, round(height * math.sqrt(share * ratio))))
+    w = min(width, max(1, round(width * math.sqrt(share / ratio))))
+    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    view = image[top : top + h, left : left + w]
+    if rng.random() < 0.5:
+        view = view[:, ::-1]
+    view = resize_image(np.ascontiguousarray(view), (height, width))
+    view = jittered(view, rng, strength)
+    if rng.random() < 0.5:
+        sigma = rng.uniform(0.1, 2) * max(height, width) / 224
+        view = gaussian_filter(view, (sigma, sigma, 0))
+    return np.clip(view, 0, 1)
