@@ -199,7 +199,7 @@ def test_training_moves_changed_images_away(data, base):
     start = plain().fit(data.train)
     new = [image for image, y in zip(data.test, data.y_test, strict=True) if y == 1]
     new = [*new, *data.train]
-    assert separation(features, new) < separation(start, new) - 5e-4
+    assert separation(features, new) < separation(start, new) - 2e-4
     losses = np.array(features.loss_curve_)
     if base != "moco":  # whose queue starts with random vectors, which are easily told
         assert losses[-10:].mean() < losses[:10].mean()
