@@ -25,9 +25,9 @@ import numpy as np
 
 from skad import PatchCoreDetector, PatchFeatures, Pipeline, SPDPatchFeatures
 from skad.datasets import load_mvtec, make_textures
-from skad.features._spd import spd_views
 from skad.images import read_image
 from skad.metrics import image_auroc, pixel_metrics
+from skad.synthesis import smooth_blend, weak_view
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", type=Path, help="folder in the layout of MVTec AD")
@@ -59,7 +59,10 @@ else:
 
 rng = np.random.default_rng(3)
 image = read_image(data.train[0]).astype(np.float32) / 255
-triples = [spd_views(image, rng) for _ in range(2)]
+triples = [
+    (image, weak_view(image, rng), smooth_blend(weak_view(image, rng), rng)[0])
+    for _ in range(2)
+]
 
 # %%
 # With and without

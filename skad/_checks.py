@@ -1,6 +1,7 @@
 """Checks of what users pass, shared by all families."""
 
 import numpy as np
+from sklearn.utils.validation import check_consistent_length
 
 
 def check_labels(y):
@@ -23,6 +24,17 @@ def check_labels(y):
             "Convert other labels with skad.datasets.to_outlier_labels."
         )
     return y
+
+
+def good_positions(X, y):
+    """Positions of the images that are not labelled -1; all of them where y is None."""
+    if y is None:
+        return np.arange(len(X))
+    check_consistent_length(X, y)
+    good = np.flatnonzero(check_labels(y) == 1)
+    if len(good) == 0:
+        raise ValueError("no good image to learn from: every label is -1.")
+    return good
 
 
 def check_size(size):

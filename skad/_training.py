@@ -95,6 +95,48 @@ def train(
     return losses
 
 
+def train_estimator(estimator, step, parts, n_steps, label, depends_on):
+    """Run the steps of an estimator's fit by its own parameters.
+
+    With ``warm_start=True``, the optimizer starts as an earlier fit left it, and is
+    kept for the next one.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Its parameters say what to report and where checkpoints go.
+
+    step, parts, n_steps, label
+        As of `train`; ``parts["optimizer"]`` is the optimizer.
+
+    depends_on : callable
+        Gives a tuple of what the result depends on beside the parameters, such as
+        seed and data. It is called only if there are checkpoints.
+
+    Returns
+    -------
+    losses : list of float
+    """
+    if estimator.warm_start and hasattr(estimator, "_optimizer_state"):
+        state = optimizer_tensors(estimator._optimizer_state)
+        parts["optimizer"].load_state_dict(state)
+    checkpoint = None
+    if estimator.checkpoint_dir is not None:
+        settings = result_settings(estimator), *depends_on()
+        checkpoint = checkpoint_file(estimator.checkpoint_dir, label.lower(), *settings)
+    losses = train(
+        step,
+        parts,
+        n_steps,
+        label=label,
+        verbose=estimator.verbose,
+        checkpoint=checkpoint,
+    )
+    if estimator.warm_start:
+        estimator._optimizer_state = optimizer_arrays(parts["optimizer"])
+    return losses
+
+
 def _resumed(checkpoint, parts):
     """Losses so far, after every part has got its state back."""
     import torch

@@ -57,11 +57,14 @@ class RecallRow:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RecallReport:
+class RecallReport(RecallRow):
     """What `recall_report` finds; prints as a table.
 
     Parameters
     ----------
+    kind : None
+        It is about all kinds.
+
     false_alarm_rate : float
         That of the model, its `contamination`.
 
@@ -103,23 +106,13 @@ class RecallReport:
        illustrated in the case of the binomial", Biometrika 26(4), 1934.
     """
 
-    false_alarm_rate: float
     certified: bool
-    threshold: float
     n_good: int
-    n_defects: int
-    n_found: int
-    interval: tuple[float, float]
     confidence: float
     missed: np.ndarray
     p_values: np.ndarray
     by_kind: list[RecallRow]
     by_rate: list[RecallRow]
-
-    @property
-    def recall(self):
-        """Share of the defects that the model finds."""
-        return self.n_found / self.n_defects
 
     def rate_for(self, recall):
         """Smallest false-alarm rate at which a share of the defects is found.
@@ -140,22 +133,14 @@ class RecallReport:
         A rate chosen by the defects promises as much as any other about good images.
         The recall at it is no longer an unbiased estimate: test it on other defects.
         """
-        if not (_is_number(recall) and 0 < recall <= 1):
+        if not (isinstance(recall, Real) and 0 < recall <= 1):
             raise ValueError(f"recall={recall!r} must be a number in (0, 1].")
         needed = int(np.ceil(recall * self.n_defects - 1e-9))
         return float(np.sort(self.p_values)[max(needed, 1) - 1])
 
     def __repr__(self):
-        own = RecallRow(
-            None,
-            self.false_alarm_rate,
-            self.threshold,
-            self.n_defects,
-            self.n_found,
-            self.interval,
-        )
-        name = f"model: {own.false_alarm_rate:.2%}"
-        rows = [(name if self.certified else f"{name}, estimated", own)]
+        name = f"model: {self.false_alarm_rate:.2%}"
+        rows = [(name if self.certified else f"{name}, estimated", self)]
         rows += [(f"{row.false_alarm_rate:.2%}", row) for row in self.by_rate]
         lines = [
             f"{self.n_defects} defects, threshold from {self.n_good} good images",
@@ -276,7 +261,7 @@ def recall_report(
     detector = _final(model)
     held_out = _held_out_scores(detector)
     n = len(held_out)
-    if not (_is_number(confidence) and 0 < confidence < 1):
+    if not (isinstance(confidence, Real) and 0 < confidence < 1):
         raise ValueError(f"confidence={confidence!r} must be a number in (0, 1).")
     rate, threshold = float(detector.contamination), float(detector.offset_)
     rates = _checked_rates(false_alarm_rates, n, rate)
@@ -300,16 +285,11 @@ def recall_report(
         low, high = float(interval.low), float(interval.high)
         return RecallRow(kind, rate, threshold, len(scores), found, (low, high))
 
-    own = row(None, rate, threshold, scores)
     missed = np.flatnonzero(scores >= threshold)
     return RecallReport(
-        false_alarm_rate=rate,
+        **vars(row(None, rate, threshold, scores)),
         certified=conformal_threshold(-held_out, rate)[1],
-        threshold=threshold,
         n_good=n,
-        n_defects=own.n_defects,
-        n_found=own.n_found,
-        interval=own.interval,
         confidence=float(confidence),
         missed=missed[np.argsort(-scores[missed], kind="stable")],
         p_values=conformal_p_values(scores, held_out),
@@ -322,10 +302,6 @@ def recall_report(
             for other in rates
         ],
     )
-
-
-def _is_number(value):
-    return isinstance(value, Real)
 
 
 def _final(model):

@@ -8,9 +8,9 @@ Maps come in the geometry of the images as passed, as those of a Pipeline do.
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
-from skad._checks import check_labels, check_size
+from skad._checks import check_size, good_positions
 from skad._maps import draw_each, masks_above
 from skad._patches import filled
 from skad._progress import progress
@@ -235,10 +235,7 @@ class ImageDetector(ImageInput, BaseDetector):
         X = check_images(X, n_channels=self._n_channels())
         reader = self._reader(X)
         if y is not None:
-            check_consistent_length(X, y)
-            reader = reader[check_labels(y) == 1]
-            if len(reader) == 0:
-                raise ValueError("no good image is left: every label is -1.")
+            reader = reader[good_positions(X, y)]
         if self.on_error == "raise":
             return reader
         # Training may go over the images many times and in any order: it is told

@@ -1,11 +1,15 @@
 import os
+import signal
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 from hypothesis import settings
+from sklearn.base import clone
 
 # Before matplotlib or huggingface_hub is imported, which read these only once.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -54,6 +58,47 @@ def one_torch_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+FIT_AND_DIE = """
+import os, signal, sys
+import joblib
+import torch
+import skad._training
+torch.set_num_threads(1)
+skad._training._EVERY = 0.0
+save = skad._training._save
+def deadly(checkpoint, parts, losses):
+    save(checkpoint, parts, losses)
+    if len(losses) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+skad._training._save = deadly
+estimator, arguments = joblib.load(sys.argv[1])
+estimator.fit(*arguments)
+"""
+
+
+@pytest.fixture
+def assert_survives_a_kill(tmp_path, one_torch_thread):
+    """Kill a process in the middle of a fit; the next fit ends as an unbroken one."""
+
+    def check(estimator, *arguments, after):
+        folder, task = tmp_path / "checkpoints", tmp_path / "task.joblib"
+        whole = clone(estimator).fit(*arguments)
+        resumed = clone(estimator).set_params(checkpoint_dir=folder)
+        joblib.dump((resumed, arguments), task)
+        command = [sys.executable, "-c", FIT_AND_DIE, task, str(after)]
+        killed = subprocess.run(command, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert len(list(folder.iterdir())) == 1
+        resumed.fit(*arguments)
+        assert list(folder.iterdir()) == []  # it was found, and then removed
+        assert resumed.loss_curve_ == whole.loss_curve_
+        assert resumed.state_.keys() == whole.state_.keys()
+        for name, values in whole.state_.items():
+            np.testing.assert_array_equal(resumed.state_[name], values)
+
+    return check
 
 
 @pytest.fixture

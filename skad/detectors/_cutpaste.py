@@ -17,18 +17,14 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._training import (
     arrays,
-    checkpoint_file,
     contents,
     made_ahead,
     mixed,
-    optimizer_arrays,
-    optimizer_tensors,
     order,
     rebuilt,
-    result_settings,
     seeded,
     torch_device,
-    train,
+    train_estimator,
     with_arrays,
 )
 from skad.detectors._teacher import as_input
@@ -266,7 +262,7 @@ class CutPasteDetector(ImageDetector):
             with_arrays(networks, self.state_)
         else:
             self.loss_curve_ = []
-        losses = self._train(networks, reader, seed, goes_on)
+        losses = self._train(networks, reader, seed)
         self.loss_curve_ = self.loss_curve_ + losses
         self.state_ = arrays(networks)
         self._set_gaussians(reader, seed)
@@ -287,7 +283,7 @@ class CutPasteDetector(ImageDetector):
         layers.append(nn.Linear(n_in, 1 + len(_CHANGES[self.variant])))
         return nn.ModuleDict({"backbone": backbone, "head": nn.Sequential(*layers)})
 
-    def _train(self, networks, reader, seed, goes_on):
+    def _train(self, networks, reader, seed):
         import torch
 
         device = torch_device(self.device)
@@ -301,8 +297,6 @@ class CutPasteDetector(ImageDetector):
             momentum=0.9,
             weight_decay=self.weight_decay,
         )
-        if goes_on and hasattr(self, "_optimizer_state"):
-            optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))
         n, done = len(reader), len(self.loss_curve_)
         read, changes = remembered(reader), _CHANGES[self.variant]
 
@@ -329,23 +323,16 @@ class CutPasteDetector(ImageDetector):
             optimizer.step()
             return loss.detach()
 
-        checkpoint = None
-        if self.checkpoint_dir is not None:
-            settings = result_settings(self), seed, done, contents(read, n)
-            checkpoint = checkpoint_file(self.checkpoint_dir, "cutpaste", *settings)
         with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:
             samples = made_ahead(pool, make, self.batch_size, n_steps)
-            losses = train(
+            return train_estimator(
+                self,
                 step,
                 {"networks": networks, "optimizer": optimizer},
                 n_steps,
-                label="CutPaste",
-                verbose=self.verbose,
-                checkpoint=checkpoint,
+                "CutPaste",
+                lambda: (seed, done, contents(read, n)),
             )
-        if self.warm_start:
-            self._optimizer_state = optimizer_arrays(optimizer)
-        return losses
 
     # -- scores --------------------------------------------------------------
 

@@ -16,18 +16,14 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._training import (
     arrays,
-    checkpoint_file,
     contents,
     made_ahead,
     mixed,
-    optimizer_arrays,
-    optimizer_tensors,
     order,
     rebuilt,
-    result_settings,
     seeded,
     torch_device,
-    train,
+    train_estimator,
     with_arrays,
 )
 from skad.detectors._unet import WIDTHS, discriminative, reconstructive
@@ -244,7 +240,7 @@ class DRAEMDetector(ImageDetector):
             with_arrays(networks, self.state_)
         else:
             self.loss_curve_ = []
-        losses = self._train(networks, reader, seed, goes_on)
+        losses = self._train(networks, reader, seed)
         self.loss_curve_ = self.loss_curve_ + losses
         self.state_ = arrays(networks)
 
@@ -259,15 +255,13 @@ class DRAEMDetector(ImageDetector):
             }
         )
 
-    def _train(self, networks, reader, seed, goes_on):
+    def _train(self, networks, reader, seed):
         import torch
 
         device = torch_device(self.device)
         networks = networks.to(device, memory_format=torch.channels_last).train()
         rate_at_first = self.learning_rate
         optimizer = torch.optim.Adam(networks.parameters(), rate_at_first)
-        if goes_on and hasattr(self, "_optimizer_state"):
-            optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))
         n, done = len(reader), len(self.loss_curve_)
         n_steps = self.max_steps or self.max_epochs * -(-n // self.batch_size)
         read, read_texture = remembered(reader), self._texture_reader()
@@ -300,23 +294,16 @@ class DRAEMDetector(ImageDetector):
             optimizer.step()
             return loss.detach()
 
-        checkpoint = None
-        if self.checkpoint_dir is not None:
-            settings = result_settings(self), seed, done, contents(read, n)
-            checkpoint = checkpoint_file(self.checkpoint_dir, "draem", *settings)
         with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:
             samples = made_ahead(pool, make, self.batch_size, n_steps)
-            losses = train(
+            return train_estimator(
+                self,
                 step,
                 {"networks": networks, "optimizer": optimizer},
                 n_steps,
-                label="DRAEM",
-                verbose=self.verbose,
-                checkpoint=checkpoint,
+                "DRAEM",
+                lambda: (seed, done, contents(read, n)),
             )
-        if self.warm_start:
-            self._optimizer_state = optimizer_arrays(optimizer)
-        return losses
 
     def _texture_reader(self):
         """From a random generator to a photograph of a texture; None to draw them."""

@@ -18,16 +18,12 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from skad._maps import WHOLE, render
 from skad._training import (
     arrays,
-    checkpoint_file,
     mixed,
-    optimizer_arrays,
-    optimizer_tensors,
     order,
     rebuilt,
-    result_settings,
     seeded,
     torch_device,
-    train,
+    train_estimator,
     with_arrays,
 )
 from skad.detectors._pdn import AUTOENCODER_WIDTH, autoencoder, pdn, pdn_grid
@@ -289,9 +285,7 @@ class EfficientADDetector(ImageDetector):
         if goes_on:
             with_arrays(student, _part(self.state_, "student"))
             with_arrays(auto, _part(self.state_, "autoencoder"))
-        losses = self._train(
-            teacher, student, auto, read, learned_from, seed, goes_on, device
-        )
+        losses = self._train(teacher, student, auto, read, learned_from, seed, device)
         self.loss_curve_ = self.loss_curve_ + losses
         self.state_ = {
             **{f"student.{k}": v for k, v in arrays(student).items()},
@@ -403,7 +397,7 @@ class EfficientADDetector(ImageDetector):
         least = max(1e-6 * std.max(), 1e-30)
         self.teacher_std_ = np.maximum(std, least).astype(np.float32)
 
-    def _train(self, teacher, student, auto, read, members, seed, goes_on, device):
+    def _train(self, teacher, student, auto, read, members, seed, device):
         import torch
         from torch.optim import Adam
 
@@ -416,8 +410,6 @@ class EfficientADDetector(ImageDetector):
             self.learning_rate,
             weight_decay=self.weight_decay,
         )
-        if goes_on and hasattr(self, "_optimizer_state"):
-            optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))
         mean, std = (
             torch.tensor(s, device=device)[:, None, None]
             for s in (self.teacher_mean_, self.teacher_std_)
@@ -467,20 +459,14 @@ class EfficientADDetector(ImageDetector):
             optimizer.step()
             return loss.detach()
 
-        settings = (result_settings(self), seed, done, n, self.teacher_mean_)
-        losses = train(
+        return train_estimator(
+            self,
             step,
             {"student": student, "autoencoder": auto, "optimizer": optimizer},
             self.max_steps,
-            label="EfficientAD",
-            verbose=self.verbose,
-            checkpoint=checkpoint_file(
-                self.checkpoint_dir, "efficientad", *settings, self.teacher_std_
-            ),
+            "EfficientAD",
+            lambda: (seed, done, n, self.teacher_mean_, self.teacher_std_),
         )
-        if self.warm_start:
-            self._optimizer_state = optimizer_arrays(optimizer)
-        return losses
 
     def _penalty_reader(self):
         """How to read penalty images at twice the size, and how many there are."""

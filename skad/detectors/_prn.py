@@ -19,16 +19,12 @@ from sklearn.utils.validation import check_consistent_length
 from skad._checks import check_labels
 from skad._training import (
     arrays,
-    checkpoint_file,
     contents,
     made_ahead,
-    optimizer_arrays,
-    optimizer_tensors,
     rebuilt,
-    result_settings,
     seeded,
     torch_device,
-    train,
+    train_estimator,
     with_arrays,
 )
 from skad.detectors._prn_encoder import STRIDES, Arguments, built_encoder, identity
@@ -450,7 +446,7 @@ class PRNDetector(ImageDetector):
         network = seeded(self._network, seed)
         if goes_on:
             with_arrays(network, self.state_)
-        losses = self._train(encoder, network, read, len(reader), seed, goes_on, device)
+        losses = self._train(encoder, network, read, len(reader), seed, device)
         self.loss_curve_ = self.loss_curve_ + losses
         self.state_ = arrays(network)
 
@@ -501,7 +497,7 @@ class PRNDetector(ImageDetector):
             reduced=None if self.model == "full" else REDUCED,
         )
 
-    def _train(self, encoder, network, read, n, seed, goes_on, device):
+    def _train(self, encoder, network, read, n, seed, device):
         import torch
         from torch.optim import AdamW
 
@@ -509,8 +505,6 @@ class PRNDetector(ImageDetector):
         optimizer = AdamW(
             network.parameters(), self.learning_rate, weight_decay=self.weight_decay
         )
-        if goes_on and hasattr(self, "_optimizer_state"):
-            optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))
         prototypes = [torch.tensor(p, device=device) for p in self.prototypes_]
         done = len(self.loss_curve_)
         make = Samples(
@@ -546,15 +540,6 @@ class PRNDetector(ImageDetector):
             optimizer.step()
             return loss.detach()
 
-        checkpoint = None
-        if self.checkpoint_dir is not None:
-            checkpoint = checkpoint_file(
-                self.checkpoint_dir,
-                "prn",
-                *(result_settings(self), seed, done, self.weights_sha256_),
-                contents(read, n),
-                *(part for defect in self._defects for part in _contents(defect)),
-            )
         with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:
             samples = made_ahead(
                 pool,
@@ -562,17 +547,17 @@ class PRNDetector(ImageDetector):
                 self.batch_size,
                 self.max_steps,
             )
-            losses = train(
+            return train_estimator(
+                self,
                 step,
                 {"network": network, "optimizer": optimizer},
                 self.max_steps,
-                label="PRN",
-                verbose=self.verbose,
-                checkpoint=checkpoint,
+                "PRN",
+                lambda: (
+                    *(seed, done, self.weights_sha256_, contents(read, n)),
+                    *(part for defect in self._defects for part in _contents(defect)),
+                ),
             )
-        if self.warm_start:
-            self._optimizer_state = optimizer_arrays(optimizer)
-        return losses
 
     # -- scores --------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from skad.synthesis import (
     draem,
     extended_anomaly,
     foreground_mask,
-    perlin_mask,
     procedural_texture,
 )
 
@@ -131,8 +130,8 @@ class Samples:
         """A good image through which something else shows."""
         i = int(rng.integers(self.n))
         other = self.homologous if rng.random() < 0.5 else self.heterologous
-        texture = other(rng)
-        return draem(self.read(i), rng, texture=texture, mask=self._blobs(i, rng))
+        texture, foreground = other(rng), self._foreground(i)
+        return draem(self.read(i), rng, texture=texture, foreground=foreground)
 
     def homologous(self, rng):
         """A good image, changed."""
@@ -143,16 +142,6 @@ class Samples:
         if self.textures is None:
             return procedural_texture((*self.size, 3), rng)
         return changed_texture(self.textures(int(rng.integers(self.n_textures))), rng)
-
-    def _blobs(self, i, rng):
-        """Where on good image i something shows: on the part, if that can be."""
-        allowed = self._foreground(i)
-        for _ in range(10):
-            blobs = perlin_mask(self.size, rng)
-            inside = blobs if allowed is None else blobs & allowed
-            if inside.any():
-                return inside
-        return blobs
 
     def _foreground(self, i):
         if self.foreground is None:

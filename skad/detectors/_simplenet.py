@@ -16,17 +16,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skad._patches import image_scores, patch_maps, patch_rows
 from skad._training import (
     arrays,
-    checkpoint_file,
     generator,
     mixed,
-    optimizer_arrays,
-    optimizer_tensors,
     order,
     rebuilt,
-    result_settings,
     seeded,
     torch_device,
-    train,
+    train_estimator,
     with_arrays,
 )
 from skad.base import BaseDetector
@@ -278,8 +274,6 @@ class SimpleNetDetector(BaseDetector):
             self.noise_std_ = float(self.noise_std * scale)
         module = module.to(device).train()
         optimizer = self._optimizer(module)
-        if goes_on and hasattr(self, "_optimizer_state"):
-            optimizer.load_state_dict(optimizer_tensors(self._optimizer_state))
         n_patches = np.count_nonzero(~np.isnan(X[..., 0])) / len(X)
         n_at_once = max(self.batch_size, int(np.ceil(_LEAST / n_patches)))
         n_batches = -(-len(X) // n_at_once)
@@ -296,22 +290,19 @@ class SimpleNetDetector(BaseDetector):
             optimizer.step()
             return loss.detach()
 
-        settings = (result_settings(self), seed, done, X)
-        losses = train(
+        losses = train_estimator(
+            self,
             step,
             {"module": module, "optimizer": optimizer},
             self.max_epochs * n_batches,
-            label="SimpleNet",
-            verbose=self.verbose,
-            checkpoint=checkpoint_file(self.checkpoint_dir, "simplenet", *settings),
+            "SimpleNet",
+            lambda: (seed, done, X),
         )
         epochs = np.split(losses, range(n_batches, len(losses), n_batches))
         self.loss_curve_ = self.loss_curve_ + [
             float(e.mean()) for e in epochs if len(e)
         ]
         self.state_ = arrays(module)
-        if self.warm_start:
-            self._optimizer_state = optimizer_arrays(optimizer)
 
     def _module(self, d):
         return _build(d, self.hidden_dim, self.classification_head)

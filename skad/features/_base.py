@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
-from skad._checks import check_labels
+from skad._checks import good_positions
 from skad._patch_array import PatchArray
 from skad._progress import progress
 from skad.features._cache import Cache
@@ -126,19 +126,8 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         self._frame()
         X = check_images(X, n_channels=self._n_channels())
         if y is not None:
-            X = [X[i] for i in self._good(X, y)]
+            X = [X[i] for i in good_positions(X, y)]
         return self._fit_extractor(self._reader(X))
-
-    @staticmethod
-    def _good(X, y):
-        """Positions of the images that are not labelled -1."""
-        if y is None:
-            return np.arange(len(X))
-        check_consistent_length(X, y)
-        good = np.flatnonzero(check_labels(y) == 1)
-        if len(good) == 0:
-            raise ValueError("no good image to learn from: every label is -1.")
-        return good
 
     def _transform(self, X, regions=None, extract=None):
         """Features and skipped images."""
@@ -164,7 +153,7 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         extract = self._fit_extract(X, y)
         X = check_images(X, n_channels=self._n_channels())
         reader = self._reader(X)
-        for _, block in self._blocks(reader, regions, extract, self._good(X, y)):
+        for _, block in self._blocks(reader, regions, extract, good_positions(X, y)):
             yield block
         self.skipped_ = sorted(reader.skipped)
 
@@ -172,7 +161,9 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         """Yield the features of the good images block by block."""
         check_is_fitted(self, "grid_shape_")
         X = check_images(X, n_channels=self._n_channels())
-        for _, block in self._blocks(self._reader(X), regions, None, self._good(X, y)):
+        for _, block in self._blocks(
+            self._reader(X), regions, None, good_positions(X, y)
+        ):
             yield block
 
     def _scoring_blocks(self, X, regions=None, n_entries=2**24):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._training import (
@@ -34,10 +33,8 @@ from skad.features._backbone import (
     tuned_backbone,
 )
 from skad.features._network import PatchFeatures
-from skad.images import resize_image
 from skad.images._reading import n_threads, remembered
-from skad.synthesis import smooth_blend
-from skad.synthesis._image import grey, jittered
+from skad.synthesis import smooth_blend, strong_view, weak_view
 
 _MOMENTUM = 0.99  # of MoCo's second encoder
 _QUEUE = 256  # embeddings that MoCo remembers
@@ -533,41 +530,6 @@ def moco_loss(queries, keys, queue, same, temperature):
     )
 
 
-# -- views ---------------------------------------------------------------------
-
-
 def spd_views(image, rng):
     """An image (H, W, C), a weakly changed view, and another with a changed part."""
     return image, weak_view(image, rng), smooth_blend(weak_view(image, rng), rng)[0]
-
-
-def weak_view(image, rng):
-    """Another photograph of the same thing: slightly other place, focus and colours."""
-    return _view(image, rng, least=0.7, strength=0.1)
-
-
-def strong_view(image, rng):
-    """A view as self-supervised learning takes it: any part, in any colours."""
-    view = _view(image, rng, least=0.2, strength=0.4)
-    if rng.random() < 0.2:
-        view = np.repeat(grey(view)[..., None], view.shape[2], axis=2)
-    return view
-
-
-def _view(image, rng, least, strength):
-    """Crop of at least a share of an image, flip, jitter of colours, and blur."""
-    height, width = image.shape[:2]
-    ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    share = rng.uniform(least, 1)
-    h = min(height, max(1, round(height * math.sqrt(share * ratio))))
-    w = min(width, max(1, round(width * math.sqrt(share / ratio))))
-    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    view = image[top : top + h, left : left + w]
-    if rng.random() < 0.5:
-        view = view[:, ::-1]
-    view = resize_image(np.ascontiguousarray(view), (height, width))
-    view = jittered(view, rng, strength)
-    if rng.random() < 0.5:
-        sigma = rng.uniform(0.1, 2) * max(height, width) / 224
-        view = gaussian_filter(view, (sigma, sigma, 0))
-    return np.clip(view, 0, 1)

@@ -1,4 +1,4 @@
-"""Anomalies made from good images."""
+"""Anomalies made from good images, and views that are none."""
 
 from skad.synthesis._cutpaste import cutpaste, cutpaste_scar
 from skad.synthesis._draem import changed_texture, draem, procedural_texture
@@ -6,6 +6,7 @@ from skad.synthesis._extended import extended_anomaly, foreground_mask
 from skad.synthesis._perlin import perlin_mask, perlin_noise
 from skad.synthesis._smoothblend import smooth_blend
 from skad.synthesis._transformer import SyntheticAnomalies
+from skad.synthesis._views import strong_view, weak_view
 
 __all__ = [
     "SyntheticAnomalies",
@@ -19,4 +20,6 @@ __all__ = [
     "perlin_noise",
     "procedural_texture",
     "smooth_blend",
+    "strong_view",
+    "weak_view",
 ]

@@ -10,7 +10,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from skad._checks import check_labels
+from skad._checks import good_positions
 from skad.images import check_images, image_size, read_image, read_mask, resize_image
 from skad.synthesis._cutpaste import cutpaste, cutpaste_scar
 from skad.synthesis._draem import changed_texture, draem
@@ -169,7 +169,7 @@ class SyntheticAnomalies(TransformerMixin, BaseEstimator):
         self._check_options()
         self.sources_, self.masks_ = None, None
         if self.method == "homologous":
-            self.sources_ = X if y is None else _good(X, y)
+            self.sources_ = [X[i] for i in good_positions(X, y)]
         elif self.texture_images is not None:
             self.sources_ = check_images(self.texture_images, "texture_images")
         elif self.method == "extended":
@@ -320,15 +320,6 @@ class SyntheticAnomalies(TransformerMixin, BaseEstimator):
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
-
-
-def _good(X, y):
-    """The images that are not labelled -1."""
-    check_consistent_length(X, y)
-    good = np.flatnonzero(check_labels(y) == 1)
-    if len(good) == 0:
-        raise ValueError("no good image to take anomalies from: every label is -1.")
-    return [X[i] for i in good]
 
 
 def _stacked(arrays):

@@ -1,7 +1,4 @@
 import pickle
-import signal
-import subprocess
-import sys
 
 import joblib
 import numpy as np
@@ -338,41 +335,13 @@ def test_interrupted_training_keeps_a_model(data, teacher, interrupt_training):
     assert np.isfinite(detector.score_samples(data.test)).all()
 
 
-KILLED = """
-import os, signal, sys
-import torch
-import skad._training
-from skad import EfficientADDetector
-from skad.datasets import make_textures
-torch.set_num_threads(1)
-skad._training._EVERY = 0.0
-save = skad._training._save
-def deadly(checkpoint, parts, losses):
-    save(checkpoint, parts, losses)
-    if len(losses) == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-skad._training._save = deadly
-data = make_textures(n_normal=30, n_anomalous=10, size=64, random_state=0)
-EfficientADDetector(
-    "tiny", sys.argv[1], data.train[:5], max_steps=12, image_size=64,
-    learning_rate=2e-3, checkpoint_dir=sys.argv[2],
-).fit(data.train)
-"""
-
-
-def test_killed_training_resumes_to_the_same_bits(data, teacher, tmp_path):
-    path, folder = str(tmp_path / "teacher.safetensors"), str(tmp_path / "checkpoints")
+def test_killed_training_resumes_to_the_same_bits(
+    data, teacher, tmp_path, assert_survives_a_kill
+):
+    path = tmp_path / "teacher.safetensors"
     teacher.save(path)
-    killed = subprocess.run([sys.executable, "-c", KILLED, path, folder], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    options = {"max_steps": 12}
-    whole = tiny(path, data.train[:5], **options).fit(data.train)
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
-    resumed = tiny(path, data.train[:5], **options, checkpoint_dir=folder)
-    resumed.fit(data.train)
-    assert resumed.loss_curve_ == whole.loss_curve_
-    for name, values in whole.state_.items():
-        np.testing.assert_array_equal(resumed.state_[name], values)
+    detector = tiny(str(path), data.train[:5], max_steps=12)
+    assert_survives_a_kill(detector, data.train, after=7)
 
 
 def test_augmentation_keeps_the_range():

@@ -1,8 +1,3 @@
-import signal
-import subprocess
-import sys
-import textwrap
-
 import numpy as np
 import pytest
 import torch
@@ -216,41 +211,9 @@ def test_interrupted_training_keeps_a_model(interrupt_training):
     assert len(detector.loss_curve_) == n_before + 2
 
 
-KILLED = """
-import os, signal, sys
-import numpy as np
-import skad._training
-import torch
-from skad import SimpleNetDetector
-torch.set_num_threads(1)
-skad._training._EVERY = 0.0
-save = skad._training._save
-def deadly(checkpoint, parts, losses):
-    save(checkpoint, parts, losses)
-    if len(losses) == 17:
-        os.kill(os.getpid(), signal.SIGKILL)
-skad._training._save = deadly
-X = np.load(sys.argv[1])
-SimpleNetDetector(max_epochs=10, hidden_dim=32, checkpoint_dir=sys.argv[2]).fit(X)
-"""
-
-
-def test_killed_training_resumes_to_the_same_bits(tmp_path):
-    X = grids(40)
-    np.save(tmp_path / "X.npy", X)
-    folder = tmp_path / "checkpoints"
-    code = textwrap.dedent(KILLED)
-    command = [sys.executable, "-c", code, tmp_path / "X.npy", folder]
-    killed = subprocess.run(command, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert len(list(folder.iterdir())) == 1
-    whole = SimpleNetDetector(max_epochs=10, hidden_dim=32).fit(X)
-    resumed = SimpleNetDetector(max_epochs=10, hidden_dim=32, checkpoint_dir=folder)
-    resumed.fit(X)
-    assert resumed.loss_curve_ == whole.loss_curve_
-    for name, values in whole.state_.items():
-        np.testing.assert_array_equal(resumed.state_[name], values)
-    assert list(folder.iterdir()) == []
+def test_killed_training_resumes_to_the_same_bits(assert_survives_a_kill):
+    detector = SimpleNetDetector(max_epochs=10, hidden_dim=32)
+    assert_survives_a_kill(detector, grids(40), after=17)
 
 
 def test_a_broken_checkpoint_is_an_error(tmp_path):

@@ -1,5 +1,4 @@
 import pickle
-import signal
 import subprocess
 import sys
 
@@ -20,13 +19,11 @@ from skad.features._spd import (
     spd_loss,
     spd_per_sample,
     spd_views,
-    strong_view,
-    weak_view,
 )
 from skad.images import ImageError
 from skad.metrics import image_auroc_scorer
 from skad.model_selection import OneClassSplit
-from skad.synthesis import smooth_blend
+from skad.synthesis import smooth_blend, strong_view, weak_view
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -354,40 +351,9 @@ def test_interrupted_training_keeps_a_network(data, interrupt_training):
     assert np.isfinite(features.transform(data.test)).all()
 
 
-KILLED = """
-import os, signal, sys
-import torch
-import skad._training
-from skad import SPDPatchFeatures
-from skad.datasets import make_textures
-torch.set_num_threads(1)
-skad._training._EVERY = 0.0
-save = skad._training._save
-def deadly(checkpoint, parts, losses):
-    save(checkpoint, parts, losses)
-    if len(losses) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-skad._training._save = deadly
-data = make_textures(n_normal=30, n_anomalous=10, size=64, random_state=0)
-SPDPatchFeatures(
-    "resnet10t", layers="auto", weights=False, max_steps=6, image_size=64,
-    train_batch_size=4, embedding="concat", checkpoint_dir=sys.argv[1],
-    base=sys.argv[2], learning_rate=0.01,
-).fit(data.train)
-"""
-
-
 @pytest.mark.parametrize("base", ["simsiam", "moco"])
-def test_killed_training_resumes_to_the_same_bits(data, tmp_path, base):
-    folder = str(tmp_path / "checkpoints")
-    killed = subprocess.run([sys.executable, "-c", KILLED, folder, base], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    whole = tiny(base=base, max_steps=6).fit(data.train)
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
-    resumed = tiny(base=base, max_steps=6, checkpoint_dir=folder).fit(data.train)
-    assert list((tmp_path / "checkpoints").iterdir()) == []
-    assert resumed.loss_curve_ == whole.loss_curve_
-    assert_same_state(resumed, whole)
+def test_killed_training_resumes_to_the_same_bits(data, base, assert_survives_a_kill):
+    assert_survives_a_kill(tiny(base=base, max_steps=6), data.train, after=3)
 
 
 # -- bad input ---------------------------------------------------------------------
