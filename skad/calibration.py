@@ -133,14 +133,16 @@ class RecallReport(RecallRow):
         A rate chosen by the defects promises as much as any other about good images.
         The recall at it is no longer an unbiased estimate: test it on other defects.
         """
-        if not (isinstance(recall, Real) and 0 < recall <= 1):
+        if not (_is_number(recall) and 0 < recall <= 1):
             raise ValueError(f"recall={recall!r} must be a number in (0, 1].")
         needed = int(np.ceil(recall * self.n_defects - 1e-9))
         return float(np.sort(self.p_values)[max(needed, 1) - 1])
 
     def __repr__(self):
         name = f"model: {self.false_alarm_rate:.2%}"
-        rows = [(name if self.certified else f"{name}, estimated", self)]
+        rows: list[tuple[str, RecallRow]] = [
+            (name if self.certified else f"{name}, estimated", self)
+        ]
         rows += [(f"{row.false_alarm_rate:.2%}", row) for row in self.by_rate]
         lines = [
             f"{self.n_defects} defects, threshold from {self.n_good} good images",
@@ -261,7 +263,7 @@ def recall_report(
     detector = _final(model)
     held_out = _held_out_scores(detector)
     n = len(held_out)
-    if not (isinstance(confidence, Real) and 0 < confidence < 1):
+    if not (_is_number(confidence) and 0 < confidence < 1):
         raise ValueError(f"confidence={confidence!r} must be a number in (0, 1).")
     rate, threshold = float(detector.contamination), float(detector.offset_)
     rates = _checked_rates(false_alarm_rates, n, rate)
@@ -302,6 +304,10 @@ def recall_report(
             for other in rates
         ],
     )
+
+
+def _is_number(value):
+    return isinstance(value, Real)
 
 
 def _final(model):
