@@ -92,8 +92,8 @@ class PatchFeatures(PatchFeatureTransformer):
         their average where the images are not RGB.
 
     batch_size : int or "auto", default="auto"
-        Images per pass through the network. "auto" is 32 on a GPU, and 4 on a
-        CPU, whose cache holds no more.
+        Images per pass through the network. "auto" is 32 on a GPU. On a CPU, whose
+        cache holds no more, it is 4 of up to 256 x 256 pixels, fewer of larger ones.
 
     device : str, default="auto"
         "auto" is a CUDA device where there is one, else the CPU.
@@ -250,9 +250,12 @@ class PatchFeatures(PatchFeatureTransformer):
         self.verbose = verbose
 
     def _images_at_once(self):
-        if self.batch_size == "auto":
-            return 4 if self._device().type == "cpu" else 32
-        return self.batch_size
+        if self.batch_size != "auto":
+            return self.batch_size
+        if self._device().type != "cpu":
+            return 32
+        height, width = self._input_size()
+        return int(np.clip(4 * 256**2 // (height * width), 1, 4))
 
     def _n_channels(self):
         from torch.nn import Conv2d

@@ -581,3 +581,11 @@ def test_progress_is_shown_on_request(features, images, capsys):
     assert capsys.readouterr().err == ""
     features.set_params(verbose=True).fit_transform(images)
     assert "features: 5/5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "n"), [(64, 4), (256, 4), ((256, 512), 2), (518, 1), (1024, 1)]
+)
+def test_large_images_are_taken_one_at_a_time_on_a_cpu(size, n):
+    features = PatchFeatures("resnet10t", weights=False, image_size=size, device="cpu")
+    assert features._images_at_once() == n
