@@ -68,15 +68,8 @@ class RecallReport(RecallRow):
     false_alarm_rate : float
         That of the model, its `contamination`.
 
-    certified : bool
-        Whether there are good images enough for this rate. If not, the threshold of
-        the model is an estimate.
-
     threshold : float
         That of the model, its `offset_`.
-
-    n_good : int
-        Number of held-out good images behind it.
 
     n_defects, n_found : int
         Number of defects, and of those that the model finds.
@@ -84,8 +77,15 @@ class RecallReport(RecallRow):
     interval : (float, float)
         Clopper and Pearson's confidence interval of the recall.
 
+    certified : bool
+        Whether there are good images enough for the false-alarm rate. If not, the
+        threshold of the model is an estimate.
+
+    n_good : int
+        Number of held-out good images behind the threshold.
+
     confidence : float
-        Its level.
+        Level of the interval.
 
     missed : ndarray of shape (n_missed,), int64
         Positions of the defects that the model does not find, the most usual first.
