@@ -62,6 +62,9 @@ def methods(options):
             **parameters,
         )
 
+    def small(**parameters):
+        return PatchFeatures("skad_small", embedding="concat", **parameters)
+
     deep = options.levels[1:]
     two = {"layers": deep, "embedding": "concat"}
     cells = {"layers": deep, "embedding": "replicate", "pooled": True}
@@ -75,6 +78,10 @@ def methods(options):
         "SPADE as RAD": Pipeline([network(**cells), SPADEDetector(**retrieval)]),
         "Subspace": Pipeline([network(**two), SubspaceDetector()]),
         "SimpleNet, 20 epochs": Pipeline([network(**two), SimpleNetDetector(20)]),
+        "PatchCore, skad_small": Pipeline([small(), PatchCoreDetector()]),
+        "PatchCore 1 %, skad_small": Pipeline([small(), PatchCoreDetector(0.01)]),
+        "Subspace, skad_small": Pipeline([small(), SubspaceDetector()]),
+        "PatchCore, random": Pipeline([small(weights=False), PatchCoreDetector()]),
         "PatchCore, PCANet": Pipeline([PCANetFeatures(), PatchCoreDetector()]),
         "Subspace, PCANet": Pipeline([PCANetFeatures(), SubspaceDetector()]),
     }

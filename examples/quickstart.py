@@ -4,7 +4,7 @@ Good images in, decisions and heat maps out
 
 Learn from images of good parts, decide for each new image, and draw where it is
 wrong. As it stands, this runs in about a minute on generated images of woven fabric,
-with features that need no download::
+with the network that comes with skad::
 
     python examples/quickstart.py
 
@@ -24,13 +24,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from skad import PatchCoreDetector, PatchFeatures, PCANetFeatures, Pipeline
+from skad import PatchCoreDetector, PatchFeatures, Pipeline
 from skad.datasets import load_mvtec, make_textures
 from skad.metrics import AnomalyMapDisplay, image_auroc, pixel_metrics
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", type=Path, help="folder in the layout of MVTec AD")
-parser.add_argument("--backbone", help="name of a timm model")
+parser.add_argument(
+    "--backbone", default="skad_small", help="name of a timm model"
+)
 parser.add_argument("--weights", type=Path, help=".safetensors or .pth file")
 parser.add_argument(
     "--backbone-kwargs", type=json.loads, help='for timm, as JSON: {"pad_type": "same"}'
@@ -60,17 +62,14 @@ print(f"{len(data.train)} good images to learn from, {len(data.test)} new ones")
 # threshold comes from scoring every training image as if it were new, so that about
 # 5 % of new good images will be called defective (``contamination=0.05``).
 
-if options.backbone is None:
-    features = PCANetFeatures(verbose=True)
-else:
-    features = PatchFeatures(
-        options.backbone,
-        layers="auto",
-        embedding="concat",
-        weights=options.weights,
-        backbone_kwargs=options.backbone_kwargs,
-        verbose=True,
-    )
+features = PatchFeatures(
+    options.backbone,
+    layers="auto",
+    embedding="concat",
+    weights=options.weights,
+    backbone_kwargs=options.backbone_kwargs,
+    verbose=True,
+)
 model = Pipeline([features, PatchCoreDetector()])
 
 start = time.perf_counter()

@@ -237,6 +237,10 @@ def _build(name, weights, kwargs, seed, device, *, fold):
     import timm
     import torch
 
+    from skad.features._small import WEIGHTS  # makes the name known to timm
+
+    if weights is None and name == "skad_small":
+        weights = WEIGHTS
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(
@@ -353,7 +357,7 @@ def _require_download(name):
             f"{constants.HF_HUB_CACHE} and cannot be downloaded: {reason}. Either pass "
             "weights= a .safetensors or .pth file, or copy that cache folder from a "
             "machine that has them (HF_HUB_CACHE names it), or use "
-            "skad.PCANetFeatures, which needs no download."
+            'backbone="skad_small", which comes with skad.'
         )
 
 

@@ -28,8 +28,9 @@ class PatchFeatures(PatchFeatureTransformer):
     ----------
     backbone : str or torch.nn.Module, default="wide_resnet50_2"
         Name of a timm model, optionally with its weight tag
-        ("wide_resnet50_2.tv_in1k" has the weights of the papers), or your own
-        network, which is used in evaluation mode as it is.
+        ("wide_resnet50_2.tv_in1k" has the weights of the papers), or
+        "skad_small", a small network that comes with skad and needs no download,
+        or your own network, which is used in evaluation mode as it is.
 
     layers : sequence of str or "auto", default=("layer2", "layer3")
         Modules whose outputs are taken: names from timm's ``feature_info``, or
@@ -38,7 +39,8 @@ class PatchFeatures(PatchFeatureTransformer):
         further than the last of them.
 
     weights : None, path or False, default=None
-        None takes timm's pretrained weights, downloaded once. A path names a
+        None takes timm's pretrained weights, downloaded once, or those that come
+        with skad. A path names a
         .safetensors or .pth file. False takes random weights.
 
     backbone_kwargs : dict, default=None

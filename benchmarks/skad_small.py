@@ -1,0 +1,443 @@
+"""Make the backbone that ships with skad: distil MobileNetV2 into a small network.
+
+    python benchmarks/skad_small.py --images DIR --weights FILE --out FILE
+
+On any folder of photographs, and on pictures that are drawn on the way: fractals,
+noise, gratings and dead leaves. The network sees what the large one sees, moved by
+four pixels, for the grid of the latter is not centred (see `skad.features._small`).
+Every twentieth photograph is kept apart, to tell how much of the variance of the
+large network's features the small one explains in pictures that it never saw; nothing
+else is measured here, and no set of defects takes part. Two runs of one command on one
+machine give the same bits, and a run that was killed goes on if `--checkpoints` names
+a folder. If the file is there already, its log is shown.
+"""
+
+import io
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from harness import limit_threads, parser, publish
+from PIL import Image, ImageDraw, ImageFilter
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn.functional import mse_loss
+
+from skad import __version__
+from skad._training import checkpoint_file, mixed, order, seeded, train
+from skad.features._backbone import IMAGENET_MEAN, IMAGENET_STD, named_backbone
+from skad.features._small import LEVELS, SkadSmall
+from skad.synthesis import perlin_noise
+
+SIZES = ((128, 32), (160, 20), (224, 10))  # pixels of a side, and images of a step
+SUFFIXES = (".jpg", ".jpeg", ".png")
+SHIFT = 4  # pixels that the large network's grid looks too far to the right and down
+CHUNK = 64  # steps for which pictures and targets are made at once, and used twice
+DRAWN = 0.35  # share of pictures without a photograph
+
+
+class Pictures:
+    """Views of photographs, and drawn pictures, by seed."""
+
+    def __init__(self, files):
+        self.photographs = [Image.open(file).convert("RGB") for file in files]
+
+    def draw(self, size, rng, *, plain=False):
+        """One picture, uint8 (size, size, 3)."""
+        if plain or rng.random() > DRAWN:
+            picture = self._view(size, rng)
+        else:
+            picture = drawn(size, rng)
+        if plain:
+            return picture
+        if rng.random() < 0.15:
+            other = drawn(size, rng) if rng.random() < 0.5 else self._view(size, rng)
+            share = rng.uniform(0.2, 0.8)
+            if rng.random() < 0.5:
+                noise = perlin_noise((size, size), tuple(rng.integers(1, 9, 2)), rng)
+                share = share * (noise > rng.uniform(-0.2, 0.4))[..., None]
+            picture = picture + share * (other.astype(np.float32) - picture)
+        if rng.random() < 0.3:
+            picture = marked(picture, rng)
+        return exposed(picture, rng)
+
+    def _view(self, size, rng):
+        photograph = self.photographs[rng.integers(len(self.photographs))]
+        limit = min(photograph.size)
+        side = np.exp(rng.uniform(np.log(min(48, limit)), np.log(limit)))
+        height = side * np.exp(rng.uniform(-0.2, 0.2))
+        width, height = min(side, photograph.size[0]), min(height, photograph.size[1])
+        x = rng.uniform(0, photograph.size[0] - width)
+        y = rng.uniform(0, photograph.size[1] - height)
+        box = (x, y, x + width, y + height)
+        view = photograph.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        view = np.asarray(view)
+        if rng.random() < 0.5:
+            view = view[:, ::-1]
+        if rng.random() < 0.2:
+            view = view.transpose(1, 0, 2)
+        return view
+
+
+def drawn(size, rng):
+    """A picture of nothing, float32 (size, size, 3) in [0, 255]."""
+    kind = rng.integers(4)
+    if kind == 3:
+        return _leaves(size, rng)
+    field = (_fractal, _noise, _grating)[kind](size, rng)
+    if rng.random() < 0.3:
+        other = (_fractal, _noise, _grating)[rng.integers(3)](size, rng)
+        field = field + rng.uniform(0.1, 1) * other
+    low, high = np.quantile(field, (0.01, 0.99))
+    field = np.clip((field - low) / max(high - low, 1e-6), 0, 1)
+    if rng.random() < 0.3:
+        field = field ** np.exp(rng.uniform(-1, 1))
+    # Colours along a line of three points, near each other or not.
+    base, spread = rng.uniform(0, 255, 3), rng.uniform(5, 200)
+    if rng.random() < 0.4:
+        base[:] = base[0]
+    colours = base + spread * rng.uniform(-1, 1, (3, 3 if rng.random() < 0.5 else 1))
+    picture = [
+        np.interp(field, (0, 0.5, 1), np.broadcast_to(colours, (3, 3))[:, c])
+        for c in range(3)
+    ]
+    return np.clip(np.stack(picture, axis=-1), 0, 255).astype(np.float32)
+
+
+def _fractal(size, rng):
+    """Noise whose spectrum falls with a power of the frequency, stretched or not."""
+    fy, fx = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)
+    if rng.random() < 0.4:
+        angle, stretch = rng.uniform(0, np.pi), np.exp(rng.uniform(0, 3.5))
+        fy, fx = (
+            np.cos(angle) * fy + np.sin(angle) * fx,
+            (np.cos(angle) * fx - np.sin(angle) * fy) * stretch,
+        )
+    frequency = np.maximum(np.hypot(fy, fx), 1 / size)
+    shape = frequency.shape
+    spectrum = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+    return np.fft.irfft2(spectrum * frequency ** -rng.uniform(0.4, 2.5), (size, size))
+
+
+def _noise(size, rng):
+    """Perlin noise in octaves, or ridges of it, or blobs."""
+    cells = np.exp(rng.uniform(0, 3, 2))
+    field = np.zeros((size, size))
+    for octave in range(rng.integers(1, 5)):
+        lattice = np.clip(cells * 2**octave, 1, size // 4).astype(int)
+        field += perlin_noise((size, size), tuple(lattice), rng) / 2**octave
+    kind = rng.integers(3)
+    if kind == 1:
+        return np.abs(field)
+    if kind == 2:
+        return 1 / (1 + np.exp(-field * rng.uniform(5, 60)))
+    return field
+
+
+def _grating(size, rng):
+    """Waves in one or two directions, bent a little."""
+    y, x = np.mgrid[:size, :size] / size
+    bend = rng.uniform(0, 0.1) * perlin_noise((size, size), (2, 2), rng)
+    field = np.zeros((size, size))
+    for _ in range(rng.integers(1, 3)):
+        angle, waves = rng.uniform(0, np.pi), np.exp(rng.uniform(0.5, 3.7))
+        phase = np.cos(angle) * x + np.sin(angle) * y + bend
+        wave = np.sin(2 * np.pi * (waves * phase + rng.random()))
+        field = field * wave if rng.random() < 0.3 else field + wave
+    return np.tanh(field * np.exp(rng.uniform(-1, 2)))
+
+
+def _leaves(size, rng):
+    """Shapes over shapes of every size: discs, boxes and polygons, shaded or not."""
+    grey = rng.random() < 0.4
+    centre, spread = rng.uniform(0, 255, 3), rng.uniform(10, 200)
+    picture = Image.new("RGB", (size, size), _colour(centre, spread, grey, rng))
+    pencil = ImageDraw.Draw(picture)
+    for _ in range(int(np.exp(rng.uniform(1, 5.3)))):
+        radius = min(2.5 / rng.random() ** 0.8, size / 2)
+        x, y = rng.uniform(0, size, 2)
+        fill, kind = _colour(centre, spread, grey, rng), rng.integers(3)
+        if kind == 0:
+            pencil.ellipse((x - radius, y - radius, x + radius, y + radius), fill)
+            continue
+        angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 8)))
+        if kind == 1:
+            angles = rng.uniform(0, np.pi) + np.array([0.3, 2.8, 3.5, 6.0])
+        points = [(x + radius * np.cos(a), y + radius * np.sin(a)) for a in angles]
+        pencil.polygon(points, fill)
+    picture = np.asarray(picture, np.float32)
+    if rng.random() < 0.6:
+        shade = _fractal(size, rng)
+        shade /= max(np.abs(shade).max(), 1e-6)
+        picture = picture * (1 + rng.uniform(0, 0.5) * shade[..., None])
+    return np.clip(picture, 0, 255).astype(np.float32)
+
+
+def _colour(centre, spread, grey, rng):
+    colour = centre + spread * rng.uniform(-1, 1, 3)
+    colour = np.clip(colour[[0, 0, 0]] if grey else colour, 0, 255)
+    return tuple(int(c) for c in colour)
+
+
+def marked(picture, rng):
+    """With a few strokes, dots or stains on it."""
+    size = len(picture)
+    mask = Image.new("L", (size, size))
+    pencil = ImageDraw.Draw(mask)
+    for _ in range(rng.integers(1, 5)):
+        x, y = rng.uniform(0, size, 2)
+        if rng.random() < 0.5:
+            steps = np.cumsum(rng.normal(0, size / 12, (rng.integers(1, 6), 2)), axis=0)
+            points = [(x, y), *[(x + dx, y + dy) for dx, dy in steps]]
+            pencil.line(points, fill=255, width=int(rng.integers(1, 5)))
+        else:
+            a, b = np.exp(rng.uniform(0, 3, 2))
+            pencil.ellipse((x - a, y - b, x + a, y + b), fill=255)
+    mask = mask.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.5)))
+    opacity = np.asarray(mask, np.float32)[..., None] / 255 * rng.uniform(0.15, 1)
+    colour = rng.uniform(0, 255, 3 if rng.random() < 0.5 else 1).astype(np.float32)
+    return picture + opacity * (colour - picture)
+
+
+def exposed(picture, rng):
+    """In other light: contrast, brightness, tint, grey, blur, noise. uint8."""
+    picture = np.asarray(picture, np.float32)
+    if rng.random() < 0.3:
+        picture = picture @ np.float32([0.299, 0.587, 0.114])
+        picture = np.repeat(picture[..., None], 3, axis=-1)
+    if rng.random() < 0.7:
+        mean = picture.mean()
+        gain, offset = np.exp(rng.uniform(-1.6, 0.5)), rng.uniform(-40, 40)
+        tint = rng.normal(0, 0.06, 3) if rng.random() < 0.4 else np.zeros(3)
+        picture = (picture - mean) * gain + mean + offset
+        picture = picture * (1 + tint.astype(np.float32))
+    if rng.random() < 0.15:
+        strength = rng.uniform(0.5, 8)
+        picture = picture + rng.standard_normal(picture.shape, np.float32) * strength
+    picture = np.clip(picture, 0, 255).astype(np.uint8)
+    if rng.random() < 0.15:
+        blur = ImageFilter.GaussianBlur(rng.uniform(0.4, 2))
+        picture = np.asarray(Image.fromarray(picture).filter(blur))
+    if rng.random() < 0.15:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "jpeg", quality=int(rng.integers(30, 90)))
+        picture = np.asarray(Image.open(file))
+    return picture
+
+
+class Large:
+    """Features of the large network, and their statistics."""
+
+    def __init__(self, weights):
+        self.backbone = named_backbone(
+            "mobilenetv2_100", weights, {"pad_type": "same"}, 0, "cpu"
+        )
+        info = self.backbone.module.feature_info
+        reductions = np.array([level["reduction"] for level in info])
+        self.names = [
+            info[np.flatnonzero(reductions == stride)[-1]]["module"]
+            for stride in (8, 16)
+        ]
+        self.mean = self.std = None
+
+    def __call__(self, batch):
+        """Both levels (b, c, h, w) of normalised images."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.backbone.levels(batch, self.names, self.names[-1])[0]
+
+    def measure(self, batch):
+        """Remember mean and deviation of every channel."""
+        found = self(batch)
+        axes = (0, 2, 3)
+        self.mean = [f.mean(dim=axes)[:, None, None] for f in found]
+        self.std = [f.std(dim=axes)[:, None, None] for f in found]
+
+    def targets(self, batch):
+        """The levels less the mean, over the deviation."""
+        found = zip(self(batch), self.mean, self.std, strict=True)
+        return [((f - mean) / std).clamp(-8, 8) for f, mean, std in found]
+
+
+def as_input(pictures):
+    """Pictures uint8 (b, h, w, 3) as networks take them."""
+    batch = torch.from_numpy(np.ascontiguousarray(pictures)).float() / 255
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return ((batch - mean) / std).permute(0, 3, 1, 2)
+
+
+def chunk(number, pictures, large, seed, pool):
+    """Pictures of some steps and what the large network says of them."""
+    size, n_images = SIZES[number % len(SIZES)]
+    result = []
+    for step in range(CHUNK):
+        rngs = [
+            np.random.default_rng(mixed(seed, 2, number, step, i))
+            for i in range(n_images)
+        ]
+        made = np.stack(list(pool.map(partial(pictures.draw, size + SHIFT), rngs)))
+        result.append((made[:, SHIFT:, SHIFT:], large_targets(made, large)))
+    return result
+
+
+def large_targets(made, large):
+    with torch.inference_mode():
+        found = large.targets(as_input(made[:, :-SHIFT, :-SHIFT]))
+    return [f.half() for f in found]
+
+
+def loss_of(given, wanted):
+    """Squared error; that of dull pictures counts as much as that of others."""
+    total = 0
+    for g, w in zip(given, wanted, strict=True):
+        w = w.float()
+        varies = (w - w.mean(dim=(2, 3), keepdim=True)).square().mean(dim=(1, 2, 3))
+        error = (g.float() - w).square().mean(dim=(1, 2, 3))
+        total = total + (error / (varies + 0.1)).mean()
+    return total / len(given)
+
+
+def explained(module, held_out, large):
+    """Share of the variance within pictures that the network explains, by level."""
+    module.eval()
+    parts = []
+    for made in held_out:
+        with torch.inference_mode():
+            wanted = large_targets(made, large)
+            given = module.levels(as_input(made[:, SHIFT:, SHIFT:]))
+        for level, (g, w) in enumerate(zip(given, wanted, strict=True)):
+            centred = w.float() - w.float().mean(dim=(2, 3), keepdim=True)
+            varies = centred.square().mean()
+            parts.append((level, float(mse_loss(g, w.float())), float(varies)))
+    module.train()
+    return [
+        1
+        - sum(e for k, e, _ in parts if k == level)
+        / sum(v for k, _, v in parts if k == level)
+        for level in range(len(LEVELS))
+    ]
+
+
+def distilled(options):
+    """Train, and write the file; gives what it says of its origin."""
+    images = options.images or options.data / "natural"
+    files = sorted(f for f in images.rglob("*") if f.suffix.lower() in SUFFIXES)
+    if len(files) < 40:
+        raise SystemExit(f"--images {images} holds {len(files)} images; pass more.")
+    n_steps = 30 if options.small else options.steps
+    seed = options.seed
+
+    pictures = Pictures([f for i, f in enumerate(files) if i % 20])
+    apart = Pictures(files[::20])
+    rng = np.random.default_rng(mixed(seed, 3))
+    held_out = [
+        np.stack([apart.draw(224 + SHIFT, rng, plain=True) for _ in range(10)])
+        for _ in range(2 if options.small else 10)
+    ]
+    large = Large(options.weights)
+    rng = np.random.default_rng(mixed(seed, 4))
+    large.measure(as_input(np.stack([pictures.draw(224, rng) for _ in range(256)])))
+
+    module = seeded(SkadSmall, seed).to(memory_format=torch.channels_last).train()
+    decayed = [p for p in module.parameters() if p.ndim > 1]
+    others = [p for p in module.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.02}, {"params": others}],
+        options.learning_rate,
+        weight_decay=0.0,
+    )
+    made, log = {}, []
+
+    def step(number):
+        lot = number // (2 * CHUNK)
+        if lot not in made:
+            made.clear()
+            made[lot] = chunk(lot, pictures, large, seed, pool)
+            if lot % 10 == 0:
+                log.append([number, *explained(module, held_out, large)])
+                print(*log[-1], flush=True)
+        again, place = divmod(number % (2 * CHUNK), CHUNK)
+        batch, wanted = made[lot][order(mixed(seed, 5), 2 * lot + again, CHUNK)[place]]
+        warm, done = min(1, (number + 1) / 300), number / n_steps
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * warm * (1 + np.cos(np.pi * done)) / 2
+        with torch.autocast("cpu", torch.bfloat16):
+            given = module.levels(as_input(batch))
+        loss = loss_of(given, wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+
+    settings = (n_steps, options.learning_rate, seed, len(files))
+    start = time.perf_counter()
+    with ThreadPoolExecutor(options.threads) as pool:
+        losses = train(
+            step,
+            {"module": module, "optimizer": optimizer},
+            n_steps,
+            label="skad_small",
+            checkpoint=checkpoint_file(options.checkpoints, "skad_small", *settings),
+        )
+    minutes = (time.perf_counter() - start) / 60
+    found = explained(module, held_out, large)
+    provenance = {
+        "skad": __version__,
+        "imitates": "mobilenetv2_100 of timm, ImageNet weights, strides 8 and 16",
+        "sha256_of_its_weights": large.backbone.sha256,
+        "images": f"{len(pictures.photographs)} photographs of {images.name}, drawings",
+        "steps": len(losses),
+        "images_per_step": dict(SIZES),
+        "learning_rate": options.learning_rate,
+        "seed": seed,
+        "minutes": round(minutes, 1),
+        "mean_loss_of_the_last_1000_steps": round(float(np.mean(losses[-1000:])), 4),
+        "explained_variance_of_photographs_kept_apart": [round(f, 4) for f in found],
+        "log": [[n, *(round(f, 3) for f in shares)] for n, *shares in log],
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+    save(module, large, provenance, options.out)
+
+
+def save(module, large, provenance, out):
+    """Half precision; the last layers give features as the large network does."""
+    with torch.no_grad():
+        for name, mean, std in zip(LEVELS, large.mean, large.std, strict=True):
+            layer = module.get_submodule(name)
+            layer.weight *= std[..., None]
+            layer.bias.copy_(layer.bias * std.flatten() + mean.flatten())
+    state = {
+        name: value.half().contiguous() if value.is_floating_point() else value
+        for name, value in module.state_dict().items()
+    }
+    save_file(state, str(out), {"provenance": json.dumps(provenance)})
+
+
+def main():
+    arguments = parser(__doc__)
+    arguments.add_argument("--images", type=Path, help="folder of photographs")
+    arguments.add_argument("--out", type=Path, default=Path("skad_small.safetensors"))
+    arguments.add_argument("--steps", type=int, default=16_000)
+    arguments.add_argument("--learning-rate", type=float, default=2e-3)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--checkpoints", type=Path, help="folder")
+    options = arguments.parse_args()
+    limit_threads(options.threads)
+    if not options.out.exists():
+        distilled(options)
+    with safe_open(str(options.out), "pt") as file:
+        known = json.loads(file.metadata()["provenance"])
+    last = [known["steps"], *known["explained_variance_of_photographs_kept_apart"]]
+    rows = [[str(n), *(f"{f:.3f}" for f in shares)] for n, *shares in known["log"]]
+    rows.append([str(last[0]), *(f"{f:.3f}" for f in last[1:])])
+    publish(options, "skad_small", rows, ("steps", "stride 8", "stride 16"))
+
+
+if __name__ == "__main__":
+    main()
