@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from harness import limit_threads, parser, publish
+from harness import limit_threads, parser, photographs, publish, race, row
 from PIL import Image, ImageDraw, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import mse_loss
 
-from skad import __version__
+from skad import PatchFeatures, __version__
 from skad._training import checkpoint_file, mixed, order, seeded, train
 from skad.features._backbone import IMAGENET_MEAN, IMAGENET_STD, named_backbone
 from skad.features._small import LEVELS, SkadSmall
@@ -419,6 +419,31 @@ def save(module, large, provenance, out):
     save_file(state, str(out), {"provenance": json.dumps(provenance)})
 
 
+def speed(options):
+    """Time of an image through the small network and through the large one."""
+    images = [np.asarray(Image.open(f).convert("RGB")) for f in photographs(options)]
+    images = images[: 8 if options.small else 64]
+    contestants = {
+        "skad": PatchFeatures("skad_small", weights=options.out, embedding="concat"),
+        "mobilenetv2_100": PatchFeatures(
+            "mobilenetv2_100",
+            layers="auto",
+            weights=options.weights,
+            backbone_kwargs={"pad_type": "same"},
+            embedding="concat",
+        ),
+    }
+    for features in contestants.values():
+        features.fit(images)
+    runs = {
+        name: partial(features.transform, images)
+        for name, features in contestants.items()
+    }
+    seconds, _ = race(runs, options.rounds)
+    ours, peer = (value / len(images) for value in seconds.values())
+    return row("image to features, 224 px", ours, "mobilenetv2_100", peer, 1)
+
+
 def main():
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=Path, help="folder of photographs")
@@ -437,6 +462,7 @@ def main():
     rows = [[str(n), *(f"{f:.3f}" for f in shares)] for n, *shares in known["log"]]
     rows.append([str(last[0]), *(f"{f:.3f}" for f in last[1:])])
     publish(options, "skad_small", rows, ("steps", "stride 8", "stride 16"))
+    publish(options, "skad_small speed", [speed(options)])
 
 
 if __name__ == "__main__":
