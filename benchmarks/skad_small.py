@@ -1,6 +1,13 @@
-"""Make the backbone that ships with skad: distil MobileNetV2 into a small network.
+r"""Make the backbone that ships with skad: distil MobileNetV2 into a small network.
 
-    python benchmarks/skad_small.py --images DIR --weights FILE --out FILE
+    python benchmarks/skad_small.py --images DIR --weights FILE --widths 24 48 96 192 \
+        --out wide.safetensors
+    python benchmarks/skad_small.py --images DIR --weights FILE --steps 8000 \
+        --learning-rate 1.5e-3 --start wide.safetensors --out small.safetensors
+
+The second starts with those channels of the first that weigh most: the shipped network
+came about so. Either is a network by itself, and `skad_small` reads it, the first with
+`backbone_kwargs={"widths": (24, 48, 96, 192)}`.
 
 On any folder of photographs, and on pictures that are drawn on the way: fractals,
 noise, gratings and dead leaves. The network sees what the large one sees, moved by
@@ -25,13 +32,13 @@ import torch
 from harness import limit_threads, parser, photographs, publish, race, row
 from PIL import Image, ImageDraw, ImageFilter
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import mse_loss
 
 from skad import PatchFeatures, __version__
 from skad._training import checkpoint_file, mixed, order, seeded, train
 from skad.features._backbone import IMAGENET_MEAN, IMAGENET_STD, named_backbone
-from skad.features._small import LEVELS, SkadSmall
+from skad.features._small import LEVELS, WIDTHS, SkadSmall
 from skad.synthesis import perlin_noise
 
 SIZES = ((128, 32), (160, 20), (224, 10))  # pixels of a side, and images of a step
@@ -322,6 +329,53 @@ def explained(module, held_out, large):
     ]
 
 
+def narrowed(wide, module):
+    """Start a network with those channels of a wider one that weigh most."""
+    wide = {name: value.float() for name, value in wide.items()}
+    blocks = [f"stage{stage}.{i}" for stage in (2, 3) for i in (1, 2)]
+    # Layers that write the same channels, and those that read them.
+    flows = [
+        (["stem.0.0"], ["stem.1.0"]),
+        (["stem.1.0"], ["stage2.0.0"]),
+        *(([f"{block}.conv1"], [f"{block}.conv2"]) for block in blocks),
+    ]
+    for stage, readers in ((2, ["layer2", "stage3.0.0"]), (3, ["layer3"])):
+        own = [block for block in blocks if block.startswith(f"stage{stage}")]
+        writers = [f"stage{stage}.0.0", *(f"{block}.conv2" for block in own)]
+        flows.append((writers, [*(f"{block}.conv1" for block in own), *readers]))
+    for writers, readers in flows:
+        weights = [wide[f"{layer}.weight"] for layer in readers]
+        gains = [wide[f"{_norm(layer)}.weight"] for layer in writers]
+        worth = sum(w.square().sum(dim=(0, 2, 3)) for w in weights)
+        worth = worth * sum(g.square() for g in gains)
+        n_kept = module.get_submodule(writers[0]).out_channels
+        kept = worth.argsort(descending=True)[:n_kept].sort().values
+        for layer in writers:
+            wide[f"{layer}.weight"] = wide[f"{layer}.weight"][kept]
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                name = f"{_norm(layer)}.{name}"
+                wide[name] = wide[name][kept]
+        for layer in readers:
+            wide[f"{layer}.weight"] = wide[f"{layer}.weight"][:, kept]
+    module.load_state_dict(wide)
+
+
+def _norm(layer):
+    """Name of the normalization after a convolution."""
+    if "conv" in layer:
+        return layer.replace("conv", "norm")
+    return f"{layer[:-1]}1"
+
+
+def unscaled(module, large):
+    """Let the last layers give standardised features, as they do in training."""
+    with torch.no_grad():
+        for name, mean, std in zip(LEVELS, large.mean, large.std, strict=True):
+            layer = module.get_submodule(name)
+            layer.weight /= std[..., None]
+            layer.bias.copy_((layer.bias - mean.flatten()) / std.flatten())
+
+
 def distilled(options):
     """Train, and write the file; gives what it says of its origin."""
     images = options.images or options.data / "natural"
@@ -342,7 +396,11 @@ def distilled(options):
     rng = np.random.default_rng(mixed(seed, 4))
     large.measure(as_input(np.stack([pictures.draw(224, rng) for _ in range(256)])))
 
-    module = seeded(SkadSmall, seed).to(memory_format=torch.channels_last).train()
+    module = seeded(lambda: SkadSmall(widths=options.widths), seed)
+    if options.start:
+        narrowed(load_file(str(options.start)), module)
+        unscaled(module, large)
+    module = module.to(memory_format=torch.channels_last).train()
     decayed = [p for p in module.parameters() if p.ndim > 1]
     others = [p for p in module.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -374,7 +432,8 @@ def distilled(options):
         optimizer.step()
         return loss.detach()
 
-    settings = (n_steps, options.learning_rate, seed, len(files))
+    settings = (n_steps, options.learning_rate, seed, len(files), options.widths)
+    settings += (_origin(options.start),)
     start = time.perf_counter()
     with ThreadPoolExecutor(options.threads) as pool:
         losses = train(
@@ -391,6 +450,8 @@ def distilled(options):
         "imitates": "mobilenetv2_100 of timm, ImageNet weights, strides 8 and 16",
         "sha256_of_its_weights": large.backbone.sha256,
         "images": f"{len(pictures.photographs)} photographs of {images.name}, drawings",
+        "widths": list(options.widths),
+        "start": _origin(options.start),
         "steps": len(losses),
         "images_per_step": dict(SIZES),
         "learning_rate": options.learning_rate,
@@ -403,6 +464,14 @@ def distilled(options):
         "timm": timm.__version__,
     }
     save(module, large, provenance, options.out)
+
+
+def _origin(file):
+    """What a file of weights says of itself."""
+    if file is None:
+        return None
+    with safe_open(str(file), "pt") as opened:
+        return json.loads(opened.metadata()["provenance"])
 
 
 def save(module, large, provenance, out):
@@ -419,12 +488,17 @@ def save(module, large, provenance, out):
     save_file(state, str(out), {"provenance": json.dumps(provenance)})
 
 
-def speed(options):
+def speed(options, widths):
     """Time of an image through the small network and through the large one."""
-    images = [np.asarray(Image.open(f).convert("RGB")) for f in photographs(options)]
-    images = images[: 8 if options.small else 64]
+    files = photographs(options)[: 8 if options.small else 64]
+    images = [np.asarray(Image.open(f).convert("RGB").resize((224, 224))) for f in files]
     contestants = {
-        "skad": PatchFeatures("skad_small", weights=options.out, embedding="concat"),
+        "skad": PatchFeatures(
+            "skad_small",
+            weights=options.out,
+            backbone_kwargs={"widths": widths},
+            embedding="concat",
+        ),
         "mobilenetv2_100": PatchFeatures(
             "mobilenetv2_100",
             layers="auto",
@@ -448,6 +522,8 @@ def main():
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=Path, help="folder of photographs")
     arguments.add_argument("--out", type=Path, default=Path("skad_small.safetensors"))
+    arguments.add_argument("--start", type=Path, help="file of a wider network")
+    arguments.add_argument("--widths", type=int, nargs=4, default=WIDTHS)
     arguments.add_argument("--steps", type=int, default=16_000)
     arguments.add_argument("--learning-rate", type=float, default=2e-3)
     arguments.add_argument("--seed", type=int, default=0)
@@ -456,13 +532,15 @@ def main():
     limit_threads(options.threads)
     if not options.out.exists():
         distilled(options)
-    with safe_open(str(options.out), "pt") as file:
-        known = json.loads(file.metadata()["provenance"])
-    last = [known["steps"], *known["explained_variance_of_photographs_kept_apart"]]
-    rows = [[str(n), *(f"{f:.3f}" for f in shares)] for n, *shares in known["log"]]
-    rows.append([str(last[0]), *(f"{f:.3f}" for f in last[1:])])
-    publish(options, "skad_small", rows, ("steps", "stride 8", "stride 16"))
-    publish(options, "skad_small speed", [speed(options)])
+    rows, known = [], _origin(options.out)
+    publish(options, "skad_small speed", [speed(options, known["widths"])])
+    while known:
+        last = known["explained_variance_of_photographs_kept_apart"]
+        log = [*known["log"], [known["steps"], *last]]
+        widths = "-".join(map(str, known["widths"]))
+        rows[:0] = [[widths, n, *(f"{f:.3f}" for f in shares)] for n, *shares in log]
+        known = known["start"]
+    publish(options, "skad_small", rows, ("widths", "steps", "stride 8", "stride 16"))
 
 
 if __name__ == "__main__":

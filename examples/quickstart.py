@@ -30,9 +30,7 @@ from skad.metrics import AnomalyMapDisplay, image_auroc, pixel_metrics
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", type=Path, help="folder in the layout of MVTec AD")
-parser.add_argument(
-    "--backbone", default="skad_small", help="name of a timm model"
-)
+parser.add_argument("--backbone", default="skad_small", help="name of a timm model")
 parser.add_argument("--weights", type=Path, help=".safetensors or .pth file")
 parser.add_argument(
     "--backbone-kwargs", type=json.loads, help='for timm, as JSON: {"pad_type": "same"}'

@@ -17,6 +17,7 @@ from torch import nn
 
 WEIGHTS = Path(__file__).with_name("skad_small.safetensors")
 LEVELS = {"layer2": 32, "layer3": 96}
+WIDTHS = (16, 32, 80, 160)  # channels at strides 2, 4, 8 and 16
 
 
 class SkadSmall(nn.Module):
@@ -24,14 +25,15 @@ class SkadSmall(nn.Module):
 
     output_fmt = "NCHW"
 
-    def __init__(self, in_chans=3, num_classes=0):
+    def __init__(self, in_chans=3, num_classes=0, widths=WIDTHS):
         super().__init__()
         self.num_classes = num_classes
-        self.stem = nn.Sequential(_halve(in_chans, 24), _halve(24, 48))
-        self.stage2 = nn.Sequential(_halve(48, 96), _Block(96), _Block(96))
-        self.layer2 = nn.Conv2d(96, LEVELS["layer2"], 1)
-        self.stage3 = nn.Sequential(_halve(96, 192), _Block(192), _Block(192))
-        self.layer3 = nn.Conv2d(192, LEVELS["layer3"], 1)
+        a, b, c, d = widths
+        self.stem = nn.Sequential(_halve(in_chans, a), _halve(a, b))
+        self.stage2 = nn.Sequential(_halve(b, c), _Block(c), _Block(c))
+        self.layer2 = nn.Conv2d(c, LEVELS["layer2"], 1)
+        self.stage3 = nn.Sequential(_halve(c, d), _Block(d), _Block(d))
+        self.layer3 = nn.Conv2d(d, LEVELS["layer3"], 1)
         self.feature_info = [
             {"module": "layer2", "num_chs": LEVELS["layer2"], "reduction": 8},
             {"module": "layer3", "num_chs": LEVELS["layer3"], "reduction": 16},
@@ -99,5 +101,5 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def skad_small(pretrained=False, **kwargs):
-    """A small network for 224 x 224 pixels, 2.1 million weights."""
+    """A small network for 224 x 224 pixels, 1.4 million weights."""
     return build_model_with_cfg(SkadSmall, "skad_small", pretrained, **kwargs)
