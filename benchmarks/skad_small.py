@@ -491,7 +491,8 @@ def save(module, large, provenance, out):
 def speed(options, widths):
     """Time of an image through the small network and through the large one."""
     files = photographs(options)[: 8 if options.small else 64]
-    images = [np.asarray(Image.open(f).convert("RGB").resize((224, 224))) for f in files]
+    images = [Image.open(file).convert("RGB").resize((224, 224)) for file in files]
+    images = list(map(np.asarray, images))
     contestants = {
         "skad": PatchFeatures(
             "skad_small",
