@@ -565,7 +565,7 @@ def test_without_network_it_fails_at_once_and_says_what_to_do(
     with pytest.raises(OSError, match="cannot be downloaded") as caught:
         PatchFeatures("wide_resnet50_2").fit(images)
     assert time.monotonic() - start < 20
-    for advice in ("weights=", "PCANetFeatures", str(tmp_path)):
+    for advice in ("weights=", "skad_small", str(tmp_path)):
         assert advice in str(caught.value)
 
 
