@@ -396,7 +396,7 @@ def distilled(options):
     rng = np.random.default_rng(mixed(seed, 4))
     large.measure(as_input(np.stack([pictures.draw(224, rng) for _ in range(256)])))
 
-    module = seeded(lambda: SkadSmall(widths=options.widths), seed)
+    module = seeded(partial(SkadSmall, widths=options.widths), seed)
     if options.start:
         narrowed(load_file(str(options.start)), module)
         unscaled(module, large)
@@ -432,8 +432,8 @@ def distilled(options):
         optimizer.step()
         return loss.detach()
 
-    settings = (n_steps, options.learning_rate, seed, len(files), options.widths)
-    settings += (_origin(options.start),)
+    widths, origin = list(options.widths), _origin(options.start)
+    settings = (n_steps, options.learning_rate, seed, len(files), widths, origin)
     start = time.perf_counter()
     with ThreadPoolExecutor(options.threads) as pool:
         losses = train(
@@ -450,8 +450,8 @@ def distilled(options):
         "imitates": "mobilenetv2_100 of timm, ImageNet weights, strides 8 and 16",
         "sha256_of_its_weights": large.backbone.sha256,
         "images": f"{len(pictures.photographs)} photographs of {images.name}, drawings",
-        "widths": list(options.widths),
-        "start": _origin(options.start),
+        "widths": widths,
+        "start": origin,
         "steps": len(losses),
         "images_per_step": dict(SIZES),
         "learning_rate": options.learning_rate,
