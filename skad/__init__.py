@@ -15,6 +15,7 @@ _EXPORTS = {
     "CutPasteDetector": "skad.detectors",
     "DRAEMDetector": "skad.detectors",
     "EfficientADDetector": "skad.detectors",
+    "FusedFeatures": "skad.features",
     "ImagePUADDetector": "skad.detectors",
     "PCANetFeatures": "skad.features",
     "PRNDetector": "skad.detectors",

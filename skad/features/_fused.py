@@ -1,0 +1,207 @@
+"""Two kinds of patch features as one, each with its say in the distance.
+
+A pretrained network knows the edges and parts of photographs; filters learned from
+the good images know their texture. What one does not see the other often does.
+"""
+
+from numbers import Real
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.utils._param_validation import Interval
+
+from skad._checks import good_positions
+from skad._moments import Moments
+from skad.features._base import PatchFeatureTransformer
+from skad.features._network import PatchFeatures
+from skad.features._pcanet import PCANetFeatures
+from skad.features._statistics import SILENCE
+from skad.images import check_images
+
+_N_IMAGES = 100  # good images behind the variance of each kind
+
+
+def _as_first(name):
+    return property(lambda self: getattr(self._members()[0], name))
+
+
+class FusedFeatures(PatchFeatureTransformer):
+    """Patch features of two transformers side by side.
+
+    Both extract the same grid of patches; a fused patch has the channels of both.
+    Each kind is divided by the root of its total variance over good patches, so that
+    `share` says how much of the squared distance between two patches is the second's.
+
+    By default those are the network that comes with skad and filters learned from the
+    good images: nothing to download.
+
+    Parameters
+    ----------
+    first : PatchFeatureTransformer, default=None
+        None is ``PatchFeatures("skad_small", embedding="concat")``. It also says how
+        images are read: `region`, `batch_size`, `on_error`, `n_jobs` and `verbose`.
+
+    second : PatchFeatureTransformer, default=None
+        None is `PCANetFeatures` of the same `image_size` and `crop_size`.
+
+    share : float, default=0.25
+        Share of `second` in the squared distance, between 0 and 1.
+
+    Attributes
+    ----------
+    first_, second_ : PatchFeatureTransformer
+        Fitted copies of the two.
+
+    variances_ : (float, float)
+        Total variance of good patches in the features of each.
+
+    grid_shape_ : (int, int)
+        Rows and columns of the patch grid.
+
+    n_features_out_ : int
+        Channels of a patch feature, those of `first` before those of `second`.
+
+    skipped_ : list of (int, str)
+        Images that `fit_transform` could not read, and why.
+
+    See Also
+    --------
+    PatchFeatures : Features of a pretrained network alone; faster.
+    PCANetFeatures : Filters learned from the good images alone.
+
+    Notes
+    -----
+    Images are read for each of the two in `fit`, once in `transform`. `cache_dir` and
+    `pooled` of either have no effect.
+
+    Examples
+    --------
+    >>> from skad import FusedFeatures, PCANetFeatures, PatchFeatures
+    >>> from skad.datasets import make_textures
+    >>> images = make_textures(n_normal=12, n_anomalous=0, size=64, random_state=0)
+    >>> features = FusedFeatures(
+    ...     PatchFeatures("skad_small", image_size=64, embedding="concat"),
+    ...     PCANetFeatures(image_size=64),
+    ... )
+    >>> features.fit_transform(images.train).shape
+    (12, 8, 8, 192)
+    """
+
+    _parameter_constraints = {
+        "first": [PatchFeatureTransformer, None],
+        "second": [PatchFeatureTransformer, None],
+        "share": [Interval(Real, 0, 1, closed="both")],
+    }
+
+    image_size, crop_size = _as_first("image_size"), _as_first("crop_size")
+    region, on_error = _as_first("region"), _as_first("on_error")
+    n_jobs, verbose = _as_first("n_jobs"), _as_first("verbose")
+
+    def __init__(self, first=None, second=None, *, share=0.25):
+        self.first = first
+        self.second = second
+        self.share = share
+
+    def _members(self):
+        """The two, unfitted."""
+        first, second = self.first, self.second
+        if first is None:
+            size = {}
+            if second is not None:
+                size = {"image_size": second.image_size, "crop_size": second.crop_size}
+            first = PatchFeatures("skad_small", embedding="concat", **size)
+        if second is None:
+            second = PCANetFeatures(first.image_size, crop_size=first.crop_size)
+        return first, second
+
+    def _images_at_once(self):
+        return self._members()[0]._images_at_once()
+
+    def _n_channels(self):
+        return self._members()[0]._n_channels()
+
+    def _fit_extract(self, X, y):
+        self._validate_params()
+        self._check_members()
+        X = check_images(X, n_channels=self._n_channels())
+        members = [clone(member) for member in self._members()]
+        extracts = [
+            member._fit_extract(X, y) or _extract_with(member) for member in members
+        ]
+        self.first_, self.second_ = members
+        self._check_grids()
+
+        def extract(index, batch):
+            # A network works in the batch's own memory.
+            return [one(index, batch.copy()) for one in extracts]
+
+        self._learn_variances(X, good_positions(X, y), extract)
+        return lambda index, batch: self._side_by_side(extract(index, batch))
+
+    def _learn_variances(self, X, good, extract):
+        reader = self._reader(X)
+        drawn = good[
+            np.linspace(0, len(good) - 1, min(len(good), _N_IMAGES)).astype(int)
+        ]
+        both = [Moments(), Moments()]
+        for index, batch in reader.indexed_batches(self._images_at_once(), drawn):
+            both = [
+                moments.with_rows(np.asarray(part).reshape(-1, part.shape[-1]))
+                for moments, part in zip(both, extract(index, batch), strict=True)
+            ]
+        if both[0].n == 0:
+            self._warn_of_skipped(reader, len(drawn))
+        self.variances_ = tuple(float(np.trace(m.covariance)) for m in both)
+
+    def _extract(self, batch):
+        return self._side_by_side(
+            [member._extract(batch.copy()) for member in (self.first_, self.second_)]
+        )
+
+    def _side_by_side(self, parts):
+        shares = 1 - self.share, self.share
+        return np.concatenate(
+            [
+                np.asarray(part) * np.float32(np.sqrt(share / (variance + SILENCE)))
+                for part, share, variance in zip(
+                    parts, shares, self.variances_, strict=True
+                )
+            ],
+            axis=-1,
+        )
+
+    def _check_members(self):
+        first, second = self._members()
+        if first._frame() != second._frame():
+            raise ValueError(
+                f"first has image_size={first.image_size!r} and crop_size="
+                f"{first.crop_size!r}, second {second.image_size!r} and "
+                f"{second.crop_size!r}; both look at the same images, so set them alike."
+            )
+        if first._n_channels() != second._n_channels():
+            raise ValueError(
+                f"first takes images of {first._n_channels()} channels, second of "
+                f"{second._n_channels()}; choose two that take the same images."
+            )
+        if second.region is not None and first.region is None:
+            raise ValueError(
+                "second has a region and first has none; set region of first, which "
+                "holds for both."
+            )
+
+    def _check_grids(self):
+        grids = self.first_.grid_shape_, self.second_.grid_shape_
+        if grids[0] != grids[1]:
+            raise ValueError(
+                f"first has a patch grid of {grids[0]}, second of {grids[1]}; set "
+                "`grid` or `layers` of a PatchFeatures, or another image_size of both, "
+                "so that they agree."
+            )
+        self.grid_shape_ = grids[0]
+        self.n_features_out_ = (
+            self.first_.n_features_out_ + self.second_.n_features_out_
+        )
+
+
+def _extract_with(member):
+    return lambda index, batch: member._extract(batch)
