@@ -176,7 +176,7 @@ class FusedFeatures(PatchFeatureTransformer):
             raise ValueError(
                 f"first has image_size={first.image_size!r} and crop_size="
                 f"{first.crop_size!r}, second {second.image_size!r} and "
-                f"{second.crop_size!r}; both look at the same images, so set them alike."
+                f"{second.crop_size!r}; set them alike, both see the same images."
             )
         if first._n_channels() != second._n_channels():
             raise ValueError(
