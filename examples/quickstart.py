@@ -4,13 +4,15 @@ Good images in, decisions and heat maps out
 
 Learn from images of good parts, decide for each new image, and draw where it is
 wrong. As it stands, this runs in about a minute on generated images of woven fabric,
-with the network that comes with skad::
+with features that need no download: the network that comes with skad, and filters
+learned from the good images::
 
     python examples/quickstart.py
 
 On your own images, in the layout of MVTec AD (``train/good``, ``test/<kind>``, and
-``ground_truth/<kind>`` if you have masks), with a network of your choice::
+``ground_truth/<kind>`` if you have masks), with these or a network of your choice::
 
+    python examples/quickstart.py --data DIR
     python examples/quickstart.py --data DIR --backbone wide_resnet50_2
     python examples/quickstart.py --data DIR --backbone NAME --weights FILE
 
@@ -24,19 +26,21 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from skad import PatchCoreDetector, PatchFeatures, Pipeline
+from skad import FusedFeatures, PatchCoreDetector, PatchFeatures, Pipeline
 from skad.datasets import load_mvtec, make_textures
 from skad.metrics import AnomalyMapDisplay, image_auroc, pixel_metrics
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", type=Path, help="folder in the layout of MVTec AD")
-parser.add_argument("--backbone", default="skad_small", help="name of a timm model")
+parser.add_argument("--backbone", help="name of a timm model")
 parser.add_argument("--weights", type=Path, help=".safetensors or .pth file")
 parser.add_argument(
     "--backbone-kwargs", type=json.loads, help='for timm, as JSON: {"pad_type": "same"}'
 )
 parser.add_argument("--output", default="quickstart.png", help="picture to write")
 options = parser.parse_args()
+if options.backbone is None and (options.weights or options.backbone_kwargs):
+    parser.error("--weights and --backbone-kwargs go with a --backbone")
 
 # %%
 # The images
@@ -60,14 +64,18 @@ print(f"{len(data.train)} good images to learn from, {len(data.test)} new ones")
 # threshold comes from scoring every training image as if it were new, so that about
 # 5 % of new good images will be called defective (``contamination=0.05``).
 
-features = PatchFeatures(
-    options.backbone,
-    layers="auto",
-    embedding="concat",
-    weights=options.weights,
-    backbone_kwargs=options.backbone_kwargs,
-    verbose=True,
-)
+if options.backbone is None:
+    own = PatchFeatures("skad_small", embedding="concat", verbose=True)
+    features = FusedFeatures(own)  # and PCANetFeatures beside it
+else:
+    features = PatchFeatures(
+        options.backbone,
+        layers="auto",
+        embedding="concat",
+        weights=options.weights,
+        backbone_kwargs=options.backbone_kwargs,
+        verbose=True,
+    )
 model = Pipeline([features, PatchCoreDetector()])
 
 start = time.perf_counter()
