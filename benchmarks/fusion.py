@@ -1,38 +1,111 @@
 """Whether PCANet's filters add anything to the network that comes with skad.
 
     python benchmarks/fusion.py
+    python benchmarks/fusion.py --surfaces brick.png gravel.png grass.png
 
 PatchCore on both, by the share that PCANet has in the distance: sets of `--data`, by
-`--sets`, and the drawn textures of `make_textures`.
+`--sets`, and the drawn textures of `make_textures`. `--surfaces` takes photographs of
+surfaces instead, at least 512 px each way: it learns from the upper part of each, and
+pastes scars and pieces of the others into the lower.
 """
+
+from pathlib import Path
 
 import numpy as np
 from harness import limit_threads, parser, publish
+from PIL import Image
+from sklearn.utils import Bunch
 
-from skad import FusedFeatures, PatchCoreDetector, Pipeline
+from skad import FusedFeatures, PatchCoreDetector, PatchFeatures, Pipeline
 from skad.datasets import load_mvtec, make_textures
 from skad.metrics import image_auroc, pixel_metrics
+from skad.synthesis import cutpaste_scar, draem
 
 SHARES = (0.0, 0.25, 0.5, 1.0)  # of PCANet in the squared distance
 TEXTURES = ("fabric", "metal", "granite")
+CROP, SIZE = 144, 224
 
 
 def named(options, name):
     """One set; of drawn textures, other pictures than the quickstart's."""
     if name in TEXTURES:
-        return make_textures(30, 40, texture=name, size=224, random_state=1)
+        return make_textures(30, 40, texture=name, size=SIZE, random_state=1)
     return load_mvtec(options.data, name)
 
 
-def measured(name, data, fraction):
+def surface(path, others):
+    """A set from one photograph: 80 good crops, then 20 good ones and 40 defective."""
+    rng = np.random.default_rng(0)
+    photograph = _read(path)
+    textures = [_read(other).mean(axis=2, keepdims=True) for other in others]
+    textures = [np.repeat(texture, 3, axis=2).astype(np.uint8) for texture in textures]
+    cut, height = int(len(photograph) * 0.6), len(photograph)
+    train = [_enlarged(_crop(photograph, rng, 0, cut)) for _ in range(80)]
+    test, masks = [], []
+    for number in range(60):
+        image = _enlarged(_crop(photograph, rng, cut, height))
+        mask = np.zeros((SIZE, SIZE), bool)
+        if number >= 20:
+            if number % 2:
+                image, mask = cutpaste_scar(image, rng, width=(4, 16), length=(15, 45))
+            else:
+                blob = _ellipse(rng)
+                texture = textures[rng.integers(len(textures))]
+                texture = _crop(texture, rng, 0, len(texture), SIZE)
+                image, mask = draem(
+                    image, rng, texture=texture, mask=blob, opacity=(0.4, 1)
+                )
+            image = np.round(image * 255).astype(np.uint8)
+        test.append(image)
+        masks.append(mask)
+    labels = np.where(np.arange(60) < 20, 1, -1)
+    return Bunch(train=train, test=test, masks=masks, y_test=labels)
+
+
+def _read(path):
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def _crop(image, rng, top, bottom, size=CROP):
+    y = rng.integers(top, bottom - size + 1)
+    x = rng.integers(0, image.shape[1] - size + 1)
+    part = image[y : y + size, x : x + size]
+    return part if rng.random() < 0.5 else part[:, ::-1]
+
+
+def _enlarged(crop):
+    image = Image.fromarray(np.ascontiguousarray(crop))
+    return np.asarray(image.resize((SIZE, SIZE)))
+
+
+def _ellipse(rng):
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    y, x = rng.uniform(30, SIZE - 30, 2)
+    height, width = rng.uniform(6, 22, 2)
+    return ((rows - y) / height) ** 2 + ((columns - x) / width) ** 2 < 1
+
+
+def measured(options, name, data):
     """Rows of the table for one set."""
-    for share in SHARES:
-        model = Pipeline([FusedFeatures(share=share), PatchCoreDetector(fraction)])
-        model.fit(data.train)
+    contestants = {
+        f"skad_small, {share:.0%} PCANet": FusedFeatures(share=share)
+        for share in SHARES
+    }
+    contestants["MobileNetV2"] = PatchFeatures(
+        "mobilenetv2_100",
+        layers="auto",
+        weights=options.weights,
+        backbone_kwargs={"pad_type": "same"},
+        embedding="concat",
+    )
+    # Few images take a larger part of them to make a bank.
+    fraction = 0.1 if len(data.train) <= 100 else 0.01
+    for label, features in contestants.items():
+        model = Pipeline([features, PatchCoreDetector(fraction)]).fit(data.train)
         found = pixel_metrics(data.masks, model.anomaly_map(data.test))
         auroc = image_auroc(data.y_test, model.score_samples(data.test))
         values = (auroc, found["pixel_auroc"], found["pro_score"])
-        yield [name, f"{share:.0%}", *(f"{value:.3f}" for value in values)]
+        yield [name, label, *(f"{value:.3f}" for value in values)]
 
 
 def main():
@@ -40,21 +113,28 @@ def main():
     arguments.add_argument(
         "--sets", nargs="+", default=[*TEXTURES, "mvtec_bottle_256", "magnetic_tile"]
     )
+    arguments.add_argument(
+        "--surfaces", nargs="+", type=Path, help="two photographs or more"
+    )
     options = arguments.parse_args()
     limit_threads(options.threads)
     rows = []
-    for name in options.sets:
-        data = named(options, name)
+    for name in options.surfaces or options.sets:
+        if options.surfaces:
+            others = [path for path in options.surfaces if path != name]
+            data, name = surface(name, others), name.stem
+        else:
+            data = named(options, name)
         if options.small:
             kept = np.r_[0:8, len(data.test) - 8 : len(data.test)]
             data.train = data.train[:20]
             data.test = [data.test[i] for i in kept]
             data.masks = [data.masks[i] for i in kept]
             data.y_test = data.y_test[kept]
-        # A bank of one percent, but of no fewer than 30 images' tenth.
-        rows += measured(name, data, 0.1 if len(data.train) <= 30 else 0.01)
-    header = ("set", "share of PCANet", "image AUROC", "pixel AUROC", "PRO")
-    publish(options, "fusion", rows, header)
+        rows += measured(options, name, data)
+    header = ("set", "features", "image AUROC", "pixel AUROC", "PRO")
+    table = "fusion on surfaces" if options.surfaces else "fusion"
+    publish(options, table, rows, header)
 
 
 if __name__ == "__main__":
