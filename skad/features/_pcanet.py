@@ -222,7 +222,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         order = np.argsort(values)[::-1][: self.n_components]
         values = np.maximum(values, 0)
         spread = np.sqrt(values[order] + self.shrinkage * values.mean() + SILENCE)
-        self.whitening_ = (_signed(vectors[:, order]) / spread).astype(np.float32)
+        self.whitening_ = _in_order(_signed(vectors[:, order]) / spread)
         self.position_mean_, self.position_scale_ = positions.mean, positions.scale
         self.grid_shape_ = positions.mean.shape[:2]
         self.n_features_out_ = self.whitening_.shape[1]
@@ -331,7 +331,12 @@ def _filters(covariance, kernel_size, n_filters, first):
     floor = _QUANTISATION if first else SILENCE
     scaled = _signed(vectors[:, order]) / np.sqrt(np.maximum(values[order], floor))
     filters = scaled.T.reshape(len(order), -1, kernel_size, kernel_size)
-    return filters.astype(np.float32)
+    return _in_order(filters)
+
+
+def _in_order(values):
+    """In float32 and C order, as a pickle gives it back: order changes last bits."""
+    return np.ascontiguousarray(values, np.float32)
 
 
 def _signed(vectors):

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -75,6 +77,13 @@ def test_same_seed_same_bits(fitted, data):
     np.testing.assert_array_equal(other.transform(data.test), expected)
     new_draw = clone(fitted).set_params(random_state=1).fit(data.train)
     assert np.abs(new_draw.transform(data.test) - expected).max() > 1e-3
+
+
+def test_a_pickle_gives_the_same_bits(fitted, data):
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(
+        again.transform(data.test), fitted.transform(data.test)
+    )
 
 
 def test_batches_do_not_matter(fitted, data):
