@@ -3,8 +3,8 @@
     python benchmarks/fusion.py
     python benchmarks/fusion.py --surfaces brick.png gravel.png grass.png
 
-PatchCore on both, by the share that PCANet has in the distance: sets of `--data`, by
-`--sets`, and the drawn textures of `make_textures`. `--surfaces` takes photographs of
+PatchCore on both, in one distance (`FusedFeatures`) or apart (`FusionDetector`): sets of
+`--data`, by `--sets`, and the drawn textures of `make_textures`. `--surfaces` takes photographs of
 surfaces instead, at least 512 px each way: it learns from the upper part of each, and
 pastes scars and pieces of the others into the lower.
 """
@@ -16,12 +16,18 @@ from harness import limit_threads, parser, publish
 from PIL import Image
 from sklearn.utils import Bunch
 
-from skad import FusedFeatures, PatchCoreDetector, PatchFeatures, Pipeline
+from skad import (
+    FusedFeatures,
+    FusionDetector,
+    PatchCoreDetector,
+    PatchFeatures,
+    PCANetFeatures,
+    Pipeline,
+)
 from skad.datasets import load_mvtec, make_textures
 from skad.metrics import image_auroc, pixel_metrics
 from skad.synthesis import cutpaste_scar, draem
 
-SHARES = (0.0, 0.25, 0.5, 1.0)  # of PCANet in the squared distance
 TEXTURES = ("fabric", "metal", "granite")
 CROP, SIZE = 144, 224
 
@@ -87,11 +93,7 @@ def _ellipse(rng):
 
 def measured(options, name, data):
     """Rows of the table for one set."""
-    contestants = {
-        f"skad_small, {share:.0%} PCANet": FusedFeatures(share=share)
-        for share in SHARES
-    }
-    contestants["MobileNetV2"] = PatchFeatures(
+    network = PatchFeatures(
         "mobilenetv2_100",
         layers="auto",
         weights=options.weights,
@@ -99,9 +101,20 @@ def measured(options, name, data):
         embedding="concat",
     )
     # Few images take a larger part of them to make a bank.
-    fraction = 0.1 if len(data.train) <= 100 else 0.01
-    for label, features in contestants.items():
-        model = Pipeline([features, PatchCoreDetector(fraction)]).fit(data.train)
+    alone = PatchCoreDetector(0.1 if len(data.train) <= 100 else 0.01)
+    contestants = {
+        "skad_small": (PatchFeatures("skad_small", embedding="concat"), alone),
+        "PCANet": (PCANetFeatures(), alone),
+        "one distance, a quarter PCANet": (FusedFeatures(), alone),
+        "apart, a quarter PCANet": (
+            FusedFeatures(),
+            FusionDetector(alone, weights=(3, 1)),
+        ),
+        "apart, half PCANet": (FusedFeatures(), FusionDetector(alone)),
+        "MobileNetV2": (network, alone),
+    }
+    for label, steps in contestants.items():
+        model = Pipeline(list(steps)).fit(data.train)
         found = pixel_metrics(data.masks, model.anomaly_map(data.test))
         auroc = image_auroc(data.y_test, model.score_samples(data.test))
         values = (auroc, found["pixel_auroc"], found["pro_score"])

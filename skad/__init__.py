@@ -16,6 +16,7 @@ _EXPORTS = {
     "DRAEMDetector": "skad.detectors",
     "EfficientADDetector": "skad.detectors",
     "FusedFeatures": "skad.features",
+    "FusionDetector": "skad.detectors",
     "ImagePUADDetector": "skad.detectors",
     "PCANetFeatures": "skad.features",
     "PRNDetector": "skad.detectors",

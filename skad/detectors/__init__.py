@@ -3,6 +3,7 @@
 from skad.detectors._cutpaste import CutPasteDetector
 from skad.detectors._draem import DRAEMDetector
 from skad.detectors._efficientad import EfficientADDetector
+from skad.detectors._fusion import FusionDetector
 from skad.detectors._padim import PaDiMDetector
 from skad.detectors._patchcore import PatchCoreDetector
 from skad.detectors._prn import PRNDetector
@@ -16,6 +17,7 @@ __all__ = [
     "CutPasteDetector",
     "DRAEMDetector",
     "EfficientADDetector",
+    "FusionDetector",
     "ImagePUADDetector",
     "PRNDetector",
     "PUADDetector",

@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import Interval
 
 from skad._checks import good_positions
 from skad._moments import Moments
+from skad._patch_array import PatchArray
 from skad.features._base import PatchFeatureTransformer
 from skad.features._network import PatchFeatures
 from skad.features._pcanet import PCANetFeatures
@@ -68,11 +69,13 @@ class FusedFeatures(PatchFeatureTransformer):
     --------
     PatchFeatures : Features of a pretrained network alone; faster.
     PCANetFeatures : Filters learned from the good images alone.
+    FusionDetector : A detector for each of the two, their scores summed.
 
     Notes
     -----
     Images are read for each of the two in `fit`, once in `transform`. `cache_dir` and
-    `pooled` of either have no effect.
+    `pooled` of either have no effect: what describes a whole image, for SPADE, is the
+    mean of its patches. `FusionDetector` and SPADE tell the two kinds apart.
 
     Examples
     --------
@@ -160,7 +163,7 @@ class FusedFeatures(PatchFeatureTransformer):
 
     def _side_by_side(self, parts):
         shares = 1 - self.share, self.share
-        return np.concatenate(
+        patches = np.concatenate(
             [
                 np.asarray(part) * np.float32(np.sqrt(share / (variance + SILENCE)))
                 for part, share, variance in zip(
@@ -169,6 +172,7 @@ class FusedFeatures(PatchFeatureTransformer):
             ],
             axis=-1,
         )
+        return PatchArray(patches, patches.mean(axis=(1, 2)), self._own_levels)
 
     def _check_members(self):
         first, second = self._members()
@@ -198,9 +202,9 @@ class FusedFeatures(PatchFeatureTransformer):
                 "so that they agree."
             )
         self.grid_shape_ = grids[0]
-        self.n_features_out_ = (
-            self.first_.n_features_out_ + self.second_.n_features_out_
-        )
+        counts = [self.first_.n_features_out_, self.second_.n_features_out_]
+        self.n_features_out_ = self._n_pooled = sum(counts)
+        self._own_levels = tuple((count, self.grid_shape_) for count in counts)
 
 
 def _extract_with(member):

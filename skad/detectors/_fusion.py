@@ -1,0 +1,251 @@
+"""One detector for every kind of patch features, their scores and maps summed.
+
+Where kinds of features disagree, a joint distance lets the noisier one drown the
+other. Scores apart, in deviations of good images, give each as much of a say as it
+has earned: a kind that finds some good images very odd counts for little.
+"""
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.utils._param_validation import StrOptions
+
+from skad._maps import WHOLE
+from skad.base import BaseDetector
+from skad.detectors._patchcore import PatchCoreDetector
+from skad.image_detector import ImageDetector
+
+
+class FusionDetector(BaseDetector):
+    """Sum the standardised scores and maps of detectors on kinds of features.
+
+    Each kind of channels, such as the two of `FusedFeatures`, has a detector of its
+    own. Of their image scores and of their maps, the mean and the deviation over
+    held-out good images are taken out before they are summed.
+
+    Parameters
+    ----------
+    detector : detector, default=None
+        Any detector of `skad` on patch features, copied for each kind. None is
+        ``PatchCoreDetector()``. Its `contamination` does not matter: the threshold
+        is that of the sum.
+
+    levels : {"auto"} or sequence of int, default="auto"
+        Number of channels of each kind. "auto" takes those that the features bring
+        along, as `FusedFeatures` and the features for SPADE do, or else all channels
+        as one kind.
+
+    weights : sequence of float or None, default=None
+        Weight of each kind in the sum; they are divided by their own sum. None
+        weighs them alike.
+
+    contamination : float, default=0.05
+        Tolerated false-alarm rate on good images, in (0, 0.5].
+
+    calibration : {"auto", "loo", "kfold", "split", "train"}, default="auto"
+        How the scores behind the threshold are held out. "auto" is "loo": it sums the
+        scores that the detectors gave to images which they held out.
+
+    random_state : int, RandomState instance or None, default=0
+        Draws the images that are held out by "split". `detector` has a seed of its
+        own.
+
+    verbose : bool, default=False
+        Accepted as by every detector; `detector` reports on itself.
+
+    Attributes
+    ----------
+    detectors_ : list of detectors
+        The fitted detectors, one for each kind.
+
+    levels_ : tuple of int
+        Number of channels of each kind.
+
+    weights_ : ndarray of shape (n_kinds,), float64
+        Weights, which sum to 1.
+
+    score_means_, score_stds_ : ndarray of shape (n_kinds,), float64
+        Mean and deviation of each detector's held-out image scores, larger is more
+        anomalous.
+
+    map_means_, map_stds_ : ndarray of shape (n_kinds,), float64
+        Mean and deviation of its held-out patch scores.
+
+    offset_ : float
+        Threshold of `score_samples`.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of good images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their patch scores, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of training images.
+
+    n_features_in_ : int
+        Number of channels of a patch.
+
+    See Also
+    --------
+    FusedFeatures : Two kinds of features side by side.
+    PUADDetector : Adds how unusual the mean patch is.
+
+    Notes
+    -----
+    With "loo", an image's own scores take part in the means and deviations that
+    standardise them; over some tens of images that makes little difference.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad import FusionDetector, SubspaceDetector
+    >>> X = np.random.default_rng(0).normal(size=(60, 4, 4, 6))
+    >>> detector = FusionDetector(SubspaceDetector(), levels=(4, 2)).fit(X)
+    >>> detector.levels_, detector.anomaly_map(X[:2]).shape
+    ((4, 2), (2, 4, 4))
+    """
+
+    _auto_calibration = "loo"
+    _parameter_constraints = {
+        **BaseDetector._parameter_constraints,
+        "detector": [BaseDetector, None],
+        "levels": [StrOptions({"auto"}), list, tuple],
+        "weights": ["array-like", None],
+    }
+    del _parameter_constraints["sigma"]
+
+    detectors_: list[Any]
+
+    def __init__(
+        self,
+        detector=None,
+        *,
+        levels="auto",
+        weights=None,
+        contamination=0.05,
+        calibration="auto",
+        random_state=0,
+        verbose=False,
+    ):
+        self.detector = detector
+        self.levels = levels
+        self.weights = weights
+        self.contamination = contamination
+        self.calibration = calibration
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _check_features(self, X, *, reset):
+        levels = getattr(X, "levels", ())
+        patches, present = super()._check_features(X, reset=reset)
+        if reset:
+            self.levels_ = self._counts(levels, patches.shape[3])
+            self.weights_ = self._shares(len(self.levels_))
+        return patches, present
+
+    def _counts(self, carried, n_channels):
+        if self.levels == "auto":
+            counts = tuple(count for count, _ in carried)
+            return counts if sum(counts) == n_channels else (n_channels,)
+        counts = tuple(self.levels)
+        whole = all(isinstance(count, (int, np.integer)) for count in counts)
+        if not whole or sum(counts) != n_channels or min(counts) < 1:
+            raise ValueError(
+                f"levels={self.levels!r} must be positive integers that add up to the "
+                f"{n_channels} channels of X."
+            )
+        return counts
+
+    def _shares(self, n_kinds):
+        given = np.ones(n_kinds) if self.weights is None else self.weights
+        weights = np.asarray(given, np.float64)
+        fine = weights.shape == (n_kinds,) and np.isfinite(weights).all()
+        if not fine or (weights < 0).any() or weights.sum() == 0:
+            raise ValueError(
+                f"weights={self.weights!r} must be {n_kinds} numbers, one per kind "
+                "of channels, none negative and not all zero."
+            )
+        return weights / weights.sum()
+
+    def _kinds(self, X):
+        """The channels of each kind."""
+        ends = np.cumsum(self.levels_)[:-1]
+        return [np.ascontiguousarray(kind) for kind in np.split(X, ends, axis=3)]
+
+    def _fit(self, X):
+        inner = PatchCoreDetector() if self.detector is None else self.detector
+        if isinstance(inner, ImageDetector):
+            raise TypeError(
+                f"detector is {type(inner).__name__}, which takes images; choose one "
+                "that takes patch features."
+            )
+        how = "train"
+        if len(X) > 1:
+            how = "loo" if hasattr(inner, "_score_left_out") else "kfold"
+        # Its threshold is not used. A rate of one half can always be certified.
+        settings = {"calibration": how, "contamination": 0.5}
+        self.detectors_ = [
+            clone(inner).set_params(**settings).fit(kind) for kind in self._kinds(X)
+        ]
+        scores, maps = self._held_out()
+        self.score_means_ = scores.mean(axis=1)
+        self.score_stds_ = _spread(scores.std(axis=1), self.score_means_)
+        self.map_means_ = maps.mean(axis=(1, 2, 3), dtype=np.float64)
+        self.map_stds_ = _spread(
+            maps.std(axis=(1, 2, 3), dtype=np.float64), self.map_means_
+        )
+
+    def _held_out(self):
+        """Anomaly scores and maps of training images, (n_kinds, n[, h, w])."""
+        return (
+            np.stack([-one.calibration_scores_ for one in self.detectors_]),
+            np.stack([one.calibration_maps_ for one in self.detectors_]),
+        )
+
+    def _score_left_out(self, X):
+        scores, maps = self._held_out()
+        return self._sum_scores(scores), self._sum_maps(maps)
+
+    def _score(self, X):
+        scores, maps = zip(
+            *(one._score(kind) for one, kind in self._pairs(X)), strict=True
+        )
+        return self._sum_scores(scores), self._sum_maps(maps)
+
+    def _score_images(self, X):
+        each = [one._score_images(kind) for one, kind in self._pairs(X)]
+        return self._sum_scores(each)
+
+    def _score_patches(self, X):
+        each = [one._score_patches(kind) for one, kind in self._pairs(X)]
+        return self._sum_maps(each)
+
+    def _pairs(self, X):
+        """Each detector with what it scores."""
+        for one, kind in zip(self.detectors_, self._kinds(X), strict=True):
+            yield one, one._check_features(kind, reset=False)[0]
+
+    def _sum_scores(self, scores):
+        means, stds = self.score_means_, self.score_stds_
+        return _weighted_sum(scores, means, stds, self.weights_)
+
+    def _sum_maps(self, maps):
+        means, stds = self.map_means_, self.map_stds_
+        return _weighted_sum(maps, means, stds, self.weights_).astype(np.float32)
+
+    def _draw(self, maps, size, window=WHOLE):
+        return self.detectors_[0]._draw(maps, size, window)
+
+
+def _weighted_sum(values, means, stds, weights):
+    total = 0.0
+    for value, mean, std, weight in zip(values, means, stds, weights, strict=True):
+        total = total + (np.asarray(value, np.float64) - mean) * (weight / std)
+    return total
+
+
+def _spread(stds, means):
+    """Deviations, 1 where values differ by rounding only."""
+    return np.where(stds > 1e-10 * np.abs(means), stds, 1.0)
