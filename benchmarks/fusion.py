@@ -3,10 +3,10 @@
     python benchmarks/fusion.py
     python benchmarks/fusion.py --surfaces brick.png gravel.png grass.png
 
-PatchCore on both, in one distance (`FusedFeatures`) or apart (`FusionDetector`): sets of
-`--data`, by `--sets`, and the drawn textures of `make_textures`. `--surfaces` takes photographs of
-surfaces instead, at least 512 px each way: it learns from the upper part of each, and
-pastes scars and pieces of the others into the lower.
+PatchCore on both, in one distance (`FusedFeatures`) or apart (`FusionDetector`): sets
+of `--data`, by `--sets`, and the drawn textures of `make_textures`. `--surfaces` takes
+photographs of surfaces instead, at least 512 px each way: it learns from the upper part
+of each, and pastes scars and pieces of the others into the lower.
 """
 
 from pathlib import Path

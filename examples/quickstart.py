@@ -26,7 +26,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from skad import FusedFeatures, PatchCoreDetector, PatchFeatures, Pipeline
+from skad import (
+    FusedFeatures,
+    FusionDetector,
+    PatchCoreDetector,
+    PatchFeatures,
+    Pipeline,
+)
 from skad.datasets import load_mvtec, make_textures
 from skad.metrics import AnomalyMapDisplay, image_auroc, pixel_metrics
 
@@ -60,13 +66,14 @@ print(f"{len(data.train)} good images to learn from, {len(data.test)} new ones")
 # %%
 # The model
 # ---------
-# Two steps: patch features of every image, and a memory bank of good patches. The
-# threshold comes from scoring every training image as if it were new, so that about
+# Two steps: patch features of every image, and a memory bank of good patches, or one
+# for each kind of features. The threshold comes from scoring every training image as if it were new, so that about
 # 5 % of new good images will be called defective (``contamination=0.05``).
 
 if options.backbone is None:
     own = PatchFeatures("skad_small", embedding="concat", verbose=True)
     features = FusedFeatures(own)  # and PCANetFeatures beside it
+    detector = FusionDetector(PatchCoreDetector())  # for each, their scores summed
 else:
     features = PatchFeatures(
         options.backbone,
@@ -76,7 +83,8 @@ else:
         backbone_kwargs=options.backbone_kwargs,
         verbose=True,
     )
-model = Pipeline([features, PatchCoreDetector()])
+    detector = PatchCoreDetector()
+model = Pipeline([features, detector])
 
 start = time.perf_counter()
 model.fit(data.train)
