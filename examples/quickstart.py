@@ -67,8 +67,9 @@ print(f"{len(data.train)} good images to learn from, {len(data.test)} new ones")
 # The model
 # ---------
 # Two steps: patch features of every image, and a memory bank of good patches, or one
-# for each kind of features. The threshold comes from scoring every training image as if it were new, so that about
-# 5 % of new good images will be called defective (``contamination=0.05``).
+# for each kind of features. The threshold comes from scoring every training image as
+# if it were new, so that about 5 % of new good images will be called defective
+# (``contamination=0.05``).
 
 if options.backbone is None:
     own = PatchFeatures("skad_small", embedding="concat", verbose=True)
