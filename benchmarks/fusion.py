@@ -1,4 +1,4 @@
-"""Whether PCANet's filters add anything to the network that comes with skad.
+"""What to take without a download: the alternatives, and PCANet with the network.
 
     python benchmarks/fusion.py
     python benchmarks/fusion.py --surfaces brick.png gravel.png grass.png
@@ -12,7 +12,8 @@ of each, and pastes scars and pieces of the others into the lower.
 from pathlib import Path
 
 import numpy as np
-from harness import limit_threads, parser, publish
+import torch
+from harness import limit_threads, optional, parser, publish
 from PIL import Image
 from sklearn.utils import Bunch
 
@@ -91,6 +92,28 @@ def _ellipse(rng):
     return ((rows - y) / height) ** 2 + ((columns - x) / width) ** 2 < 1
 
 
+def scattering():
+    """Logarithms of scattering coefficients, at stride 8; None without kymatio."""
+    if optional("kymatio") is None:
+        return None
+    # `kymatio.torch` also imports what newer SciPys lack.
+    from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
+
+    class Scattering(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.transform = ScatteringTorch2D(J=3, shape=(SIZE, SIZE), L=8)
+            self.level = torch.nn.Identity()
+
+        def forward(self, x):
+            coefficients = self.transform(x.contiguous()).flatten(1, 2)
+            return self.level(torch.log(coefficients + 1e-3))
+
+    return PatchFeatures(
+        Scattering(), ["level"], embedding="concat", mean=[0.0], std=[1.0]
+    )
+
+
 def measured(options, name, data):
     """Rows of the table for one set."""
     network = PatchFeatures(
@@ -105,6 +128,11 @@ def measured(options, name, data):
     contestants = {
         "skad_small": (PatchFeatures("skad_small", embedding="concat"), alone),
         "PCANet": (PCANetFeatures(), alone),
+        "random network": (
+            PatchFeatures("skad_small", embedding="concat", weights=False),
+            alone,
+        ),
+        "scattering": (scattering(), alone),
         "one distance, a quarter PCANet": (FusedFeatures(), alone),
         "apart, a quarter PCANet": (
             FusedFeatures(),
@@ -114,6 +142,8 @@ def measured(options, name, data):
         "MobileNetV2": (network, alone),
     }
     for label, steps in contestants.items():
+        if steps[0] is None:
+            continue
         model = Pipeline(list(steps)).fit(data.train)
         found = pixel_metrics(data.masks, model.anomaly_map(data.test))
         auroc = image_auroc(data.y_test, model.score_samples(data.test))
