@@ -43,8 +43,6 @@ COLUMNS = {
 def methods(options):
     """Pipelines by name; the last two levels have strides 8 and 16."""
     from skad import (
-        FusedFeatures,
-        FusionDetector,
         PaDiMDetector,
         PatchCoreDetector,
         PatchFeatures,
@@ -83,7 +81,6 @@ def methods(options):
         "PatchCore, skad_small": Pipeline([small(), PatchCoreDetector()]),
         "PatchCore 1 %, skad_small": Pipeline([small(), PatchCoreDetector(0.01)]),
         "Subspace, skad_small": Pipeline([small(), SubspaceDetector()]),
-        "PatchCore, both": Pipeline([FusedFeatures(), FusionDetector()]),
         "PatchCore, random": Pipeline([small(weights=False), PatchCoreDetector()]),
         "PatchCore, PCANet": Pipeline([PCANetFeatures(), PatchCoreDetector()]),
         "Subspace, PCANet": Pipeline([PCANetFeatures(), SubspaceDetector()]),

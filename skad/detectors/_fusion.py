@@ -8,13 +8,11 @@ has earned: a kind that finds some good images very odd counts for little.
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.utils._param_validation import StrOptions
 
 from skad._maps import WHOLE
 from skad.base import BaseDetector
-from skad.detectors._patchcore import PatchCoreDetector
-from skad.image_detector import ImageDetector
+from skad.detectors._combined import as_part, means_and_stds, patch_detector
 
 
 class FusionDetector(BaseDetector):
@@ -175,33 +173,20 @@ class FusionDetector(BaseDetector):
         return [np.ascontiguousarray(kind) for kind in np.split(X, ends, axis=3)]
 
     def _fit(self, X):
-        inner = PatchCoreDetector() if self.detector is None else self.detector
-        if isinstance(inner, ImageDetector):
-            raise TypeError(
-                f"detector is {type(inner).__name__}, which takes images; choose one "
-                "that takes patch features."
-            )
+        inner = patch_detector(self.detector, "choose one of patch features")
         how = "train"
         if len(X) > 1:
             how = "loo" if hasattr(inner, "_score_left_out") else "kfold"
-        # Its threshold is not used. A rate of one half can always be certified.
-        settings = {"calibration": how, "contamination": 0.5}
-        self.detectors_ = [
-            clone(inner).set_params(**settings).fit(kind) for kind in self._kinds(X)
-        ]
+        self.detectors_ = [as_part(inner, how).fit(kind) for kind in self._kinds(X)]
         scores, maps = self._held_out()
-        self.score_means_ = scores.mean(axis=1)
-        self.score_stds_ = _spread(scores.std(axis=1), self.score_means_)
-        self.map_means_ = maps.mean(axis=(1, 2, 3), dtype=np.float64)
-        self.map_stds_ = _spread(
-            maps.std(axis=(1, 2, 3), dtype=np.float64), self.map_means_
-        )
+        self.score_means_, self.score_stds_ = means_and_stds(scores)
+        self.map_means_, self.map_stds_ = means_and_stds(maps)
 
     def _held_out(self):
-        """Anomaly scores and maps of training images, (n_kinds, n[, h, w])."""
+        """Each detector's anomaly scores and maps of images that it held out."""
         return (
-            np.stack([-one.calibration_scores_ for one in self.detectors_]),
-            np.stack([one.calibration_maps_ for one in self.detectors_]),
+            [-one.calibration_scores_ for one in self.detectors_],
+            [one.calibration_maps_ for one in self.detectors_],
         )
 
     def _score_left_out(self, X):
@@ -244,8 +229,3 @@ def _weighted_sum(values, means, stds, weights):
     for value, mean, std, weight in zip(values, means, stds, weights, strict=True):
         total = total + (np.asarray(value, np.float64) - mean) * (weight / std)
     return total
-
-
-def _spread(stds, means):
-    """Deviations, 1 where values differ by rounding only."""
-    return np.where(stds > 1e-10 * np.abs(means), stds, 1.0)

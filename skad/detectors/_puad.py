@@ -17,7 +17,7 @@ from sklearn.utils._param_validation import HasMethods
 from skad._maps import WHOLE
 from skad._patch_array import PatchArray
 from skad.base import BaseDetector
-from skad.detectors._patchcore import PatchCoreDetector
+from skad.detectors._combined import as_part, means_and_stds, patch_detector
 from skad.image_detector import ImageDetector
 
 _LEAST = 7  # images for two z-scores; four fifths of them can still be parted
@@ -66,10 +66,7 @@ class _TwoScores(BaseDetector):
         self.location_, self.precision_ = gaussian.location_, gaussian.precision_
         scores = self.detector_._score_images(self._for_detector(held_out))
         both = self._both(held_out, scores)
-        self.score_means_, stds = both.mean(axis=0), both.std(axis=0)
-        # What differs by rounding only is constant, and says nothing.
-        varies = stds > 1e-10 * np.abs(self.score_means_)
-        self.score_stds_ = np.where(varies, stds, 1.0)
+        self.score_means_, self.score_stds_ = means_and_stds(both.T)
         self._is_alone = False
 
     def _fit_alone(self, X):
@@ -107,11 +104,7 @@ class _TwoScores(BaseDetector):
         return super()._score_out_of_fold(X, before, step, n_folds)
 
     def _fit_detector(self, X):
-        # Its threshold is not used. A rate of one half can always be certified:
-        # any other could warn of a promise that nobody asked for.
-        self.detector_ = clone(self._inner()).set_params(
-            calibration="train", contamination=0.5
-        )
+        self.detector_ = as_part(self._inner(), "train")
         self.detector_.fit(self._given(X))
 
     def _draw(self, maps, size, window=WHOLE):
@@ -243,13 +236,7 @@ class PUADDetector(_TwoScores):
         return patches, present
 
     def _inner(self):
-        detector = PatchCoreDetector() if self.detector is None else self.detector
-        if isinstance(detector, ImageDetector):
-            raise TypeError(
-                f"detector is {type(detector).__name__}, which takes images; use "
-                "ImagePUADDetector for it."
-            )
-        return detector
+        return patch_detector(self.detector, "use ImagePUADDetector for it")
 
     def _given(self, X):
         return X
