@@ -165,7 +165,7 @@ def main():
     limit_threads(options.threads)
     rows = []
     names = options.surfaces or options.sets
-    for name in names[::3] if options.small else names:
+    for name in names[:1] if options.small else names:
         if options.surfaces:
             others = [path for path in options.surfaces if path != name]
             data, name = surface(name, others), name.stem

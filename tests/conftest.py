@@ -60,6 +60,27 @@ def one_torch_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def with_noise():
+    """Copies of images, uint8 (n, h, w, 3), whose middle is noise, and the masks.
+
+    What any detector that has learned at all finds, whatever its seed: defects that
+    resemble the material take longer training than a fast test has.
+    """
+
+    def make(images):
+        n, height, width, _ = images.shape
+        rows = slice(5 * height // 16, 11 * height // 16)
+        columns = slice(5 * width // 16, 11 * width // 16)
+        noisy, masks = images.copy(), np.zeros((n, height, width), bool)
+        part = noisy[:, rows, columns]
+        part[:] = np.random.default_rng(0).integers(0, 256, part.shape)
+        masks[:, rows, columns] = True
+        return noisy, masks
+
+    return make
+
+
 FIT_AND_DIE = """
 import os, signal, sys
 import joblib

@@ -129,24 +129,19 @@ def test_draem_on_bottles(shared):
     assert result.pixel_auroc >= 0.75
 
 
-@pytest.mark.parametrize(
-    ("backbone", "steps", "rate", "least"),
-    [("resnet18", 80, 0.03, 0.75), ("mobilenetv2_100", 60, 3e-3, 0.9)],
-)
-def test_cutpaste_on_bottles(shared, backbone, steps, rate, least):
+def test_cutpaste_on_bottles(shared):
     data = load_mvtec(shared / "data", "mvtec_bottle_256")
-    pretrained = shared / "weights" / "mobilenetv2_100_imagenet.safetensors"
     model = CutPasteDetector(
-        backbone=backbone,
-        weights=pretrained if backbone == "mobilenetv2_100" else False,
-        max_steps=steps,
-        learning_rate=rate,
+        backbone="mobilenetv2_100",
+        weights=shared / "weights" / "mobilenetv2_100_imagenet.safetensors",
+        max_steps=60,
+        learning_rate=3e-3,
         batch_size=16,
         image_size=128,
     ).fit(data.train)
     losses = np.array(model.loss_curve_)
     assert losses[-10:].mean() < 0.95 * losses[:10].mean()
-    assert evaluate(model, data).image_auroc >= least
+    assert evaluate(model, data).image_auroc >= 0.9
 
 
 def test_a_network_of_ones_own(shared):
@@ -168,8 +163,8 @@ def test_a_network_of_ones_own(shared):
 
 def test_patchcore_on_magnetic_tiles(shared, mobilenet):
     data = load_mvtec(shared / "data", "magnetic_tile")
-    model = Pipeline([mobilenet, PatchCoreDetector()]).fit(data.train)
-    result = evaluate(model, data)
+    model = Pipeline([mobilenet, PatchCoreDetector(coreset_ratio=0.01)])
+    result = evaluate(model.fit(data.train), data)
     assert result.image_auroc >= 0.95
     assert result.pixel_auroc >= 0.80
     assert result.recall >= 0.75
@@ -202,14 +197,14 @@ def tiles(shared, mobilenet):
 def test_false_alarm_rate_on_real_parts(tiles, detector):
     rng = np.random.default_rng(0)
     rates, fires = [], []
-    for _ in range(60):
+    slow = isinstance(detector, SPADEDetector)
+    for _ in range(20 if slow else 60):
         order = rng.permutation(len(tiles))
         detector.fit(tiles[order[:50]])
         new = tiles[order[50:250]]
         rates.append(np.mean(detector.predict(new) == -1))
-        if len(fires) < 20 or not isinstance(detector, SPADEDetector):
-            masks = detector.predict_mask(new[:100], size=(56, 56))
-            fires.append(masks.any(axis=(1, 2)).mean())
+        masks = detector.predict_mask(new[:100], size=(56, 56))
+        fires.append(masks.any(axis=(1, 2)).mean())
     assert 0.01 <= np.mean(rates) <= 0.08
     assert 0.01 <= np.mean(fires) <= 0.08
     if isinstance(detector, PatchCoreDetector):  # why scores are held out

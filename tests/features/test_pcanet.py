@@ -5,7 +5,7 @@ import pytest
 from sklearn.base import clone
 
 from skad import PatchCoreDetector, PCANetFeatures, Pipeline
-from skad.datasets import load_mvtec, make_textures
+from skad.datasets import make_textures
 from skad.metrics import image_auroc, pixel_auroc
 
 
@@ -140,11 +140,3 @@ def test_finds_defects_in_metal(data):
     model.fit(data.train)
     assert image_auroc(data.y_test, model.score_samples(data.test)) > 0.9
     assert pixel_auroc(data.masks, model.anomaly_map(data.test)) > 0.9
-
-
-@pytest.mark.slow
-def test_finds_defects_in_real_bottles(shared):
-    data = load_mvtec(shared / "data", "mvtec_bottle_256")
-    model = Pipeline([PCANetFeatures(), PatchCoreDetector()]).fit(data.train)
-    assert image_auroc(data.y_test, model.score_samples(data.test)) >= 0.95
-    assert pixel_auroc(data.masks, model.anomaly_map(data.test)) >= 0.93
