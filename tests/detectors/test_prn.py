@@ -217,9 +217,9 @@ def test_defects_are_found(data, seen, shared):
     file = shared / "weights" / "mobilenetv2_100_imagenet.safetensors"
     detector = tiny(backbone="mobilenetv2_100", weights=file, max_steps=150).fit(*seen)
     losses = np.array(detector.loss_curve_)
-    assert losses[-20:].mean() < 0.4 * losses[:20].mean()
+    assert losses[-20:].mean() < 0.6 * losses[:20].mean()
     scores = detector.score_samples(data.test[:-8])  # those that it has not seen
-    assert image_auroc(data.y_test[:-8], scores) > 0.8
+    assert image_auroc(data.y_test[:-8], scores) > 0.7
     maps = detector.anomaly_map(data.test[16:-8])
     masks = data.masks[16:-8]
     assert pixel_auroc(masks, maps) > 0.8
