@@ -82,6 +82,8 @@ def main():
     arguments.add_argument("--steps", type=int, default=1000, help="of DRAEM")
     arguments.add_argument("--cutpaste-steps", type=int, default=400)
     options = arguments.parse_args()
+    if options.small:
+        options.image_size = 64
     limit_threads(options.threads)
     data = load_mvtec(options.data, options.category)
     train = data.train[:30] if options.small else data.train
