@@ -24,6 +24,12 @@ settings.load_profile("skad")
 TESTS = Path(__file__).resolve().parent
 
 
+def pytest_configure(config):
+    """Give every one of several worker processes one thread, not all cores."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_collection_modifyitems(items):
     """Run the slow tests last, so that a failure shows early."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
