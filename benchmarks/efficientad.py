@@ -96,13 +96,16 @@ def main():
         ["recall", f"{np.mean(decision[labels == -1] == -1):.3f}"],
         ["false alarms", f"{np.mean(decision[labels == 1] == -1):.3f}"],
         ["distillation takes", timing(taught - start)],
+        ["steps of the distillation", made.provenance.get("n_steps", "not known")],
         ["training takes", timing(trained - taught)],
+        ["steps of the training", len(model.loss_curve_)],
         ["scoring takes, per image", timing((scored - trained) / len(test))],
         ["loss of the distillation", curve(made.loss_curve) or "not known"],
         ["loss of the training", curve(model.loss_curve_)],
     ]
     case = f"EfficientAD {options.model}, {options.category}, {options.image_size} px"
-    publish(options, "efficientad", rows, (case, "measured"))
+    name = "efficientad" + (f" {options.model}" if options.model != "tiny" else "")
+    publish(options, name, rows, (case, "measured"))
 
 
 if __name__ == "__main__":

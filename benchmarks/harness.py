@@ -135,6 +135,9 @@ def conditions():
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        cpu += f", {torch.cuda.get_device_name()}"
     load = ", ".join(f"{x:.2f}" for x in os.getloadavg())
     return (
         f"{os.cpu_count()} cores of {cpu}; Python {platform.python_version()}, "

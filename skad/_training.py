@@ -2,12 +2,14 @@
 
 A step depends on the state of its parts and on its own number only: whatever is
 drawn at random comes from `generator(seed, step)`. So a run that was cut off and
-goes on from a checkpoint ends with the bits of one that was not.
+goes on from a checkpoint ends with the bits of one that was not. On a CUDA device,
+where the fastest gradients add up in any order, slower ones are taken that do not.
 """
 
 import os
 import time
 import warnings
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -67,7 +69,7 @@ def train(
     losses = [] if checkpoint is None else _resumed(checkpoint, parts)
     first, started = len(losses), time.monotonic()
     saved = started
-    with progress(n_steps, label, verbose) as bar:
+    with progress(n_steps, label, verbose) as bar, _repeatable(parts):
         try:
             for number in range(first, n_steps):
                 loss = float(step(number))
@@ -135,6 +137,23 @@ def train_estimator(estimator, step, parts, n_steps, label, depends_on):
     if estimator.warm_start:
         estimator._optimizer_state = optimizer_arrays(parts["optimizer"])
     return losses
+
+
+@contextmanager
+def _repeatable(parts):
+    """Let a CUDA device give the same bits each time; the user's setting comes back."""
+    import torch
+
+    modules = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
+    if not any(p.is_cuda for module in modules for p in module.parameters()):
+        yield
+        return
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(max(before, 1))  # 1 warns of what cannot
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
 
 
 def _resumed(checkpoint, parts):

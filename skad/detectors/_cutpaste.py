@@ -312,7 +312,7 @@ class CutPasteDetector(ImageDetector):
             for group in optimizer.param_groups:
                 group["lr"] = rate
             versions = np.stack(samples(number))  # (batch, versions, H, W, C)
-            images = as_input(versions.reshape(-1, *versions.shape[2:])).to(device)
+            images = as_input(versions.reshape(-1, *versions.shape[2:]), device)
             classes = torch.arange(versions.shape[1], device=device)
             pooled = _maps(networks["backbone"], images).mean(dim=(2, 3))
             loss = torch.nn.functional.cross_entropy(
@@ -358,7 +358,7 @@ class CutPasteDetector(ImageDetector):
         device = torch_device(self.device)
         networks = rebuilt(self._networks, self.state_).to(device)
         with torch.inference_mode():
-            maps = _maps(networks["backbone"], as_input(batch).to(device))
+            maps = _maps(networks["backbone"], as_input(batch, device))
         return maps.permute(0, 2, 3, 1).cpu().double().numpy()
 
     def _score_batch(self, batch):

@@ -36,6 +36,7 @@ from skad.synthesis._image import recoloured
 _HARD = 0.999  # share of the differences that the student need not learn from
 _QUANTILES = (0.9, 0.995)  # of the maps of good images, which become 0 and 0.1
 _DECAY_AT = 0.95  # share of the steps after which the learning rate drops
+_PENALTY_GREY = 0.3  # share of the penalty images that lose their colours
 _AT_ONCE = 8  # images per pass when scoring
 
 
@@ -384,7 +385,7 @@ class EfficientADDetector(ImageDetector):
     def _set_statistics(self, teacher, batches, device):
         """Mean and deviation of each of the teacher's channels, in two passes."""
         found = [
-            self._taught(teacher, as_input(batch).to(device)).double().cpu().numpy()
+            self._taught(teacher, as_input(batch, device)).double().cpu().numpy()
             for batch in batches
         ]
         mean = np.mean([f.mean(axis=(0, 2, 3)) for f in found], axis=0)
@@ -428,18 +429,17 @@ class EfficientADDetector(ImageDetector):
             chosen = [members[order(seed, k // n, n)[k % n]] for k in ahead]
             good = np.stack([read(i) for i in chosen])
             changed = np.stack([_augmented(image, rng) for image in good])
-            both = as_input(np.concatenate([good, changed])).to(device)
+            both = as_input(np.concatenate([good, changed]), device)
             wanted = (self._taught(teacher, both) - mean) / std
             target, target_changed = wanted.chunk(2)
             shown = [both]
             if read_penalty is not None:
-                other = [
-                    _penalty_crop(
-                        read_penalty(rng.integers(n_penalty)), self._input_size(), rng
-                    )
-                    for _ in chosen
-                ]
-                shown.append(as_input(np.stack(other)).to(device))
+                other = []
+                for _ in chosen:
+                    image = read_penalty(rng.integers(n_penalty))
+                    grey = rng.random() < _PENALTY_GREY
+                    other.append(colourless(image) if grey else image)
+                shown.append(as_input(np.stack(other), device))
             # One pass of the student for all three kinds of images.
             said = student(torch.cat(shown))
             b, c = len(good), said.shape[1] // 2
@@ -469,12 +469,13 @@ class EfficientADDetector(ImageDetector):
         )
 
     def _penalty_reader(self):
-        """How to read penalty images at twice the size, and how many there are."""
+        """How to read centres of penalty images, and how many there are."""
         if self.penalty_images is None:
             return None, 0
         images = check_images(self.penalty_images)
-        size = tuple(2 * side for side in self._input_size())
-        return remembered(ImageReader(images, size, None, "raise", 1)), len(images)
+        size = self._input_size()
+        twice = tuple(2 * side for side in size)
+        return remembered(ImageReader(images, twice, size, "raise", 1)), len(images)
 
     # -- scores --------------------------------------------------------------
 
@@ -506,7 +507,7 @@ class EfficientADDetector(ImageDetector):
                 torch.tensor(s, device=device)[:, None, None]
                 for s in (self.teacher_mean_, self.teacher_std_)
             )
-            batch = as_input(batch).to(device)
+            batch = as_input(batch, device)
             wanted = (self._taught(teacher, batch) - mean) / std
             said = student(batch)
             c = wanted.shape[1]
@@ -554,13 +555,6 @@ def _augmented(image, rng):
     """Brightness, contrast or saturation changed by up to a fifth."""
     kind = ("brightness", "contrast", "saturation")[rng.integers(3)]
     return recoloured(image, kind, np.float32(rng.uniform(0.8, 1.2)))
-
-
-def _penalty_crop(image, size, rng):
-    """The centre of an image, in three of ten cases without its colours."""
-    top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
-    image = image[top : top + size[0], left : left + size[1]]
-    return colourless(image) if rng.random() < 0.3 else image
 
 
 def _part(state, name):

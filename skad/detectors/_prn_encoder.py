@@ -55,7 +55,7 @@ class Encoder:
 
         with torch.no_grad():
             return self.module.forward_intermediates(
-                as_input(batch).to(self.device),
+                as_input(batch, self.device),
                 indices=self._chosen[:n],
                 stop_early=True,
                 intermediates_only=True,

@@ -335,15 +335,15 @@ def distill_teacher(
     module = seeded(lambda: pdn(model, targets.n_channels, padding=True), seed)
     module = module.to(device, memory_format=torch.channels_last).train()
     optimizer = Adam(module.parameters(), learning_rate, weight_decay=weight_decay)
-    mean, std = (torch.tensor(s)[:, None, None] for s in (targets.mean, targets.std))
+    mean, std = (torch.tensor(s, device=device) for s in (targets.mean, targets.std))
 
     def step(number):
         ahead = range(number * batch_size, (number + 1) * batch_size)
         members = [order(seed, i // len(X), len(X))[i % len(X)] for i in ahead]
         batch = [_seen(read(member), seed, member) for member in members]
-        wanted = torch.from_numpy(targets.of(members)).permute(0, 3, 1, 2)
-        wanted = ((wanted - mean) / std).to(device)
-        given = module(as_input(np.stack(batch)).to(device))
+        wanted = torch.from_numpy(targets.of(members)).to(device)
+        wanted = ((wanted - mean) / std).permute(0, 3, 1, 2)
+        given = module(as_input(np.stack(batch), device))
         loss = torch.nn.functional.mse_loss(given, wanted)
         optimizer.zero_grad()
         loss.backward()
@@ -439,10 +439,10 @@ class _Targets:
         self.std = np.maximum(std, max(1e-6 * std.max(), 1e-30)).astype(np.float32)
 
     def of(self, members):
-        """Features of some images, float32 (n, h, w, c)."""
+        """Features of some images, (n, h, w, c), float16 where they were kept."""
         if self._kept is None:
             return self._extract(members)
-        return self._kept[members].astype(np.float32)
+        return self._kept[members]
 
     def _extract(self, members):
         import torch
@@ -470,8 +470,10 @@ def colourless(image):
     return np.repeat(grey(image)[..., None], 3, axis=-1)
 
 
-def as_input(batch):
-    """Images (b, H, W, 3) in [0, 1] as the networks take them."""
+def as_input(batch, device="cpu"):
+    """Images (b, H, W, 3) in [0, 1] as the networks on a device take them."""
     import torch
 
-    return torch.from_numpy((batch - MEAN) / STD).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(batch).to(device)
+    mean, std = (torch.from_numpy(s).to(device) for s in (MEAN, STD))
+    return ((batch - mean) / std).permute(0, 3, 1, 2)
