@@ -474,6 +474,8 @@ def as_input(batch, device="cpu"):
     """Images (b, H, W, 3) in [0, 1] as the networks on a device take them."""
     import torch
 
-    batch = torch.from_numpy(batch).to(device)
+    # Torch warns of arrays that are not to be written to.
+    batch = torch.from_numpy(batch if batch.flags.writeable else batch.copy())
+    batch = batch.to(device)
     mean, std = (torch.from_numpy(s).to(device) for s in (MEAN, STD))
     return ((batch - mean) / std).permute(0, 3, 1, 2)
