@@ -20,16 +20,20 @@ from skad.datasets import load_mvtec
 
 # Scores are compared, no threshold is looked at, so none is paid for.
 DETECTORS = {
-    "PatchCore": PatchCoreDetector(0.01, calibration="train"),
-    "SimpleNet": SimpleNetDetector(
-        4,
+    "PatchCore": PatchCoreDetector(calibration="train"),
+    "SimpleNet": SimpleNetDetector(5, calibration="train"),
+    "SimpleNet, whitened": SimpleNetDetector(
+        40,
         hidden_dim=512,
+        n_hidden_layers=3,
+        whiten=True,
+        noise_std=0.055,
         loss="cross_entropy",
         learning_rate=1e-3,
-        noise_std=0.04,
+        learning_rate_decay=True,
+        batch_size=8,
         calibration="train",
     ),
-    "SimpleNet's defaults": SimpleNetDetector(5, calibration="train"),
     "Subspace": SubspaceDetector(calibration="train"),
 }
 # Numbers of one place lie close together, those of two places do not.
@@ -65,7 +69,8 @@ def main():
         options,
         [*good, *bad],
         embedding="concat",
-        grid=7 if options.small else None,
+        grid=7 if options.small else 14,
+        pooled=True,
     )
     defects, X = X[len(good) :], X[: len(good)]
     groups = places(good)

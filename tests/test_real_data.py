@@ -193,6 +193,14 @@ def tiles(shared, mobilenet):
     return clone(mobilenet).set_params(grid=14, pooled=True).fit_transform(good)
 
 
+@pytest.fixture(scope="module")
+def bad_tiles(shared, mobilenet):
+    """Features of all defective tiles, on the same grid."""
+    data = load_mvtec(shared / "data", "magnetic_tile")
+    bad = list(np.asarray(data.test, object)[data.y_test == -1])
+    return clone(mobilenet).set_params(grid=14, pooled=True).fit_transform(bad)
+
+
 @pytest.mark.parametrize(
     "detector",
     [PatchCoreDetector(), PaDiMDetector(), SPADEDetector(), SubspaceDetector()],
@@ -238,23 +246,49 @@ def test_banks_in_parts_cover_as_well(tiles, n_parts, coreset_ratio):
         assert radius(other) <= 1.5 * radius(one_pass)  # 1.25 at most when written
 
 
-def test_simplenet_on_tiles_of_new_places(shared, mobilenet, tiles, monkeypatch):
+def test_simplenet_on_magnetic_tiles(shared, tiles, bad_tiles, monkeypatch):
+    """Whitened, it does as PatchCore does where that remembers the places."""
+    n = len(load_mvtec(shared / "data", "magnetic_tile").train)
+    y = np.repeat([1, -1], [len(tiles) - n, len(bad_tiles)])
+
+    def auroc(detector):
+        detector.fit(tiles[:n])
+        scores = [detector.score_samples(X) for X in (tiles[n:], bad_tiles)]
+        return image_auroc(y, np.concatenate(scores))
+
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from places import DETECTORS
+
+    whitened = clone(DETECTORS["SimpleNet, whitened"])
+    assert auroc(whitened) >= auroc(PatchCoreDetector(calibration="train")) - 0.03
+
+
+def test_simplenet_on_tiles_of_new_places(shared, tiles, bad_tiles, monkeypatch):
     """Where PatchCore cannot remember the place, it is not much ahead."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    from places import DETECTORS, places
+    from places import places
 
     data = load_mvtec(shared / "data", "magnetic_tile")
     test = np.asarray(data.test, object)
     groups = places([*data.train, *test[data.y_test == 1]])
-    coarse = clone(mobilenet).set_params(grid=14, pooled=True).fit(data.train[:1])
-    defects = coarse.transform(list(test[data.y_test == -1]))
-    found = {"PatchCore": [], "SimpleNet": []}
+    detectors = {
+        "PatchCore": PatchCoreDetector(0.01, calibration="train"),
+        "SimpleNet": SimpleNetDetector(
+            4,
+            hidden_dim=512,
+            loss="cross_entropy",
+            learning_rate=1e-3,
+            noise_std=0.04,
+            calibration="train",
+        ),
+    }
+    found = {name: [] for name in detectors}
     folds = GroupKFold(5, shuffle=True, random_state=0)
     for learned, new in folds.split(tiles, groups=groups):
-        y = np.repeat([1, -1], [len(new), len(defects)])
+        y = np.repeat([1, -1], [len(new), len(bad_tiles)])
         for name, values in found.items():
-            detector = clone(DETECTORS[name]).fit(tiles[learned])
-            scores = [detector.score_samples(X) for X in (tiles[new], defects)]
+            detector = detectors[name].fit(tiles[learned])
+            scores = [detector.score_samples(X) for X in (tiles[new], bad_tiles)]
             values.append(image_auroc(y, np.concatenate(scores)))
     means = {name: np.mean(values) for name, values in found.items()}
     assert means["PatchCore"] >= 0.83

@@ -5,6 +5,7 @@ noise on these makes negatives (Section 3.3); a small discriminator learns to te
 two apart (Section 3.4). What it says of a patch is the patch's score.
 """
 
+from itertools import pairwise
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from skad.synthesis import perlin_mask
 
 _SLOPE = 0.2  # of the discriminator below zero
 _LEAST = 256  # patches of a step, for the statistics of a batch
+_MOST = 20_000  # patches that the scale and the whitening are taken from
 
 
 class SimpleNetDetector(BaseDetector):
@@ -43,13 +45,23 @@ class SimpleNetDetector(BaseDetector):
     hidden_dim : int, default=1024
         Width of the discriminator.
 
+    n_hidden_layers : int, default=1
+        Its hidden layers, each with batch normalization.
+
+    whiten : bool, default=False
+        Adapt by the whitening of good patches, which is not trained. Directions then
+        vary alike, those too that good patches hardly use, down to a hundredth of the
+        mean variance; noise of one size tells as much in each. A learned adaptor can
+        make noise easy to tell by leaving directions out; defects along these it does
+        not see.
+
     noise_std : float, default=0.015
         Standard deviation of the noise that makes negatives.
 
     relative_noise : bool, default=True
         Whether `noise_std` is a multiple of the features' own scale: the length by
-        which a patch typically deviates from the mean patch. False takes it as it
-        is, as the paper does for its Wide ResNet-50.
+        which a patch typically deviates from the mean patch, of whitened ones with
+        `whiten`. False takes it as it is, as the paper does for its Wide ResNet-50.
 
     loss : {"truncated_l1", "cross_entropy"}, default="truncated_l1"
         Truncated l1 is the paper's Equation 8.
@@ -61,7 +73,11 @@ class SimpleNetDetector(BaseDetector):
         Of the discriminator.
 
     adaptor_learning_rate : float, default=1e-4
-        Of the adaptor.
+        Of the adaptor, if it learns.
+
+    learning_rate_decay : bool, default=False
+        Whether both fall to nothing in the course of a `fit`, along half a cosine. A
+        `fit` that goes on, by `warm_start`, begins with the full rates.
 
     weight_decay : float, default=1e-5
         Of both.
@@ -116,11 +132,12 @@ class SimpleNetDetector(BaseDetector):
         Mean loss of each epoch so far.
 
     state_ : dict of ndarray
-        Weights by name: ``adaptor.weight`` of shape (d, d), and those of the
-        discriminator and the head.
+        Weights by name: ``adaptor.weight`` of shape (d, d), ``adaptor.bias`` with
+        `whiten`, and those of the discriminator and the head.
 
     noise_std_ : float
-        Standard deviation of the noise that was used, in units of the features.
+        Standard deviation of the noise that was used, in units of the features, of
+        whitened ones with `whiten`.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -139,7 +156,8 @@ class SimpleNetDetector(BaseDetector):
 
     Notes
     -----
-    The adaptor has no bias: batch normalization would cancel it. The official code
+    The adaptor has no bias, which batch normalization would cancel; whitening has one,
+    so that patches are small numbers about zero. The official code
     keeps the epoch that does best on the test set; this one never sees a test set.
 
     Ctrl-C ends training and keeps what was learned until then.
@@ -177,12 +195,15 @@ class SimpleNetDetector(BaseDetector):
         **BaseDetector._parameter_constraints,
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "hidden_dim": [Interval(Integral, 1, None, closed="left")],
+        "n_hidden_layers": [Interval(Integral, 1, None, closed="left")],
+        "whiten": ["boolean"],
         "noise_std": [Interval(Real, 0, None, closed="neither")],
         "relative_noise": ["boolean"],
         "loss": [StrOptions({"truncated_l1", "cross_entropy"})],
         "margin": [Interval(Real, 0, None, closed="neither")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "adaptor_learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate_decay": ["boolean"],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "upscale": [Interval(Integral, 1, None, closed="left")],
@@ -198,12 +219,15 @@ class SimpleNetDetector(BaseDetector):
         max_epochs=160,
         *,
         hidden_dim=1024,
+        n_hidden_layers=1,
+        whiten=False,
         noise_std=0.015,
         relative_noise=True,
         loss="truncated_l1",
         margin=0.5,
         learning_rate=2e-4,
         adaptor_learning_rate=1e-4,
+        learning_rate_decay=False,
         weight_decay=1e-5,
         batch_size=4,
         upscale=1,
@@ -220,12 +244,15 @@ class SimpleNetDetector(BaseDetector):
     ):
         self.max_epochs = max_epochs
         self.hidden_dim = hidden_dim
+        self.n_hidden_layers = n_hidden_layers
+        self.whiten = whiten
         self.noise_std = noise_std
         self.relative_noise = relative_noise
         self.loss = loss
         self.margin = margin
         self.learning_rate = learning_rate
         self.adaptor_learning_rate = adaptor_learning_rate
+        self.learning_rate_decay = learning_rate_decay
         self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.upscale = upscale
@@ -267,19 +294,40 @@ class SimpleNetDetector(BaseDetector):
         device = torch_device(self.device)
         module = seeded(lambda: self._module(d), seed)
         if goes_on:
+            if _shapes(arrays(module)) != _shapes(self.state_):
+                raise ValueError(
+                    "warm_start=True goes on from a fit with other layers; give "
+                    "hidden_dim, n_hidden_layers, whiten and classification_head the "
+                    "values of that fit, or set it to False."
+                )
             with_arrays(module, self.state_)
         else:
             self.loss_curve_ = []
-            scale = _scale(X) if self.relative_noise else 1.0
+            rows, mean = _deviations(X, seed)
+            if self.whiten:
+                weight = _whitening(rows)
+                start = {"weight": weight, "bias": -weight @ mean}
+                start = {k: v.astype(np.float32) for k, v in start.items()}
+                with_arrays(module["adaptor"], start)
+                rows = rows @ weight.T
+            scale = 1.0
+            if self.relative_noise:
+                scale = np.sqrt((rows**2).mean(axis=0).sum()) or 1.0
             self.noise_std_ = float(self.noise_std * scale)
         module = module.to(device).train()
         optimizer = self._optimizer(module)
         n_patches = np.count_nonzero(~np.isnan(X[..., 0])) / len(X)
         n_at_once = max(self.batch_size, int(np.ceil(_LEAST / n_patches)))
         n_batches = -(-len(X) // n_at_once)
-        done = len(self.loss_curve_)
+        n_steps, done = self.max_epochs * n_batches, len(self.loss_curve_)
+        rates = [self.adaptor_learning_rate, self.learning_rate]
 
         def step(number):
+            rate = 1.0
+            if self.learning_rate_decay:
+                rate = 0.5 + 0.5 * np.cos(np.pi * number / n_steps)
+            for group, full in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * full
             epoch, batch = divmod(number, n_batches)
             members = order(seed, done + epoch, len(X))
             members = members[batch * n_at_once :][:n_at_once]
@@ -294,7 +342,7 @@ class SimpleNetDetector(BaseDetector):
             self,
             step,
             {"module": module, "optimizer": optimizer},
-            self.max_epochs * n_batches,
+            n_steps,
             "SimpleNet",
             lambda: (seed, done, X),
         )
@@ -305,12 +353,13 @@ class SimpleNetDetector(BaseDetector):
         self.state_ = arrays(module)
 
     def _module(self, d):
-        return _build(d, self.hidden_dim, self.classification_head)
+        widths = (self.hidden_dim,) * self.n_hidden_layers
+        return _build(d, widths, self.classification_head, self.whiten)
 
     def _optimizer(self, module):
         from torch.optim import Adam
 
-        adaptor = list(module["adaptor"].parameters())
+        adaptor = module["adaptor"].requires_grad_(not self.whiten).parameters()
         rest = [
             p
             for name, part in module.items()
@@ -319,7 +368,7 @@ class SimpleNetDetector(BaseDetector):
         ]
         return Adam(
             [
-                {"params": adaptor, "lr": self.adaptor_learning_rate},
+                {"params": list(adaptor), "lr": self.adaptor_learning_rate},
                 {"params": rest, "lr": self.learning_rate},
             ],
             weight_decay=self.weight_decay,
@@ -379,22 +428,21 @@ class SimpleNetDetector(BaseDetector):
         rows = grids.reshape(-1, grids.shape[3]) if inside.all() else grids[inside]
         state = {k: v.astype(X.dtype) for k, v in self.state_.items()}
         # Without noise in between, adaptor, layer and normalization are one matrix.
-        factor = state["discriminator.1.weight"] / np.sqrt(
-            state["discriminator.1.running_var"] + X.dtype.type(1e-5)
-        )
-        weight = factor[:, None] * (
-            state["discriminator.0.weight"] @ state["adaptor.weight"]
-        )
-        offset = state["discriminator.1.bias"] + factor * (
-            state["discriminator.0.bias"] - state["discriminator.1.running_mean"]
-        )
-        tail = state["discriminator.3.weight"][0]
+        layers = _folded(state)
+        weight, offset = layers[0]
+        if "adaptor.bias" in state:
+            offset = offset + weight @ state["adaptor.bias"]
+        layers[0] = weight @ state["adaptor.weight"], offset
+        slope = X.dtype.type(_SLOPE)
+        tail = state[f"discriminator.{3 * len(layers)}.weight"][0]
         said = np.empty(len(rows), X.dtype)
         step = max(1, 2**22 // len(weight))
         for lo in range(0, len(rows), step):
-            hidden = rows[lo : lo + step] @ weight.T
-            hidden += offset
-            np.maximum(hidden, hidden * X.dtype.type(_SLOPE), out=hidden)
+            hidden = rows[lo : lo + step]
+            for weight, offset in layers:
+                hidden = hidden @ weight.T
+                hidden += offset
+                np.maximum(hidden, hidden * slope, out=hidden)
             said[lo : lo + step] = hidden @ tail
         maps = patch_maps(-said, inside.ravel(), grids.shape[:3])
         if not self.classification_head:
@@ -420,18 +468,20 @@ class SimpleNetDetector(BaseDetector):
         return scores
 
 
-def _build(d, hidden_dim, classification_head):
+def _build(d, widths, classification_head, whiten=False):
     """Adaptor, discriminator and head; weights of the layers are Xavier's."""
     from torch import nn
 
-    parts = {
-        "adaptor": nn.Linear(d, d, bias=False),
-        "discriminator": nn.Sequential(
-            nn.Linear(d, hidden_dim),
-            nn.BatchNorm1d(hidden_dim),
+    hidden: list[nn.Module] = []
+    for before, width in pairwise((d, *widths)):
+        hidden += [
+            nn.Linear(before, width),
+            nn.BatchNorm1d(width),
             nn.LeakyReLU(_SLOPE),
-            nn.Linear(hidden_dim, 1, bias=False),
-        ),
+        ]
+    parts = {
+        "adaptor": nn.Linear(d, d, bias=whiten),
+        "discriminator": nn.Sequential(*hidden, nn.Linear(widths[-1], 1, bias=False)),
     }
     if classification_head:
         parts["head"] = _head(d)
@@ -440,6 +490,20 @@ def _build(d, hidden_dim, classification_head):
         if isinstance(part, nn.Linear):
             nn.init.xavier_normal_(part.weight)
     return module
+
+
+def _folded(state):
+    """Weight and offset of each hidden layer, its batch normalization included."""
+    layers, i = [], 0
+    while f"discriminator.{i + 1}.running_var" in state:
+        layer, norm = f"discriminator.{i}", f"discriminator.{i + 1}"
+        variance = state[f"{norm}.running_var"]
+        factor = state[f"{norm}.weight"] / np.sqrt(variance + variance.dtype.type(1e-5))
+        offset = state[f"{layer}.bias"] - state[f"{norm}.running_mean"]
+        weight = factor[:, None] * state[f"{layer}.weight"]
+        layers.append((weight, state[f"{norm}.bias"] + factor * offset))
+        i += 3
+    return layers
 
 
 def _head(d, width=128):
@@ -467,12 +531,34 @@ def _head(d, width=128):
     return Head()
 
 
-def _scale(X):
-    """Length of the deviation of a patch from the mean patch, as root mean square."""
+def _deviations(X, seed):
+    """Patches less their mean, all or some by the lot, and the mean, float64."""
     rows, _ = patch_rows(X)
-    rows = rows[:: max(1, len(rows) // 20_000)].astype(np.float64)
-    scale = np.sqrt(rows.var(axis=0).sum())
-    return scale if scale > 0 else 1.0
+    if len(rows) > _MOST:
+        # Not every k-th: that may be the same columns of every grid.
+        rows = rows[np.random.default_rng(seed).choice(len(rows), _MOST, False)]
+    rows = rows.astype(np.float64)
+    mean = rows.mean(axis=0)
+    rows -= mean
+    rows[np.abs(rows) <= 1e-12 * np.abs(mean)] = 0  # rounding of the mean
+    return rows, mean
+
+
+def _shapes(state):
+    return {name: values.shape for name, values in state.items()}
+
+
+def _whitening(rows):
+    """Matrix that makes the directions of patches vary alike, float64 (d, d).
+
+    The less, the more a direction varies below a hundredth of the mean variance:
+    all that there is in it may be rounding.
+    """
+    variances, directions = np.linalg.eigh(rows.T @ rows / len(rows))
+    floor = 0.01 * variances.mean()
+    if floor <= 0:
+        return np.eye(len(variances))
+    return (directions / np.sqrt(variances.clip(0) + floor)).T
 
 
 def _grids(X, upscale, dtype=np.float32):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 
 from skad import SimpleNetDetector
 from skad._maps import render
@@ -45,7 +46,7 @@ def golden_step(g, embedded, monkeypatch, dtype):
     detector = SimpleNetDetector(hidden_dim=16, noise_std=0.015)
     detector.noise_std_ = float(g["noise_std"])
     state = {own: g[f"before.{name}"] for own, name in NAMES.items()}
-    module = with_arrays(_build(24, 16, False), state).to(dtype).train()
+    module = with_arrays(_build(24, (16,), False), state).to(dtype).train()
     noise = torch.from_numpy(g["noise"]).to(dtype) / detector.noise_std_
     monkeypatch.setattr(torch, "randn", lambda *shape, generator: noise)
     monkeypatch.setattr(torch, "from_numpy", in_precision(dtype, torch.from_numpy))
@@ -137,6 +138,8 @@ QUICK = {
         {"relative_noise": False, "noise_std": 0.5},
         {"upscale": 2},
         {"noise_mask": "perlin"},
+        {"n_hidden_layers": 2, "learning_rate_decay": True},
+        {"whiten": True, "noise_std": 0.2},
         {"noise_mask": "perlin", "classification_head": True, "upscale": 2},
     ],
 )
@@ -158,6 +161,47 @@ def test_every_variant_learns_and_tells_defects(options):
         np.testing.assert_allclose(
             detector.score_samples(bad), -maps.max(axis=(1, 2)), rtol=1e-6
         )
+
+
+def test_scores_are_what_the_network_says():
+    X = grids(40)
+    detector = SimpleNetDetector(**QUICK, n_hidden_layers=3, whiten=True).fit(X)
+    module = with_arrays(_build(16, (64,) * 3, False, True), detector.state_).eval()
+    with torch.inference_mode():
+        rows = module["adaptor"](torch.from_numpy(X[:5].reshape(-1, 16)))
+        said = module["discriminator"](rows).numpy()
+    _, maps = detector._score(X[:5])
+    np.testing.assert_allclose(maps.ravel(), -said[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_whitening_makes_directions_alike_and_stays():
+    X = grids(40)
+    detector = SimpleNetDetector(**QUICK, whiten=True, calibration="train").fit(X)
+    rows = X.reshape(-1, 16)
+    adapted = rows @ detector.state_["adaptor.weight"].T
+    adapted += detector.state_["adaptor.bias"]
+    np.testing.assert_allclose(adapted.mean(axis=0), 0, atol=1e-3)
+    adapted = np.cov(adapted.T)
+    np.testing.assert_allclose(adapted, np.diag(np.diag(adapted)), atol=1e-3)
+    variances = np.linalg.eigvalsh(np.cov(rows.T))
+    expected = variances / (variances + 0.01 * variances.mean())
+    np.testing.assert_allclose(np.sort(np.diag(adapted)), expected, atol=1e-3)
+    assert detector.noise_std_ == pytest.approx(0.1 * np.sqrt(expected.sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [np.float32(1), 0.1])
+def test_whitening_of_constant_patches_changes_nothing(value):
+    detector = SimpleNetDetector(max_epochs=1, whiten=True)
+    detector.fit(np.full((10, 4, 4, 8), value))
+    np.testing.assert_array_equal(detector.state_["adaptor.weight"], np.eye(8))
+
+
+def test_scale_is_not_that_of_some_columns_only():
+    X = np.ones((300, 14, 14, 3), np.float32)
+    X[:, :, 3] = 5  # every second patch is never of this column
+    detector = SimpleNetDetector(1, hidden_dim=8, calibration="train")
+    expected = 0.015 * np.sqrt(X.reshape(-1, 3).var(axis=0).sum())
+    assert detector.fit(X).noise_std_ == pytest.approx(expected, rel=0.05)
 
 
 def test_head_scores_the_same_one_by_one():
@@ -184,6 +228,30 @@ def test_noise_follows_the_scale_of_the_features():
     assert fixed.noise_std_ == 0.015
 
 
+def test_learning_rate_falls_to_nothing_and_starts_anew():
+    X = grids(40)
+    detector = SimpleNetDetector(
+        **{**QUICK, "max_epochs": 3}, learning_rate_decay=True, warm_start=True
+    )
+    seen = []
+    grow = detector._optimizer
+
+    def watched(module):
+        optimizer = grow(module)
+        optimizer.register_step_pre_hook(
+            lambda o, *_: seen.append([group["lr"] for group in o.param_groups])
+        )
+        return optimizer
+
+    detector._optimizer = watched
+    detector.fit(X)
+    n = len(seen)
+    falling = 0.5 + 0.5 * np.cos(np.pi * np.arange(n) / n)
+    np.testing.assert_allclose(seen, np.outer(falling, [1e-3, 3e-3]))
+    detector.fit(X)
+    np.testing.assert_allclose(seen[n:], seen[:n])
+
+
 def test_warm_start_goes_on():
     X = grids(40)
     whole = SimpleNetDetector(**QUICK).fit(X)
@@ -194,6 +262,9 @@ def test_warm_start_goes_on():
         np.testing.assert_array_equal(parts.state_[name], values)
     with pytest.raises(ValueError, match="8 channels"):
         parts.fit(grids(10, shape=(6, 6, 8)))
+    for other in ({"hidden_dim": 7}, {"n_hidden_layers": 2}, {"whiten": True}):
+        with pytest.raises(ValueError, match="a fit with other layers"):
+            clone(parts).set_params(**QUICK).fit(X).set_params(**other).fit(X)
     with pytest.raises(ValueError, match="kfold"):
         parts.set_params(calibration="kfold").fit(X)
 
@@ -211,8 +282,11 @@ def test_interrupted_training_keeps_a_model(interrupt_training):
     assert len(detector.loss_curve_) == n_before + 2
 
 
-def test_killed_training_resumes_to_the_same_bits(assert_survives_a_kill):
-    detector = SimpleNetDetector(max_epochs=10, hidden_dim=32)
+@pytest.mark.parametrize(
+    "options", [{}, {"whiten": True, "n_hidden_layers": 2, "learning_rate_decay": True}]
+)
+def test_killed_training_resumes_to_the_same_bits(assert_survives_a_kill, options):
+    detector = SimpleNetDetector(max_epochs=10, hidden_dim=32, **options)
     assert_survives_a_kill(detector, grids(40), after=17)
 
 
