@@ -30,7 +30,7 @@ DETECTORS = {
         noise_std=0.055,
         loss="cross_entropy",
         learning_rate=1e-3,
-        learning_rate_decay=True,
+        schedule="cosine",
         batch_size=8,
         calibration="train",
     ),

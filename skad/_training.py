@@ -6,6 +6,7 @@ goes on from a checkpoint ends with the bits of one that was not. On a CUDA devi
 where the fastest gradients add up in any order, slower ones are taken that do not.
 """
 
+import math
 import os
 import time
 import warnings
@@ -248,6 +249,11 @@ def generator(*numbers):
 def order(seed, epoch, n):
     """The order of n samples in an epoch."""
     return np.random.default_rng(mixed(seed, epoch)).permutation(n)
+
+
+def cosine(number, n_steps):
+    """Share of the learning rate at a step: from 1 to 0 along half a cosine."""
+    return (1 + math.cos(math.pi * number / n_steps)) / 2
 
 
 def made_ahead(pool, make, n_samples, n_steps):

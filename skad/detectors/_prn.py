@@ -6,7 +6,6 @@ network that learns to mark defects: seen ones, where there are some, and made o
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from math import cos, pi
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from skad._checks import check_labels
 from skad._training import (
     arrays,
     contents,
+    cosine,
     made_ahead,
     rebuilt,
     seeded,
@@ -521,7 +521,7 @@ class PRNDetector(ImageDetector):
 
         def step(number):
             if self.schedule == "cosine":
-                rate = self.learning_rate * (1 + cos(pi * number / self.max_steps)) / 2
+                rate = self.learning_rate * cosine(number, self.max_steps)
                 optimizer.param_groups[0]["lr"] = rate
             shown = samples(number)
             levels = encoder.levels(np.stack([image for image, _ in shown]))

@@ -14,9 +14,11 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skad._moments import Moments
 from skad._patches import image_scores, patch_maps, patch_rows
 from skad._training import (
     arrays,
+    cosine,
     generator,
     mixed,
     order,
@@ -75,9 +77,10 @@ class SimpleNetDetector(BaseDetector):
     adaptor_learning_rate : float, default=1e-4
         Of the adaptor, if it learns.
 
-    learning_rate_decay : bool, default=False
-        Whether both fall to nothing in the course of a `fit`, along half a cosine. A
-        `fit` that goes on, by `warm_start`, begins with the full rates.
+    schedule : {"constant", "cosine"}, default="constant"
+        Whether both learning rates stay, as in the paper, or fall to 0 along half a
+        cosine in the course of a `fit`. One that goes on, by `warm_start`, begins with
+        the full rates.
 
     weight_decay : float, default=1e-5
         Of both.
@@ -203,7 +206,7 @@ class SimpleNetDetector(BaseDetector):
         "margin": [Interval(Real, 0, None, closed="neither")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "adaptor_learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "learning_rate_decay": ["boolean"],
+        "schedule": [StrOptions({"constant", "cosine"})],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "upscale": [Interval(Integral, 1, None, closed="left")],
@@ -227,7 +230,7 @@ class SimpleNetDetector(BaseDetector):
         margin=0.5,
         learning_rate=2e-4,
         adaptor_learning_rate=1e-4,
-        learning_rate_decay=False,
+        schedule="constant",
         weight_decay=1e-5,
         batch_size=4,
         upscale=1,
@@ -252,7 +255,7 @@ class SimpleNetDetector(BaseDetector):
         self.margin = margin
         self.learning_rate = learning_rate
         self.adaptor_learning_rate = adaptor_learning_rate
-        self.learning_rate_decay = learning_rate_decay
+        self.schedule = schedule
         self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.upscale = upscale
@@ -303,17 +306,7 @@ class SimpleNetDetector(BaseDetector):
             with_arrays(module, self.state_)
         else:
             self.loss_curve_ = []
-            rows, mean = _deviations(X, seed)
-            if self.whiten:
-                weight = _whitening(rows)
-                start = {"weight": weight, "bias": -weight @ mean}
-                start = {k: v.astype(np.float32) for k, v in start.items()}
-                with_arrays(module["adaptor"], start)
-                rows = rows @ weight.T
-            scale = 1.0
-            if self.relative_noise:
-                scale = np.sqrt((rows**2).mean(axis=0).sum()) or 1.0
-            self.noise_std_ = float(self.noise_std * scale)
+            self._start(module, X, seed)
         module = module.to(device).train()
         optimizer = self._optimizer(module)
         n_patches = np.count_nonzero(~np.isnan(X[..., 0])) / len(X)
@@ -323,9 +316,7 @@ class SimpleNetDetector(BaseDetector):
         rates = [self.adaptor_learning_rate, self.learning_rate]
 
         def step(number):
-            rate = 1.0
-            if self.learning_rate_decay:
-                rate = 0.5 + 0.5 * np.cos(np.pi * number / n_steps)
+            rate = cosine(number, n_steps) if self.schedule == "cosine" else 1.0
             for group, full in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * full
             epoch, batch = divmod(number, n_batches)
@@ -351,6 +342,27 @@ class SimpleNetDetector(BaseDetector):
             float(e.mean()) for e in epochs if len(e)
         ]
         self.state_ = arrays(module)
+
+    def _start(self, module, X, seed):
+        """Set the size of the noise, and the whitening, by good patches."""
+        rows, _ = patch_rows(X)
+        if len(rows) > _MOST:
+            # Not every k-th: that may be the same columns of every grid.
+            rows = rows[np.random.default_rng(seed).choice(len(rows), _MOST, False)]
+        moments = Moments().with_rows(rows)
+        mean, covariance = moments.mean, moments.covariance
+        if np.trace(covariance) <= (1e-12 * np.linalg.norm(mean)) ** 2:
+            covariance = np.zeros_like(covariance)  # rounding of constant patches
+        if self.whiten:
+            weight = _whitening(covariance)
+            start = {"weight": weight, "bias": -weight @ mean}
+            start = {k: v.astype(np.float32) for k, v in start.items()}
+            with_arrays(module["adaptor"], start)
+            covariance = weight @ covariance @ weight.T
+        scale = 1.0
+        if self.relative_noise:
+            scale = np.sqrt(np.trace(covariance)) or 1.0
+        self.noise_std_ = float(self.noise_std * scale)
 
     def _module(self, d):
         widths = (self.hidden_dim,) * self.n_hidden_layers
@@ -531,33 +543,20 @@ def _head(d, width=128):
     return Head()
 
 
-def _deviations(X, seed):
-    """Patches less their mean, all or some by the lot, and the mean, float64."""
-    rows, _ = patch_rows(X)
-    if len(rows) > _MOST:
-        # Not every k-th: that may be the same columns of every grid.
-        rows = rows[np.random.default_rng(seed).choice(len(rows), _MOST, False)]
-    rows = rows.astype(np.float64)
-    mean = rows.mean(axis=0)
-    rows -= mean
-    rows[np.abs(rows) <= 1e-12 * np.abs(mean)] = 0  # rounding of the mean
-    return rows, mean
-
-
 def _shapes(state):
     return {name: values.shape for name, values in state.items()}
 
 
-def _whitening(rows):
+def _whitening(covariance):
     """Matrix that makes the directions of patches vary alike, float64 (d, d).
 
     The less, the more a direction varies below a hundredth of the mean variance:
     all that there is in it may be rounding.
     """
-    variances, directions = np.linalg.eigh(rows.T @ rows / len(rows))
-    floor = 0.01 * variances.mean()
-    if floor <= 0:
-        return np.eye(len(variances))
+    floor = 0.01 * np.trace(covariance) / len(covariance)
+    if floor == 0:
+        return np.eye(len(covariance))
+    variances, directions = np.linalg.eigh(covariance)
     return (directions / np.sqrt(variances.clip(0) + floor)).T
 
 

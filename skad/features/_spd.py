@@ -5,7 +5,6 @@ and crops, and far from those of which a small part was changed.
 """
 
 import copy
-import math
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from pathlib import Path
@@ -17,6 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skad._training import (
     arrays,
     checkpoint_file,
+    cosine,
     made_ahead,
     mixed,
     order,
@@ -365,7 +365,7 @@ class SPDPatchFeatures(PatchFeatures):
             return head(Backbone(network, None, None).vectors(images, last))
 
         def step(number):
-            rate = 0.5 * rate_at_first * (1 + math.cos(math.pi * number / n_steps))
+            rate = rate_at_first * cosine(number, n_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             views = np.stack(samples(number), axis=1)  # (views, batch, H, W, C)

@@ -133,7 +133,7 @@ def remembered(reader, limit=2**30):
     def read(index):
         if index in kept:
             return kept[index]
-        image = np.ascontiguousarray(reader.read(index))  # a crop keeps all of it
+        image = np.ascontiguousarray(reader.read(index))  # not a view of more
         if (len(kept) + 1) * image.nbytes <= limit:
             kept[index] = image
         return image

@@ -138,7 +138,7 @@ QUICK = {
         {"relative_noise": False, "noise_std": 0.5},
         {"upscale": 2},
         {"noise_mask": "perlin"},
-        {"n_hidden_layers": 2, "learning_rate_decay": True},
+        {"n_hidden_layers": 2, "schedule": "cosine"},
         {"whiten": True, "noise_std": 0.2},
         {"noise_mask": "perlin", "classification_head": True, "upscale": 2},
     ],
@@ -231,7 +231,7 @@ def test_noise_follows_the_scale_of_the_features():
 def test_learning_rate_falls_to_nothing_and_starts_anew():
     X = grids(40)
     detector = SimpleNetDetector(
-        **{**QUICK, "max_epochs": 3}, learning_rate_decay=True, warm_start=True
+        **{**QUICK, "max_epochs": 3}, schedule="cosine", warm_start=True
     )
     seen = []
     grow = detector._optimizer
@@ -283,7 +283,7 @@ def test_interrupted_training_keeps_a_model(interrupt_training):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"whiten": True, "n_hidden_layers": 2, "learning_rate_decay": True}]
+    "options", [{}, {"whiten": True, "n_hidden_layers": 2, "schedule": "cosine"}]
 )
 def test_killed_training_resumes_to_the_same_bits(assert_survives_a_kill, options):
     detector = SimpleNetDetector(max_epochs=10, hidden_dim=32, **options)
