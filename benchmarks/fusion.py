@@ -6,7 +6,8 @@
 PatchCore on both, in one distance (`FusedFeatures`) or apart (`FusionDetector`): sets
 of `--data`, by `--sets`, and the drawn textures of `make_textures`. `--surfaces` takes
 photographs of surfaces instead, at least 512 px each way: it learns from the upper part
-of each, and pastes scars and pieces of the others into the lower.
+of each, and pastes scars and pieces of the others into the lower. `--features` measures
+some alternatives only.
 """
 
 from pathlib import Path
@@ -142,7 +143,8 @@ def measured(options, name, data):
         "MobileNetV2": (network, alone),
     }
     for label, steps in contestants.items():
-        if steps[0] is None:
+        left_out = options.features and label not in options.features
+        if left_out or steps[0] is None:
             continue
         model = Pipeline(list(steps)).fit(data.train)
         found = pixel_metrics(data.masks, model.anomaly_map(data.test))
@@ -161,6 +163,7 @@ def main():
     arguments.add_argument(
         "--surfaces", nargs="+", type=Path, help="two photographs or more"
     )
+    arguments.add_argument("--features", nargs="+", help="names in the table")
     options = arguments.parse_args()
     limit_threads(options.threads)
     rows = []

@@ -1,17 +1,17 @@
 r"""Make the backbone that ships with skad: distil MobileNetV2 into a small network.
 
-    python benchmarks/skad_small.py --images DIR --weights FILE --widths 24 48 96 192 \
-        --out wide.safetensors
-    python benchmarks/skad_small.py --images DIR --weights FILE --steps 8000 \
-        --learning-rate 1.5e-3 --start wide.safetensors --out small.safetensors
+    python benchmarks/skad_small.py --images DIR --weights FILE --out small.safetensors
 
-The second starts with those channels of the first that weigh most: the shipped network
-came about so. Either is a network by itself, and `skad_small` reads it, the first with
-`backbone_kwargs={"widths": (24, 48, 96, 192)}`.
+`--start` goes on from a file, with `--steps 0 0 N`. So the shipped network was made, in
+three runs; the table in `README.md` has them.
 
 On any folder of photographs, and on pictures that are drawn on the way: fractals,
-noise, gratings and dead leaves. The network sees what the large one sees, moved by
-four pixels, for the grid of the latter is not centred (see `skad.features._small`).
+noise, gratings and dead leaves. The small network has the same blocks from stride 4 on.
+Each first learns by itself to turn what the large network has before that block into
+what it has after, and the first layers what they are to make of the image. Then all
+learn together to give what it has at strides 8 and 16, and last they do so with fixed
+normalizations, which a few pictures at a time make noisy.
+
 Every twentieth photograph is kept apart, to tell how much of the variance of the
 large network's features the small one explains in pictures that it never saw; nothing
 else is measured here, and no set of defects takes part. Two runs of one command on one
@@ -33,18 +33,18 @@ from harness import limit_threads, parser, photographs, publish, race, row
 from PIL import Image, ImageDraw, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import mse_loss
+from torch import nn
 
 from skad import PatchFeatures, __version__
-from skad._training import checkpoint_file, mixed, order, seeded, train
+from skad._training import checkpoint_file, cosine, mixed, order, seeded, train
 from skad.features._backbone import IMAGENET_MEAN, IMAGENET_STD, named_backbone
-from skad.features._small import LEVELS, WIDTHS, SkadSmall
+from skad.features._small import SkadSmall
 from skad.synthesis import perlin_noise
 
-SIZES = ((128, 32), (160, 20), (224, 10))  # pixels of a side, and images of a step
+SIZES = ((128, 16), (160, 10), (224, 5))  # pixels of a side, and images of a step
 SUFFIXES = (".jpg", ".jpeg", ".png")
-SHIFT = 4  # pixels that the large network's grid looks too far to the right and down
-CHUNK = 64  # steps for which pictures and targets are made at once, and used twice
+STEPS = (7000, 5000, 6000)  # each block by itself, all together, normalizations fixed
+CHUNK = 128  # steps for which pictures and targets are made at once, and used twice
 DRAWN = 0.35  # share of pictures without a photograph
 
 
@@ -238,36 +238,22 @@ def exposed(picture, rng):
 
 
 class Large:
-    """Features of the large network, and their statistics."""
+    """Maps of the large network after each of its blocks, from stride 4 on."""
 
     def __init__(self, weights):
-        self.backbone = named_backbone(
+        backbone = named_backbone(
             "mobilenetv2_100", weights, {"pad_type": "same"}, 0, "cpu"
         )
-        info = self.backbone.module.feature_info
-        reductions = np.array([level["reduction"] for level in info])
-        self.names = [
-            info[np.flatnonzero(reductions == stride)[-1]]["module"]
-            for stride in (8, 16)
-        ]
-        self.mean = self.std = None
+        self.sha256 = backbone.sha256
+        self.module = backbone.module
 
     def __call__(self, batch):
-        """Both levels (b, c, h, w) of normalised images."""
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.backbone.levels(batch, self.names, self.names[-1])[0]
-
-    def measure(self, batch):
-        """Remember mean and deviation of every channel."""
-        found = self(batch)
-        axes = (0, 2, 3)
-        self.mean = [f.mean(dim=axes)[:, None, None] for f in found]
-        self.std = [f.std(dim=axes)[:, None, None] for f in found]
-
-    def targets(self, batch):
-        """The levels less the mean, over the deviation."""
-        found = zip(self(batch), self.mean, self.std, strict=True)
-        return [((f - mean) / std).clamp(-8, 8) for f, mean, std in found]
+        """All maps (b, c, h, w) of normalised images."""
+        first, *stages = self.module.blocks[:5]
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            x = first(self.module.bn1(self.module.conv_stem(batch)))
+            maps = [x := block(x) for stage in stages for block in stage]
+        return [m.half() for m in maps]
 
 
 def as_input(pictures):
@@ -286,94 +272,71 @@ def chunk(number, pictures, large, seed, pool):
             np.random.default_rng(mixed(seed, 2, number, step, i))
             for i in range(n_images)
         ]
-        made = np.stack(list(pool.map(partial(pictures.draw, size + SHIFT), rngs)))
-        result.append((made[:, SHIFT:, SHIFT:], large_targets(made, large)))
+        made = np.stack(list(pool.map(partial(pictures.draw, size), rngs)))
+        result.append((made, large(as_input(made))))
     return result
 
 
-def large_targets(made, large):
-    with torch.inference_mode():
-        found = large.targets(as_input(made[:, :-SHIFT, :-SHIFT]))
-    return [f.half() for f in found]
+def parts_of(module):
+    """What imitates one block of the large network each; the first, two."""
+    return [module.stem, *module.layer1, *module.layer2, *module.layer3]
 
 
-def loss_of(given, wanted):
+def prepared(module, maps):
+    """Let each part give what has the mean and deviation of a map that it imitates."""
+    before = None
+    for part, after in zip(parts_of(module), maps, strict=True):
+        after = after.float()
+        change = after - before if getattr(part, "residual", False) else after
+        norm = [m for m in part.modules() if isinstance(m, nn.BatchNorm2d)][-1]
+        with torch.no_grad():
+            norm.weight.copy_(change.std(dim=(0, 2, 3)))
+            norm.bias.copy_(change.mean(dim=(0, 2, 3)))
+        before = after
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 0.01  # the pictures of one step are few
+    return [m.float().std(dim=(0, 2, 3))[:, None, None] for m in maps]
+
+
+def apart(module, batch, maps):
+    """What each part makes of what the large network has before it."""
+    given = [batch, *(m.float() for m in maps[:-1])]
+    return [part(x) for part, x in zip(parts_of(module), given, strict=True)]
+
+
+def loss_of(given, wanted, scales):
     """Squared error; that of dull pictures counts as much as that of others."""
     total = 0
-    for g, w in zip(given, wanted, strict=True):
-        w = w.float()
+    for g, w, scale in zip(given, wanted, scales, strict=True):
+        w = w.float() / scale
         varies = (w - w.mean(dim=(2, 3), keepdim=True)).square().mean(dim=(1, 2, 3))
-        error = (g.float() - w).square().mean(dim=(1, 2, 3))
+        error = (g.float() / scale - w).square().mean(dim=(1, 2, 3))
         total = total + (error / (varies + 0.1)).mean()
     return total / len(given)
 
 
-def explained(module, held_out, large):
+def explained(module, held_out, scales):
     """Share of the variance within pictures that the network explains, by level."""
     module.eval()
-    parts = []
-    for made in held_out:
+    errors, varies = np.zeros(2), np.zeros(2)
+    for batch, wanted in held_out:
         with torch.inference_mode():
-            wanted = large_targets(made, large)
-            given = module.levels(as_input(made[:, SHIFT:, SHIFT:]))
-        for level, (g, w) in enumerate(zip(given, wanted, strict=True)):
-            centred = w.float() - w.float().mean(dim=(2, 3), keepdim=True)
-            varies = centred.square().mean()
-            parts.append((level, float(mse_loss(g, w.float())), float(varies)))
-    module.train()
-    return [
-        1
-        - sum(e for k, e, _ in parts if k == level)
-        / sum(v for k, _, v in parts if k == level)
-        for level in range(len(LEVELS))
-    ]
+            given = module.levels(batch)
+        for level, (g, w, scale) in enumerate(zip(given, wanted, scales, strict=True)):
+            w = w.float()
+            centred = w - w.mean(dim=(2, 3), keepdim=True)
+            errors[level] += float(((g - w) / scale).square().mean())
+            varies[level] += float((centred / scale).square().mean())
+    return [float(share) for share in 1 - errors / varies]
 
 
-def narrowed(wide, module):
-    """Start a network with those channels of a wider one that weigh most."""
-    wide = {name: value.float() for name, value in wide.items()}
-    blocks = [f"stage{stage}.{i}" for stage in (2, 3) for i in (1, 2)]
-    # Layers that write the same channels, and those that read them.
-    flows = [
-        (["stem.0.0"], ["stem.1.0"]),
-        (["stem.1.0"], ["stage2.0.0"]),
-        *(([f"{block}.conv1"], [f"{block}.conv2"]) for block in blocks),
-    ]
-    for stage, readers in ((2, ["layer2", "stage3.0.0"]), (3, ["layer3"])):
-        own = [block for block in blocks if block.startswith(f"stage{stage}")]
-        writers = [f"stage{stage}.0.0", *(f"{block}.conv2" for block in own)]
-        flows.append((writers, [*(f"{block}.conv1" for block in own), *readers]))
-    for writers, readers in flows:
-        weights = [wide[f"{layer}.weight"] for layer in readers]
-        gains = [wide[f"{_norm(layer)}.weight"] for layer in writers]
-        worth = sum(w.square().sum(dim=(0, 2, 3)) for w in weights)
-        worth = worth * sum(g.square() for g in gains)
-        n_kept = module.get_submodule(writers[0]).out_channels
-        kept = worth.argsort(descending=True)[:n_kept].sort().values
-        for layer in writers:
-            wide[f"{layer}.weight"] = wide[f"{layer}.weight"][kept]
-            for name in ("weight", "bias", "running_mean", "running_var"):
-                name = f"{_norm(layer)}.{name}"
-                wide[name] = wide[name][kept]
-        for layer in readers:
-            wide[f"{layer}.weight"] = wide[f"{layer}.weight"][:, kept]
-    module.load_state_dict(wide)
-
-
-def _norm(layer):
-    """Name of the normalization after a convolution."""
-    if "conv" in layer:
-        return layer.replace("conv", "norm")
-    return f"{layer[:-1]}1"
-
-
-def unscaled(module, large):
-    """Let the last layers give standardised features, as they do in training."""
-    with torch.no_grad():
-        for name, mean, std in zip(LEVELS, large.mean, large.std, strict=True):
-            layer = module.get_submodule(name)
-            layer.weight /= std[..., None]
-            layer.bias.copy_((layer.bias - mean.flatten()) / std.flatten())
+def learning_rate(number, n_noisy, n_steps):
+    """Of the largest one: along a cosine, twice, the second time from a fifth."""
+    largest = 1.0
+    if number >= n_noisy:
+        number, n_noisy, largest = number - n_noisy, n_steps - n_noisy, 0.2
+    return largest * min(1, number / 100) * cosine(number, n_noisy)
 
 
 def distilled(options):
@@ -382,29 +345,32 @@ def distilled(options):
     files = sorted(f for f in images.rglob("*") if f.suffix.lower() in SUFFIXES)
     if len(files) < 40:
         raise SystemExit(f"--images {images} holds {len(files)} images; pass more.")
-    n_steps = 30 if options.small else options.steps
+    steps = [20, 20, 20] if options.small else list(options.steps)
+    n_apart, n_noisy, n_steps = np.cumsum(steps).tolist()
     seed = options.seed
 
     pictures = Pictures([f for i, f in enumerate(files) if i % 20])
-    apart = Pictures(files[::20])
-    rng = np.random.default_rng(mixed(seed, 3))
-    held_out = [
-        np.stack([apart.draw(224 + SHIFT, rng, plain=True) for _ in range(10)])
-        for _ in range(2 if options.small else 10)
-    ]
+    kept_apart = Pictures(files[::20])
     large = Large(options.weights)
     rng = np.random.default_rng(mixed(seed, 4))
-    large.measure(as_input(np.stack([pictures.draw(224, rng) for _ in range(256)])))
-
-    module = seeded(partial(SkadSmall, widths=options.widths), seed)
+    maps = large(as_input(np.stack([pictures.draw(224, rng) for _ in range(128)])))
+    module = seeded(SkadSmall, seed).to(memory_format=torch.channels_last).train()
+    scales = prepared(module, maps)
     if options.start:
-        narrowed(load_file(str(options.start)), module)
-        unscaled(module, large)
-    module = module.to(memory_format=torch.channels_last).train()
+        state = load_file(str(options.start))
+        module.load_state_dict(state)
+    of_levels = [len(module.layer1) + len(module.layer2), len(maps) - 1]
+    rng, held_out = np.random.default_rng(mixed(seed, 3)), []
+    for _ in range(2 if options.small else 10):
+        batch = [kept_apart.draw(224, rng, plain=True) for _ in range(10)]
+        batch = as_input(np.stack(batch))
+        wanted = large(batch)
+        held_out.append((batch, [wanted[k] for k in of_levels]))
+    level_scales = [scales[k] for k in of_levels]
     decayed = [p for p in module.parameters() if p.ndim > 1]
     others = [p for p in module.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.02}, {"params": others}],
+        [{"params": decayed, "weight_decay": 0.01}, {"params": others}],
         options.learning_rate,
         weight_decay=0.0,
     )
@@ -415,25 +381,29 @@ def distilled(options):
         if lot not in made:
             made.clear()
             made[lot] = chunk(lot, pictures, large, seed, pool)
-            if lot % 10 == 0:
-                log.append([number, *explained(module, held_out, large)])
+            if lot % 5 == 0:
+                log.append([number, *explained(module, held_out, level_scales)])
                 print(*log[-1], flush=True)
         again, place = divmod(number % (2 * CHUNK), CHUNK)
         batch, wanted = made[lot][order(mixed(seed, 5), 2 * lot + again, CHUNK)[place]]
-        warm, done = min(1, (number + 1) / 300), number / n_steps
+        batch = as_input(batch)
+        module.train(number < n_noisy)
+        if number < n_apart:
+            loss = loss_of(apart(module, batch, wanted), wanted, scales)
+        else:
+            wanted = [wanted[k] for k in of_levels]
+            loss = loss_of(module.levels(batch), wanted, level_scales)
+        rate = options.learning_rate * learning_rate(number, n_noisy, n_steps)
         for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * warm * (1 + np.cos(np.pi * done)) / 2
-        with torch.autocast("cpu", torch.bfloat16):
-            given = module.levels(as_input(batch))
-        loss = loss_of(given, wanted)
+            group["lr"] = rate
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         return loss.detach()
 
-    widths, origin = list(options.widths), _origin(options.start)
-    settings = (n_steps, options.learning_rate, seed, len(files), widths, origin)
+    origin = _origin(options.start)
+    settings = (steps, options.learning_rate, seed, len(files), origin)
     start = time.perf_counter()
     with ThreadPoolExecutor(options.threads) as pool:
         losses = train(
@@ -444,26 +414,28 @@ def distilled(options):
             checkpoint=checkpoint_file(options.checkpoints, "skad_small", *settings),
         )
     minutes = (time.perf_counter() - start) / 60
-    found = explained(module, held_out, large)
+    log.append([len(losses), *explained(module, held_out, level_scales)])
     provenance = {
         "skad": __version__,
         "imitates": "mobilenetv2_100 of timm, ImageNet weights, strides 8 and 16",
-        "sha256_of_its_weights": large.backbone.sha256,
+        "sha256_of_its_weights": large.sha256,
         "images": f"{len(pictures.photographs)} photographs of {images.name}, drawings",
-        "widths": widths,
         "start": origin,
-        "steps": len(losses),
+        "steps": steps,
         "images_per_step": dict(SIZES),
         "learning_rate": options.learning_rate,
         "seed": seed,
         "minutes": round(minutes, 1),
         "mean_loss_of_the_last_1000_steps": round(float(np.mean(losses[-1000:])), 4),
-        "explained_variance_of_photographs_kept_apart": [round(f, 4) for f in found],
-        "log": [[n, *(round(f, 3) for f in shares)] for n, *shares in log],
+        "log": [[n, *(round(f, 4) for f in shares)] for n, *shares in log],
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
-    save(module, large, provenance, options.out)
+    state = {
+        name: value.half().contiguous() if value.is_floating_point() else value
+        for name, value in module.state_dict().items()
+    }
+    save_file(state, str(options.out), {"provenance": json.dumps(provenance)})
 
 
 def _origin(file):
@@ -474,32 +446,13 @@ def _origin(file):
         return json.loads(opened.metadata()["provenance"])
 
 
-def save(module, large, provenance, out):
-    """Half precision; the last layers give features as the large network does."""
-    with torch.no_grad():
-        for name, mean, std in zip(LEVELS, large.mean, large.std, strict=True):
-            layer = module.get_submodule(name)
-            layer.weight *= std[..., None]
-            layer.bias.copy_(layer.bias * std.flatten() + mean.flatten())
-    state = {
-        name: value.half().contiguous() if value.is_floating_point() else value
-        for name, value in module.state_dict().items()
-    }
-    save_file(state, str(out), {"provenance": json.dumps(provenance)})
-
-
-def speed(options, widths):
+def speed(options):
     """Time of an image through the small network and through the large one."""
     files = photographs(options)[: 8 if options.small else 64]
     images = [Image.open(file).convert("RGB").resize((224, 224)) for file in files]
     images = list(map(np.asarray, images))
     contestants = {
-        "skad": PatchFeatures(
-            "skad_small",
-            weights=options.out,
-            backbone_kwargs={"widths": widths},
-            embedding="concat",
-        ),
+        "skad": PatchFeatures("skad_small", weights=options.out, embedding="concat"),
         "mobilenetv2_100": PatchFeatures(
             "mobilenetv2_100",
             layers="auto",
@@ -523,25 +476,21 @@ def main():
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=Path, help="folder of photographs")
     arguments.add_argument("--out", type=Path, default=Path("skad_small.safetensors"))
-    arguments.add_argument("--start", type=Path, help="file of a wider network")
-    arguments.add_argument("--widths", type=int, nargs=4, default=WIDTHS)
-    arguments.add_argument("--steps", type=int, default=16_000)
-    arguments.add_argument("--learning-rate", type=float, default=2e-3)
+    arguments.add_argument("--start", type=Path, help="file to begin with")
+    arguments.add_argument("--steps", type=int, nargs=3, default=STEPS)
+    arguments.add_argument("--learning-rate", type=float, default=1e-2)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--checkpoints", type=Path, help="folder")
     options = arguments.parse_args()
     limit_threads(options.threads)
     if not options.out.exists():
         distilled(options)
+    publish(options, "skad_small speed", [speed(options)])
     rows, known = [], _origin(options.out)
-    publish(options, "skad_small speed", [speed(options, known["widths"])])
     while known:
-        last = known["explained_variance_of_photographs_kept_apart"]
-        log = [*known["log"], [known["steps"], *last]]
-        widths = "-".join(map(str, known["widths"]))
-        rows[:0] = [[widths, n, *(f"{f:.3f}" for f in shares)] for n, *shares in log]
-        known = known["start"]
-    publish(options, "skad_small", rows, ("widths", "steps", "stride 8", "stride 16"))
+        log = [[n, *(f"{f:.3f}" for f in shares)] for n, *shares in known["log"]]
+        rows[:0], known = log, known["start"]
+    publish(options, "skad_small", rows, ("steps", "stride 8", "stride 16"))
 
 
 if __name__ == "__main__":
