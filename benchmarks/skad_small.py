@@ -282,6 +282,11 @@ def parts_of(module):
     return [module.stem, *module.layer1, *module.layer2, *module.layer3]
 
 
+def at_levels(module, values):
+    """Those of strides 8 and 16, of one for each part."""
+    return [values[len(module.layer1) + len(module.layer2)], values[-1]]
+
+
 def prepared(module, maps):
     """Let each part give what has the mean and deviation of a map that it imitates."""
     before = None
@@ -340,7 +345,7 @@ def learning_rate(number, n_noisy, n_steps):
 
 
 def distilled(options):
-    """Train, and write the file; gives what it says of its origin."""
+    """Train, and write the file with what it says of its origin."""
     images = options.images or options.data / "natural"
     files = sorted(f for f in images.rglob("*") if f.suffix.lower() in SUFFIXES)
     if len(files) < 40:
@@ -357,16 +362,13 @@ def distilled(options):
     module = seeded(SkadSmall, seed).to(memory_format=torch.channels_last).train()
     scales = prepared(module, maps)
     if options.start:
-        state = load_file(str(options.start))
-        module.load_state_dict(state)
-    of_levels = [len(module.layer1) + len(module.layer2), len(maps) - 1]
+        module.load_state_dict(load_file(str(options.start)))
     rng, held_out = np.random.default_rng(mixed(seed, 3)), []
     for _ in range(2 if options.small else 10):
         batch = [kept_apart.draw(224, rng, plain=True) for _ in range(10)]
         batch = as_input(np.stack(batch))
-        wanted = large(batch)
-        held_out.append((batch, [wanted[k] for k in of_levels]))
-    level_scales = [scales[k] for k in of_levels]
+        held_out.append((batch, at_levels(module, large(batch))))
+    level_scales = at_levels(module, scales)
     decayed = [p for p in module.parameters() if p.ndim > 1]
     others = [p for p in module.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -391,7 +393,7 @@ def distilled(options):
         if number < n_apart:
             loss = loss_of(apart(module, batch, wanted), wanted, scales)
         else:
-            wanted = [wanted[k] for k in of_levels]
+            wanted = at_levels(module, wanted)
             loss = loss_of(module.levels(batch), wanted, level_scales)
         rate = options.learning_rate * learning_rate(number, n_noisy, n_steps)
         for group in optimizer.param_groups:

@@ -104,10 +104,9 @@ def test_network_explains_photographs_that_it_never_saw(making, shared):
     pictures = making.Pictures(sorted((shared / "data" / "natural").iterdir())[::20])
     drawn = [pictures.draw(224, rng, plain=True) for _ in range(50)]
     batch = making.as_input(np.stack(drawn))
-    maps = large(batch)
-    wanted = [maps[4], maps[-1]]
-    scales = [w.float().std(dim=(0, 2, 3))[:, None, None] for w in wanted]
     network = SkadSmall()
+    wanted = making.at_levels(network, large(batch))
+    scales = [w.float().std(dim=(0, 2, 3))[:, None, None] for w in wanted]
     network.load_state_dict(load_file(str(WEIGHTS)))
     found = making.explained(network, [(batch, wanted)], scales)
     assert found[0] >= EXPLAINED[0]

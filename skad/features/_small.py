@@ -23,7 +23,6 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 WEIGHTS = Path(__file__).with_name("skad_small.safetensors")
-LEVELS = ("layer2", "layer3")
 
 
 class SkadSmall(nn.Module):

@@ -68,7 +68,7 @@ def test_other_images_and_sizes():
 
 
 def test_positions_look_at_their_own_part_of_the_image():
-    """A dot changes the features around it, if a few pixels aside, as MobileNetV2's."""
+    """A dot changes the features around it, and hardly more to the left."""
     plain = np.full((1, 256, 256, 3), 128, np.uint8)
     features = small(image_size=256, patch_size=1).fit(plain)
     base = features.transform(plain)[0]
@@ -80,7 +80,7 @@ def test_positions_look_at_their_own_part_of_the_image():
         grid = np.arange(32) * 8 + 4  # pixels at the middle of each position
         at = np.array([changed.sum(axis=1) @ grid, changed.sum(axis=0) @ grid])
         centres.append(at / changed.sum() - (row, column))
-    assert np.abs(np.mean(centres, axis=0)).max() < 8
+    assert np.abs(np.mean(centres, axis=0)).max() < 4
 
 
 def test_pickles_without_the_weights(images, tmp_path):
