@@ -2,15 +2,12 @@ r"""Make the backbone that ships with skad: distil MobileNetV2 into a small netw
 
     python benchmarks/skad_small.py --images DIR --weights FILE --out small.safetensors
 
-`--start` goes on from a file, with `--steps 0 0 N`. So the shipped network was made, in
-three runs; the table in `README.md` has them.
-
 On any folder of photographs, and on pictures that are drawn on the way: fractals,
-noise, gratings and dead leaves. The small network has the same blocks from stride 4 on.
-Each first learns by itself to turn what the large network has before that block into
-what it has after, and the first layers what they are to make of the image. Then all
-learn together to give what it has at strides 8 and 16, and last they do so with fixed
-normalizations, which a few pictures at a time make noisy.
+noise, gratings and dead leaves. The small network has the same layers but for one
+block. Each first learns by itself to turn what the large network has before that layer
+into what it has after, as with the hints of FitNets (Romero et al., ICLR 2015). Then
+all learn together to give what it has at strides 8 and 16, with fixed normalizations:
+those of a few pictures at a time are noisy.
 
 Every twentieth photograph is kept apart, to tell how much of the variance of the
 large network's features the small one explains in pictures that it never saw; nothing
@@ -32,19 +29,19 @@ import torch
 from harness import limit_threads, parser, photographs, publish, race, row
 from PIL import Image, ImageDraw, ImageFilter
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from skad import PatchFeatures, __version__
-from skad._training import checkpoint_file, cosine, mixed, order, seeded, train
+from skad._training import checkpoint_file, cosine, mixed, seeded, train
 from skad.features._backbone import IMAGENET_MEAN, IMAGENET_STD, named_backbone
 from skad.features._small import SkadSmall
 from skad.synthesis import perlin_noise
 
 SIZES = ((128, 16), (160, 10), (224, 5))  # pixels of a side, and images of a step
 SUFFIXES = (".jpg", ".jpeg", ".png")
-STEPS = (7000, 5000, 6000)  # each block by itself, all together, normalizations fixed
-CHUNK = 128  # steps for which pictures and targets are made at once, and used twice
+STEPS = (2000, 22000)  # each layer by itself, and all together
+EVERY = 1000  # steps, after which it is told how near the features are
 DRAWN = 0.35  # share of pictures without a photograph
 
 
@@ -238,7 +235,7 @@ def exposed(picture, rng):
 
 
 class Large:
-    """Maps of the large network after each of its blocks, from stride 4 on."""
+    """What the large network has before and after each of its layers."""
 
     def __init__(self, weights):
         backbone = named_backbone(
@@ -248,12 +245,41 @@ class Large:
         self.module = backbone.module
 
     def __call__(self, batch):
-        """All maps (b, c, h, w) of normalised images."""
-        first, *stages = self.module.blocks[:5]
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            x = first(self.module.bn1(self.module.conv_stem(batch)))
-            maps = [x := block(x) for stage in stages for block in stage]
-        return [m.half() for m in maps]
+        """Pairs of what is before and after each part, and the maps of both levels."""
+        whole, (first, second, *stages) = self.module, self.module.blocks[:5]
+        levels = []
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            pairs = through(
+                batch,
+                (whole.conv_stem, whole.bn1),
+                (first[0].conv_dw, first[0].bn1),
+                (first[0].conv_pw, first[0].bn2),
+            )
+            before = pairs[-1][1]
+            x = second[0](before)
+            pairs.append((before, x))
+            for stage in (second[1:], *stages):
+                for block in stage:
+                    added = through(
+                        x,
+                        (block.conv_pw, block.bn1),
+                        (block.conv_dw, block.bn2),
+                        (block.conv_pwl, block.bn3),
+                    )
+                    pairs += added
+                    x = x + added[-1][1] if block.has_skip else added[-1][1]
+                levels.append(x)
+        _, level2, _, level3 = levels
+        return pairs, [level2, level3]
+
+
+def through(x, *layers):
+    """Pairs of what is before and after each layer, a convolution and its norm."""
+    pairs = []
+    for convolution, norm in layers:
+        pairs.append((x, norm(convolution(x))))
+        x = pairs[-1][1]
+    return pairs
 
 
 def as_input(pictures):
@@ -263,51 +289,28 @@ def as_input(pictures):
     return ((batch - mean) / std).permute(0, 3, 1, 2)
 
 
-def chunk(number, pictures, large, seed, pool):
-    """Pictures of some steps and what the large network says of them."""
-    size, n_images = SIZES[number % len(SIZES)]
-    result = []
-    for step in range(CHUNK):
-        rngs = [
-            np.random.default_rng(mixed(seed, 2, number, step, i))
-            for i in range(n_images)
-        ]
-        made = np.stack(list(pool.map(partial(pictures.draw, size), rngs)))
-        result.append((made, large(as_input(made))))
-    return result
-
-
 def parts_of(module):
-    """What imitates one block of the large network each; the first, two."""
-    return [module.stem, *module.layer1, *module.layer2, *module.layer3]
+    """What imitates a layer of the large network each, but `layer0` a whole block."""
+    blocks = *module.layer1, *module.layer2, *module.layer3
+    layers = [layer for block in blocks for layer in block.body]
+    return [*module.stem, module.layer0, *layers]
 
 
-def at_levels(module, values):
-    """Those of strides 8 and 16, of one for each part."""
-    return [values[len(module.layer1) + len(module.layer2)], values[-1]]
+def deviation(maps):
+    """Of each channel (c, 1, 1)."""
+    return maps.float().std(dim=(0, 2, 3)).clamp(min=1e-2)[:, None, None]
 
 
-def prepared(module, maps):
-    """Let each part give what has the mean and deviation of a map that it imitates."""
-    before = None
-    for part, after in zip(parts_of(module), maps, strict=True):
-        after = after.float()
-        change = after - before if getattr(part, "residual", False) else after
+def prepared(module, pairs):
+    """Let each part begin with the mean and deviation of what it imitates."""
+    for part, (_, after) in zip(parts_of(module), pairs, strict=True):
         norm = [m for m in part.modules() if isinstance(m, nn.BatchNorm2d)][-1]
         with torch.no_grad():
-            norm.weight.copy_(change.std(dim=(0, 2, 3)))
-            norm.bias.copy_(change.mean(dim=(0, 2, 3)))
-        before = after
+            norm.weight.copy_(deviation(after).flatten())
+            norm.bias.copy_(after.float().mean(dim=(0, 2, 3)))
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 0.01  # the pictures of one step are few
-    return [m.float().std(dim=(0, 2, 3))[:, None, None] for m in maps]
-
-
-def apart(module, batch, maps):
-    """What each part makes of what the large network has before it."""
-    given = [batch, *(m.float() for m in maps[:-1])]
-    return [part(x) for part, x in zip(parts_of(module), given, strict=True)]
 
 
 def loss_of(given, wanted, scales):
@@ -316,7 +319,7 @@ def loss_of(given, wanted, scales):
     for g, w, scale in zip(given, wanted, scales, strict=True):
         w = w.float() / scale
         varies = (w - w.mean(dim=(2, 3), keepdim=True)).square().mean(dim=(1, 2, 3))
-        error = (g.float() / scale - w).square().mean(dim=(1, 2, 3))
+        error = (g / scale - w).square().mean(dim=(1, 2, 3))
         total = total + (error / (varies + 0.1)).mean()
     return total / len(given)
 
@@ -326,7 +329,7 @@ def explained(module, held_out, scales):
     module.eval()
     errors, varies = np.zeros(2), np.zeros(2)
     for batch, wanted in held_out:
-        with torch.inference_mode():
+        with torch.no_grad():
             given = module.levels(batch)
         for level, (g, w, scale) in enumerate(zip(given, wanted, scales, strict=True)):
             w = w.float()
@@ -336,12 +339,12 @@ def explained(module, held_out, scales):
     return [float(share) for share in 1 - errors / varies]
 
 
-def learning_rate(number, n_noisy, n_steps):
+def learning_rate(number, n_apart, n_steps):
     """Of the largest one: along a cosine, twice, the second time from a fifth."""
     largest = 1.0
-    if number >= n_noisy:
-        number, n_noisy, largest = number - n_noisy, n_steps - n_noisy, 0.2
-    return largest * min(1, number / 100) * cosine(number, n_noisy)
+    if number >= n_apart:
+        number, n_apart, largest = number - n_apart, n_steps - n_apart, 0.2
+    return largest * min(1, number / 100) * cosine(number, n_apart)
 
 
 def distilled(options):
@@ -350,52 +353,49 @@ def distilled(options):
     files = sorted(f for f in images.rglob("*") if f.suffix.lower() in SUFFIXES)
     if len(files) < 40:
         raise SystemExit(f"--images {images} holds {len(files)} images; pass more.")
-    steps = [20, 20, 20] if options.small else list(options.steps)
-    n_apart, n_noisy, n_steps = np.cumsum(steps).tolist()
+    steps = [20, 20] if options.small else list(options.steps)
+    n_apart, n_steps = np.cumsum(steps).tolist()
     seed = options.seed
 
     pictures = Pictures([f for i, f in enumerate(files) if i % 20])
     kept_apart = Pictures(files[::20])
     large = Large(options.weights)
     rng = np.random.default_rng(mixed(seed, 4))
-    maps = large(as_input(np.stack([pictures.draw(224, rng) for _ in range(128)])))
-    module = seeded(SkadSmall, seed).to(memory_format=torch.channels_last).train()
-    scales = prepared(module, maps)
-    if options.start:
-        module.load_state_dict(load_file(str(options.start)))
+    sample = as_input(np.stack([pictures.draw(224, rng) for _ in range(64)]))
+    pairs, levels = large(sample)
+    scales = [deviation(after) for _, after in pairs]
+    level_scales = [deviation(level) for level in levels]
+    module = seeded(SkadSmall, seed).to(memory_format=torch.channels_last)
+    prepared(module, pairs)
+    parts = parts_of(module)
     rng, held_out = np.random.default_rng(mixed(seed, 3)), []
     for _ in range(2 if options.small else 10):
         batch = [kept_apart.draw(224, rng, plain=True) for _ in range(10)]
         batch = as_input(np.stack(batch))
-        held_out.append((batch, at_levels(module, large(batch))))
-    level_scales = at_levels(module, scales)
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    others = [p for p in module.parameters() if p.ndim == 1]
+        held_out.append((batch, large(batch)[1]))
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.01}, {"params": others}],
-        options.learning_rate,
-        weight_decay=0.0,
+        module.parameters(), options.learning_rate, weight_decay=0.0
     )
-    made, log = {}, []
+    log = []
 
     def step(number):
-        lot = number // (2 * CHUNK)
-        if lot not in made:
-            made.clear()
-            made[lot] = chunk(lot, pictures, large, seed, pool)
-            if lot % 5 == 0:
-                log.append([number, *explained(module, held_out, level_scales)])
-                print(*log[-1], flush=True)
-        again, place = divmod(number % (2 * CHUNK), CHUNK)
-        batch, wanted = made[lot][order(mixed(seed, 5), 2 * lot + again, CHUNK)[place]]
+        if number % EVERY == 0:
+            log.append([number, *explained(module, held_out, level_scales)])
+            print(*log[-1], flush=True)
+        size, n_images = SIZES[number % len(SIZES)]
+        rngs = [
+            np.random.default_rng(mixed(seed, 2, number, i)) for i in range(n_images)
+        ]
+        batch = np.stack(list(pool.map(partial(pictures.draw, size), rngs)))
         batch = as_input(batch)
-        module.train(number < n_noisy)
+        pairs, levels = large(batch)
+        module.train(number < n_apart)
         if number < n_apart:
-            loss = loss_of(apart(module, batch, wanted), wanted, scales)
+            given = [part(x.float()) for part, (x, _) in zip(parts, pairs, strict=True)]
+            loss = loss_of(given, [after for _, after in pairs], scales)
         else:
-            wanted = at_levels(module, wanted)
-            loss = loss_of(module.levels(batch), wanted, level_scales)
-        rate = options.learning_rate * learning_rate(number, n_noisy, n_steps)
+            loss = loss_of(module.levels(batch), levels, level_scales)
+        rate = options.learning_rate * learning_rate(number, n_apart, n_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
@@ -404,8 +404,7 @@ def distilled(options):
         optimizer.step()
         return loss.detach()
 
-    origin = _origin(options.start)
-    settings = (steps, options.learning_rate, seed, len(files), origin)
+    settings = (steps, options.learning_rate, seed, len(files))
     start = time.perf_counter()
     with ThreadPoolExecutor(options.threads) as pool:
         losses = train(
@@ -422,7 +421,6 @@ def distilled(options):
         "imitates": "mobilenetv2_100 of timm, ImageNet weights, strides 8 and 16",
         "sha256_of_its_weights": large.sha256,
         "images": f"{len(pictures.photographs)} photographs of {images.name}, drawings",
-        "start": origin,
         "steps": steps,
         "images_per_step": dict(SIZES),
         "learning_rate": options.learning_rate,
@@ -438,14 +436,6 @@ def distilled(options):
         for name, value in module.state_dict().items()
     }
     save_file(state, str(options.out), {"provenance": json.dumps(provenance)})
-
-
-def _origin(file):
-    """What a file of weights says of itself."""
-    if file is None:
-        return None
-    with safe_open(str(file), "pt") as opened:
-        return json.loads(opened.metadata()["provenance"])
 
 
 def speed(options):
@@ -478,8 +468,7 @@ def main():
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=Path, help="folder of photographs")
     arguments.add_argument("--out", type=Path, default=Path("skad_small.safetensors"))
-    arguments.add_argument("--start", type=Path, help="file to begin with")
-    arguments.add_argument("--steps", type=int, nargs=3, default=STEPS)
+    arguments.add_argument("--steps", type=int, nargs=2, default=STEPS)
     arguments.add_argument("--learning-rate", type=float, default=1e-2)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--checkpoints", type=Path, help="folder")
@@ -488,10 +477,9 @@ def main():
     if not options.out.exists():
         distilled(options)
     publish(options, "skad_small speed", [speed(options)])
-    rows, known = [], _origin(options.out)
-    while known:
-        log = [[n, *(f"{f:.3f}" for f in shares)] for n, *shares in known["log"]]
-        rows[:0], known = log, known["start"]
+    with safe_open(str(options.out), "pt") as opened:
+        log = json.loads(opened.metadata()["provenance"])["log"]
+    rows = [[n, *(f"{f:.3f}" for f in shares)] for n, *shares in log]
     publish(options, "skad_small", rows, ("steps", "stride 8", "stride 16"))
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from skad.features._small import WEIGHTS, SkadSmall
 
-EXPLAINED = 0.89, 0.88  # of the variance at strides 8 and 16; measured: 0.91 and 0.91
+EXPLAINED = 0.95, 0.94  # of the variance at strides 8 and 16; measured: 0.96 and 0.96
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COMMANDS = sorted(
     path.stem
@@ -64,37 +64,50 @@ def making(monkeypatch):
 
 
 def test_parts_begin_with_the_spread_of_what_they_imitate(making):
-    """So that none has to learn the scale of its block first."""
+    """So that none has to learn the scale of its layer first."""
     rng = np.random.default_rng(0)
     network = SkadSmall().train()
-    batch = torch.from_numpy(rng.normal(size=(8, 3, 64, 64)).astype(np.float32))
+    x = torch.from_numpy(rng.normal(size=(8, 3, 64, 64)).astype(np.float32))
+    pairs, over = [], (0, 2, 3)
     with torch.no_grad():
-        maps, x = [], batch
         for part in making.parts_of(network):
-            x = part(x)
+            before, x = x, part(x)
             mean, deviation = rng.normal(size=(2, 1, x.shape[1], 1, 1))
-            noise = rng.normal(mean, abs(deviation), x.shape)
-            maps.append(torch.from_numpy(noise.astype(np.float32)))
-        scales = making.prepared(network, maps)
-        given = making.apart(network, batch, maps)
-    before, over = [batch, *maps[:-1]], (0, 2, 3)
-    parts = making.parts_of(network)
-    for part, x, g, w, scale in zip(parts, before, given, maps, scales, strict=True):
-        torch.testing.assert_close(w.std(dim=over), scale.flatten())
-        if getattr(part, "residual", False):
-            g, w = g - x, w - x
-        torch.testing.assert_close(
-            g.mean(dim=over), w.mean(dim=over), atol=0.01, rtol=0
-        )
-        torch.testing.assert_close(g.std(dim=over), w.std(dim=over), atol=0, rtol=0.05)
+            after = rng.normal(mean, abs(deviation) + 0.1, x.shape)
+            pairs.append((before, torch.from_numpy(after.astype(np.float32))))
+        making.prepared(network, pairs)
+        linear = 0
+        for part, (before, w) in zip(making.parts_of(network), pairs, strict=True):
+            if isinstance(list(part.modules())[-1], torch.nn.ReLU6):
+                continue
+            g, linear = part(before), linear + 1
+            torch.testing.assert_close(
+                g.mean(dim=over), w.mean(dim=over), atol=0.01, rtol=0
+            )
+            torch.testing.assert_close(
+                g.std(dim=over), w.std(dim=over), atol=0, rtol=0.05
+            )
+    assert linear == 13  # one of each block
 
 
-def test_blocks_are_as_many_as_those_imitated(making, shared):
+def test_parts_are_as_many_as_those_imitated(making, shared):
     """And their maps as large."""
     weights = shared / "weights" / "mobilenetv2_100_imagenet.safetensors"
-    large, batch = making.Large(weights), torch.zeros(1, 3, 64, 64)
-    given = making.apart(SkadSmall().eval(), batch, maps := large(batch))
-    assert [g.shape for g in given] == [w.shape for w in maps]
+    network, batch = SkadSmall().eval(), torch.zeros(1, 3, 64, 64)
+    pairs, levels = making.Large(weights)(batch)
+    for part, (before, after) in zip(making.parts_of(network), pairs, strict=True):
+        assert part(before.float()).shape == after.shape
+    assert [g.shape for g in network.levels(batch)] == [w.shape for w in levels]
+
+
+def test_layers_are_at_the_level_that_they_imitate(making, shared):
+    """What goes into the layer after a level is the map of that level."""
+    weights = shared / "weights" / "mobilenetv2_100_imagenet.safetensors"
+    network, rng = SkadSmall(), np.random.default_rng(0)
+    batch = torch.from_numpy(rng.normal(size=(1, 3, 64, 64)).astype(np.float32))
+    pairs, (level2, _) = making.Large(weights)(batch)
+    at = making.parts_of(network).index(network.layer3[0].body[0])
+    torch.testing.assert_close(pairs[at][0], level2)
 
 
 def test_network_explains_photographs_that_it_never_saw(making, shared):
@@ -105,8 +118,8 @@ def test_network_explains_photographs_that_it_never_saw(making, shared):
     drawn = [pictures.draw(224, rng, plain=True) for _ in range(50)]
     batch = making.as_input(np.stack(drawn))
     network = SkadSmall()
-    wanted = making.at_levels(network, large(batch))
-    scales = [w.float().std(dim=(0, 2, 3))[:, None, None] for w in wanted]
+    _, wanted = large(batch)
+    scales = [making.deviation(w) for w in wanted]
     network.load_state_dict(load_file(str(WEIGHTS)))
     found = making.explained(network, [(batch, wanted)], scales)
     assert found[0] >= EXPLAINED[0]
