@@ -13,7 +13,7 @@ Every twentieth photograph is kept apart, to tell how much of the variance of th
 large network's features the small one explains in pictures that it never saw; nothing
 else is measured here, and no set of defects takes part. Two runs of one command on one
 machine give the same bits, and a run that was killed goes on if `--checkpoints` names
-a folder. If the file is there already, its log is shown.
+a folder (its minutes count from there). If the file is there already, its log is shown.
 """
 
 import io
@@ -234,6 +234,18 @@ def exposed(picture, rng):
     return picture
 
 
+class Log(list):
+    """Rows that a checkpoint keeps."""
+
+    def state_dict(self):
+        """All of them."""
+        return {"rows": list(self)}
+
+    def load_state_dict(self, state):
+        """In their place."""
+        self[:] = state["rows"]
+
+
 class Large:
     """What the large network has before and after each of its layers."""
 
@@ -302,7 +314,10 @@ def deviation(maps):
 
 
 def prepared(module, pairs):
-    """Let each part begin with the mean and deviation of what it imitates."""
+    """Let the last norm of each part give the mean and deviation of its target.
+
+    ReLU6 after it, where there is one, changes them.
+    """
     for part, (_, after) in zip(parts_of(module), pairs, strict=True):
         norm = [m for m in part.modules() if isinstance(m, nn.BatchNorm2d)][-1]
         with torch.no_grad():
@@ -376,7 +391,7 @@ def distilled(options):
     optimizer = torch.optim.AdamW(
         module.parameters(), options.learning_rate, weight_decay=0.0
     )
-    log = []
+    log = Log()
 
     def step(number):
         if number % EVERY == 0:
@@ -404,16 +419,20 @@ def distilled(options):
         optimizer.step()
         return loss.detach()
 
-    settings = (steps, options.learning_rate, seed, len(files))
+    names = [file.name for file in files]
+    settings = (steps, options.learning_rate, seed, names, large.sha256)
     start = time.perf_counter()
     with ThreadPoolExecutor(options.threads) as pool:
         losses = train(
             step,
-            {"module": module, "optimizer": optimizer},
+            {"module": module, "optimizer": optimizer, "log": log},
             n_steps,
             label="skad_small",
             checkpoint=checkpoint_file(options.checkpoints, "skad_small", *settings),
+            advice="--checkpoints FOLDER goes on.",
         )
+    if len(losses) < n_steps:
+        raise SystemExit(f"No file was written after {len(losses)} of {n_steps} steps.")
     minutes = (time.perf_counter() - start) / 60
     log.append([len(losses), *explained(module, held_out, level_scales)])
     provenance = {
@@ -474,6 +493,8 @@ def main():
     arguments.add_argument("--checkpoints", type=Path, help="folder")
     options = arguments.parse_args()
     limit_threads(options.threads)
+    if options.small:  # never taken for a trained one
+        options.out = options.out.with_stem(options.out.stem + "_untrained")
     if not options.out.exists():
         distilled(options)
     publish(options, "skad_small speed", [speed(options)])

@@ -64,7 +64,7 @@ def making(monkeypatch):
 
 
 def test_parts_begin_with_the_spread_of_what_they_imitate(making):
-    """So that none has to learn the scale of its layer first."""
+    """So that none has to learn it first; those that clip begin elsewhere."""
     rng = np.random.default_rng(0)
     network = SkadSmall().train()
     x = torch.from_numpy(rng.normal(size=(8, 3, 64, 64)).astype(np.float32))
@@ -108,6 +108,25 @@ def test_layers_are_at_the_level_that_they_imitate(making, shared):
     pairs, (level2, _) = making.Large(weights)(batch)
     at = making.parts_of(network).index(network.layer3[0].body[0])
     torch.testing.assert_close(pairs[at][0], level2)
+
+
+def test_checkpoint_keeps_the_log(making, tmp_path, monkeypatch):
+    """A run that goes on has the rows before the cut, and those after."""
+    monkeypatch.setattr("skad._training._EVERY", 0)
+
+    def run(log, killed_at=None):
+        def step(number):
+            log.append([number, 0.5])
+            if number == killed_at:
+                raise RuntimeError("killed")
+            return torch.tensor(0.5)
+
+        making.train(step, {"log": log}, 5, label="log", checkpoint=tmp_path / "log.pt")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run(making.Log(), killed_at=3)
+    run(log := making.Log())
+    assert log == [[number, 0.5] for number in range(5)]
 
 
 def test_network_explains_photographs_that_it_never_saw(making, shared):

@@ -5,9 +5,10 @@ MobileNetV2 with ImageNet weights gives at strides 8 and 16, as the student of
 knowledge distillation does. The metadata of its file of weights says how, and
 ``benchmarks/skad_small.py`` does it.
 
-It has the layers of MobileNetV2 [1]_ but for the block that takes most of the time
-there, with 96 channels at stride 2: ``layer0`` is a dense convolution in its place,
-which makes the step to stride 4 at once. Its positions look where those of MobileNetV2
+It has the layers of MobileNetV2 [1]_ up to stride 16, with kernels of 4 where the
+stride is 2, but for the block that takes most of the time there, with 96 channels at
+stride 2. In its place ``layer0`` has a dense convolution, which makes the step to
+stride 4 at once, and two of 1 x 1. Its positions look where those of MobileNetV2
 do: further to the right and down than the middle of their part of the image, by about
 4 pixels at stride 8 and 8 at stride 16.
 
