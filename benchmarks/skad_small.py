@@ -316,16 +316,19 @@ def deviation(maps):
 def prepared(module, pairs):
     """Let the last norm of each part give the mean and deviation of its target.
 
-    ReLU6 after it, where there is one, changes them.
+    ReLU6 after it, where there is one, changes them. The deviations come back.
     """
-    for part, (_, after) in zip(parts_of(module), pairs, strict=True):
+    scales = [deviation(after) for _, after in pairs]
+    parts = parts_of(module)
+    for part, (_, after), scale in zip(parts, pairs, scales, strict=True):
         norm = [m for m in part.modules() if isinstance(m, nn.BatchNorm2d)][-1]
         with torch.no_grad():
-            norm.weight.copy_(deviation(after).flatten())
+            norm.weight.copy_(scale.flatten())
             norm.bias.copy_(after.float().mean(dim=(0, 2, 3)))
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 0.01  # the pictures of one step are few
+    return scales
 
 
 def loss_of(given, wanted, scales):
@@ -378,10 +381,9 @@ def distilled(options):
     rng = np.random.default_rng(mixed(seed, 4))
     sample = as_input(np.stack([pictures.draw(224, rng) for _ in range(64)]))
     pairs, levels = large(sample)
-    scales = [deviation(after) for _, after in pairs]
-    level_scales = [deviation(level) for level in levels]
     module = seeded(SkadSmall, seed).to(memory_format=torch.channels_last)
-    prepared(module, pairs)
+    scales = prepared(module, pairs)
+    level_scales = [deviation(level) for level in levels]
     parts = parts_of(module)
     rng, held_out = np.random.default_rng(mixed(seed, 3)), []
     for _ in range(2 if options.small else 10):

@@ -133,7 +133,7 @@ def test_is_better_than_the_network_alone_on_fabric():
     alone = PatchCoreDetector().fit(np.asarray(good)[..., :128])
     maps = both.anomaly_map(new, size=(224, 224))
     few = alone.anomaly_map(np.asarray(new)[..., :128], size=(224, 224))
-    assert pro_score(data.masks, maps) > pro_score(data.masks, few) + 0.015
+    assert pro_score(data.masks, maps) > pro_score(data.masks, few) + 0.025
 
 
 @pytest.mark.slow

@@ -158,4 +158,4 @@ def test_is_better_than_the_network_alone_on_fabric():
         model = Pipeline([FusedFeatures(share=share), PatchCoreDetector(0.1)])
         model.fit(data.train)
         found[share] = pro_score(data.masks, model.anomaly_map(data.test))
-    assert found[0.25] > found[0.0] + 0.015
+    assert found[0.25] > found[0.0] + 0.02
