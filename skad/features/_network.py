@@ -102,8 +102,8 @@ class PatchFeatures(PatchFeatureTransformer):
 
     precision : {"float32", "bfloat16", "float16"}, default="float32"
         Arithmetic of the network. The features are float32 always. On the bottles
-        of MVTec AD, "bfloat16" changed PatchCore's scores by 1 % in the median
-        and 7 % at most, and no rank of a good and a bad image.
+        of MVTec AD, "bfloat16" changed PatchCore's scores by 1.3 % in the median
+        and 6 % at most; the image AUROC stayed at 1.000.
 
     cache_dir : path, default=None
         Folder that keeps the features of every image, keyed by its content,
