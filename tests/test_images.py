@@ -73,6 +73,8 @@ def test_bool_becomes_black_and_white():
 
 def test_rounding_beside_the_range_is_clipped():
     result = read_image(np.array([[-1e-7, 1 + 1e-7]]))
+    assert (result.min(), result.max()) == (0, 255)  # black and white
+    result = read_image(np.array([[-1e-7, 0.3, 1 + 1e-7]]))
     assert (result.min(), result.max()) == (0, 1)
 
 
@@ -87,7 +89,7 @@ def test_rounding_beside_the_range_is_clipped():
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_memory_layout_does_not_matter(rgb, layout, dtype):
-    image = rgb if dtype == np.uint8 else rgb / np.float32(255)
+    image = rgb if dtype == np.uint8 else rgb / np.float32(300)
     view = layout(image)
     view.flags.writeable = False
     assert read_image(view).flags.c_contiguous
@@ -104,7 +106,7 @@ def test_tensors(rgb, grey):
     np.testing.assert_array_equal(read_image(torch.from_numpy(grey))[..., 0], grey)
     assert image_size(channels_first) == (5, 7)
     learned = torch.nn.Parameter(channels_first / 255)
-    np.testing.assert_allclose(read_image(learned), rgb / 255, atol=1e-6)
+    np.testing.assert_array_equal(read_image(learned), rgb)
     coarse = read_image((channels_first / 255).to(torch.bfloat16))
     np.testing.assert_allclose(coarse, rgb / 255, atol=4e-3)
 
@@ -149,9 +151,11 @@ def test_colour_becomes_grey_as_pillow_does_it(tmp_path, rgb, grey):
     rgba = np.dstack([rgb, grey])
     for item in (rgb, rgba, tensor, Image.fromarray(rgb), Image.fromarray(rgba), path):
         np.testing.assert_array_equal(read_image(item, n_channels=1), expected)
-    floats = read_image(rgb / 255, n_channels=1)
-    np.testing.assert_allclose(floats, expected / 255, atol=0.6 / 255)
-    assert read_image(np.ones((9, 9, 3)), n_channels=1).max() <= 1
+    np.testing.assert_array_equal(read_image(rgb / 255, n_channels=1), expected)
+    floats = read_image(rgb / 256, n_channels=1)
+    np.testing.assert_allclose(floats, expected / 256, atol=0.6 / 256)
+    bright = np.full((9, 9, 3), [1, 1, 0.9999])
+    assert read_image(bright, n_channels=1).max() <= 1
 
 
 def test_grey_stays_one_channel(tmp_path, grey):

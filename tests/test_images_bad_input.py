@@ -42,7 +42,7 @@ U8 = np.zeros((4, 5), dtype=np.uint8)
 # kind: (maker of X, error, part of the message beside the name)
 CONTAINERS = {
     "path text": (lambda: "parts/a.png", TypeError, "wrap it in a list"),
-    "Path": (lambda: Path("parts"), TypeError, r"Path\(folder\).glob"),
+    "Path": (lambda: Path("parts"), TypeError, r"list_images\(folder\)"),
     "bytes": (lambda: b"abc", TypeError, "pass a list of images"),
     "None": (lambda: None, TypeError, "None; pass a list of images"),
     "int": (lambda: 3, TypeError, "int; pass a list of images"),
@@ -429,7 +429,8 @@ MASKS = {
     "strings": (lambda: np.full((4, 5), "a"), "dtype.*use bool"),
     "complex": (lambda: np.zeros((4, 5), complex), "dtype.*use bool"),
     "None": (lambda: None, "None is no mask; a mask is a path"),
-    "list": (lambda: [[0, 1]], "a list is no mask"),
+    "list": (lambda: [0, 1], r"shape \(2,\); a mask is"),
+    "ragged list": (lambda: [[0, 1], [0]], "list is no mask"),
     "other size": (
         lambda: np.zeros((5, 4), bool),
         r"\(5, 4\), its image \(4, 5\); pass the mask in the size",

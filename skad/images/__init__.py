@@ -7,6 +7,7 @@ recognised by their type.
 
 from skad.images._containers import check_images
 from skad.images._errors import ImageError
+from skad.images._folders import list_images
 from skad.images._geometry import (
     center_crop_box,
     resize_image,
@@ -22,6 +23,7 @@ __all__ = [
     "check_images",
     "content_key",
     "image_size",
+    "list_images",
     "read_image",
     "read_mask",
     "resize_image",

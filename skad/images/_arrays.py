@@ -140,17 +140,60 @@ def normal_form(
     """
     if view.shape[2] == 4 and n_channels in CONVERTED:
         view = view[..., :3]
-    if view.dtype == bool:
-        return view.astype(np.uint8) * np.uint8(255)
-    if view.dtype == np.uint8:
-        return np.ascontiguousarray(view)
-    if view.dtype.kind == "u":
-        return view.astype(np.float32) / np.float32(65535)
-    return unit_floats(view, source)
+    return unit_range(view, source)
+
+
+def unit_range(values: NDArray[Any], source: Source) -> NDArray[Any]:
+    """Bring bool, integer or float pixels (H, W, C) to the normal form.
+
+    That is uint8 wherever all values are 8-bit levels, whatever dtype holds them, for
+    the same pixels must be resized with the same rounding. All others are float32.
+    """
+    if values.dtype == bool:
+        return values.astype(np.uint8) * np.uint8(255)
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype.kind == "f":
+        tolerance = max(ROUNDING, float(np.finfo(values.dtype).eps) / 2)
+        floats = unit_floats(values, source)
+    else:
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            raise source.error(
+                f"integer values reach from {low} to {high}, outside 16 bits",
+                "rescale to 0..65535 or to float in [0, 1]",
+            )
+        tolerance = ROUNDING
+        floats = values.astype(np.float32, order="C") / np.float32(65535)
+    levels = _eight_bit_levels(floats, tolerance)
+    return floats if levels is None else levels
+
+
+def _eight_bit_levels(
+    floats: NDArray[np.float32], tolerance: float
+) -> NDArray[np.uint8] | None:
+    """Grey levels of floats that are all multiples of 1 / 255, else None.
+
+    Neighbours among 16-bit levels are fifteen times as far apart as `ROUNDING`.
+    """
+    levels = np.empty(floats.shape, np.uint8)
+    # Some rows at a time: they stay in the cache, and the first ones settle most.
+    n_rows = max(1, 2**16 // floats[0].size)
+    for first in range(0, len(floats), n_rows):
+        rows = slice(first, first + n_rows)
+        scaled = floats[rows] * np.float32(255)
+        nearest = np.rint(scaled)
+        scaled -= nearest
+        if max(scaled.max(), -scaled.min()) > 255 * tolerance:
+            return None
+        levels[rows] = nearest
+    return levels
 
 
 def unit_floats(values: NDArray[Any], source: Source) -> NDArray[np.float32]:
     """Float32 of values that must lie in [0, 1]."""
+    if values.dtype.itemsize == 2:  # numpy is slow with these
+        values = values.astype(np.float32)
     with np.errstate(invalid="ignore"):
         low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):

@@ -70,7 +70,7 @@ def check_images(X: Any, name: str = "X", *, n_channels: int = 3) -> Any:
     Traceback (most recent call last):
         ...
     TypeError: X is a single path, 'a.png'; wrap it in a list, or list the files \
-of a folder with sorted(Path(folder).glob('*.png')).
+of a folder with skad.images.list_images(folder).
     """
     if isinstance(X, np.ndarray):
         return _check_array(X, name, n_channels)
@@ -93,7 +93,7 @@ def _container_problem(X: Any) -> str:
     if isinstance(X, str | os.PathLike):
         return (
             f"a single path, {os.fspath(X)!r}; wrap it in a list, or list the files "
-            "of a folder with sorted(Path(folder).glob('*.png'))"
+            "of a folder with skad.images.list_images(folder)"
         )
     if isinstance(X, Image.Image):
         return "a single PIL image; wrap it in a list"

@@ -12,9 +12,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from skad.images._errors import ImageError, Source
+from skad.images._limits import pixel_limit
 from skad.images._pillow import decoding
 
 REPLACE = "replace the file or remove it from the list"
@@ -51,7 +52,7 @@ def _check_regular(path: Path, source: Source) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise source.error(
             "the path is a folder",
-            "list its files, for example sorted(Path(folder).glob('*.png'))",
+            "list its files with skad.images.list_images(folder)",
         )
     # Opening a named pipe would wait for ever.
     if not stat.S_ISREG(status.st_mode):
@@ -84,31 +85,44 @@ def opened_array(source: Source) -> Iterator[NDArray[Any]]:
 
 
 def _read_header(stream: BinaryIO, source: Source) -> Image.Image:
-    try:
-        # A stream, not the path: Pillow 13 maps uncompressed TIFF files that it
-        # opened by path into memory with the wrong row length if they are turned.
-        with decoding(source):
-            return Image.open(stream)
-    except ImageError as err:
-        cause = err.__cause__
-        bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-        if isinstance(cause, bombs):
-            raise _bomb(str(cause), source) from cause
-        if isinstance(cause, UnidentifiedImageError):
+    # A stream, not the path: Pillow 13 maps uncompressed TIFF files that it opened
+    # by path into memory with the wrong row length if they are turned.
+    with decoding(source):
+        image = _identified(stream)
+    if image is None:
+        stream.seek(0)
+        raise source.error(
+            f"this is no image that Pillow knows: it starts with {stream.read(8)!r}",
+            "it is truncated, damaged or of another type than its name says, "
+            "or its format needs a Pillow plugin",
+        )
+    return image
+
+
+def _identified(stream: BinaryIO) -> Image.Image | None:
+    """Image of the first format of Pillow that takes the stream.
+
+    As ``PIL.Image.open``, which refuses large images by a limit of the process,
+    where here the limit may be another one.
+    """
+    prefix = stream.read(16)
+    for register in (Image.preinit, Image.init):
+        register()
+        for name in Image.ID:
+            factory, accept = Image.OPEN[name]
+            accepted = True if accept is None else accept(prefix)
+            if not accepted or isinstance(accepted, str):  # a str says what it lacks
+                continue
             stream.seek(0)
-            raise source.error(
-                f"this is no image that Pillow knows: it starts with "
-                f"{stream.read(8)!r}",
-                "it is truncated, damaged or of another type than its name says, "
-                "or its format needs a Pillow plugin",
-            ) from cause
-        raise
+            try:
+                return factory(stream, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # looks like this format, but is none
+    return None
 
 
 def _check_pixel_count(image: Image.Image, source: Source) -> None:
-    # Pillow itself only warns up to twice its limit, and then decodes.
-    limit = Image.MAX_IMAGE_PIXELS
-    count = image.size[0] * image.size[1]
+    limit, count = pixel_limit(), image.size[0] * image.size[1]
     if limit is not None and count > limit:
         raise _bomb(
             f"Image size ({count} pixels) exceeds limit of {limit} pixels", source
@@ -119,7 +133,8 @@ def _bomb(reason: str, source: Source) -> ImageError:
     return source.error(
         f"the header announces a very large image, perhaps a decompression bomb "
         f"({reason.rstrip('.')})",
-        "make the image smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it",
+        "make the image smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it; "
+        "it holds for worker processes, too",
     )
 
 

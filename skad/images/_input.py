@@ -9,7 +9,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad.images._containers import check_images
 from skad.images._errors import ImageError
+from skad.images._folders import images_or_folder
 from skad.images._geometry import center_crop_box
+from skad.images._limits import CarriesPixelLimit
 from skad.images._read import image_size
 from skad.images._reading import ImageReader, n_threads
 
@@ -18,7 +20,7 @@ class SkippedImageWarning(UserWarning):
     """Some images could not be read and were skipped, as on_error="skip" asks."""
 
 
-class ImageInput:
+class ImageInput(CarriesPixelLimit):
     """Mixin of the estimators that take images.
 
     Their constructors take `image_size`, `crop_size`, `batch_size`, `on_error` and
@@ -55,7 +57,8 @@ class ImageInput:
         sizes: list[tuple[int, int] | None] = []
         for i, item in enumerate(check_images(X, n_channels=self._n_channels())):
             try:
-                sizes.append(image_size(item, where=f"X[{i}]"))
+                with self._limited():
+                    sizes.append(image_size(item, where=f"X[{i}]"))
             except ImageError:
                 if self.on_error == "raise":
                     raise
@@ -101,7 +104,26 @@ class ImageInput:
     def _reader(self, X):
         size, crop = self._frame()
         return ImageReader(
-            X, size, crop, self.on_error, n_threads(self.n_jobs), self._n_channels()
+            X,
+            size,
+            crop,
+            self.on_error,
+            n_threads(self.n_jobs),
+            self._n_channels(),
+            pixel_limit=self._pixel_limit,
+        )
+
+    def _side_reader(self, name, image_size, crop_size=None):
+        """Reader of the images of another argument, or of the folder that it names."""
+        images = images_or_folder(getattr(self, name), name)
+        return ImageReader(
+            images,
+            image_size,
+            crop_size,
+            "raise",
+            1,
+            name=name,
+            pixel_limit=self._pixel_limit,
         )
 
     def _images_at_once(self):

@@ -1,4 +1,4 @@
-"""Ground-truth masks: True is defective."""
+"""Ground-truth masks: True is anomalous."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from skad.images._errors import Source
-from skad.images._files import opened_image
+from skad.images._files import is_array_file, opened_array, opened_image
 from skad.images._kinds import as_path, is_tensor, tensor_to_numpy, type_name
 from skad.images._read import oriented_pixels, oriented_pixels_of_object
 
@@ -17,17 +17,23 @@ from skad.images._read import oriented_pixels, oriented_pixels_of_object
 def read_mask(
     item: Any, *, where: str = "masks[0]", size: tuple[int, int] | None = None
 ) -> NDArray[np.bool_]:
-    """Read the mask of one image; every value other than zero is defective.
+    """Read a mask: every value other than zero is anomalous.
+
+    A mask holds whole numbers from 0 on, in any dtype, and only zero is normal: 0 and
+    1, 0 and 255, one value for each kind of defect, or grey values along a smoothed
+    edge. The same values give the same mask, whatever holds them. What could be read
+    in two ways is refused.
 
     EXIF orientation is applied and a transparency channel dropped, as for images.
 
     Parameters
     ----------
-    item : str, Path, PIL.Image.Image, ndarray or torch.Tensor
+    item : str, Path, PIL.Image.Image, ndarray, torch.Tensor or nested list
         A file, an image of Pillow, or an array (H, W) or (H, W, 1|3|4) of bool,
-        integers that are not negative, or floats that are 0 or 1; a tensor (H, W)
-        or (C, H, W). Colour is accepted when the channels are equal; a palette
-        image is defective wherever its colour is not black.
+        integers or floats; a tensor (H, W) or (C, H, W); a list of H lists of W
+        values. A file whose name ends in .npy holds such an array. Colour is accepted
+        when the channels are equal; a palette image is anomalous wherever its colour
+        is not black.
     where : str, default="masks[0]"
         Name of the item in error messages.
     size : tuple of int, optional
@@ -36,13 +42,13 @@ def read_mask(
     Returns
     -------
     ndarray of shape (H, W), bool
-        True is defective.
+        True is anomalous. It may share memory with `item`.
 
     Raises
     ------
     ImageError
-        The item cannot be read, is no mask (grey floats, colours, a JPEG file with
-        compression noise) or has another size than `size`.
+        The item cannot be read, is no mask (fractions, negative values, colours, a
+        JPEG file with compression noise) or has another size than `size`.
 
     Examples
     --------
@@ -51,10 +57,16 @@ def read_mask(
     >>> read_mask(np.array([[0, 255], [0, 0]], dtype=np.uint8))
     array([[False,  True],
            [False, False]])
+    >>> read_mask([[0.0, 7.0], [1.0, 0.0]])
+    array([[False,  True],
+           [ True, False]])
     """
     path = as_path(item)
     source = Source(where, path)
-    if path is not None:
+    if path is not None and is_array_file(path):
+        with opened_array(source) as stored:
+            mask = _mask_of_array(_mask_array(np.array(stored), source), source)
+    elif path is not None:
         with opened_image(source) as (image, _):
             mask = _mask_of_pillow(image, oriented_pixels(image, source), source)
     elif isinstance(item, Image.Image):
@@ -89,18 +101,31 @@ def _mask_array(item: Any, source: Source) -> NDArray[Any]:
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
     elif isinstance(item, np.ndarray) and not isinstance(item, np.ma.MaskedArray):
         array = item
+    elif isinstance(item, list | tuple):
+        array = _array_of_lists(item, source)
     else:
         raise source.error(
             f"{type_name(item)} is no mask",
             "a mask is a path, a PIL image, an array (H, W) or a torch tensor",
         )
+    shape = array.shape
     if array.ndim == 2:
         array = array[..., np.newaxis]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise source.error(
-            f"the mask has shape {item.shape}", "a mask is (H, W), one value per pixel"
+            f"the mask has shape {shape}", "a mask is (H, W), one value per pixel"
         )
     return array[..., :3]
+
+
+def _array_of_lists(item: Any, source: Source) -> NDArray[Any]:
+    try:
+        return np.asarray(item)
+    except ValueError as err:
+        raise source.error(
+            f"the {type_name(item).split()[1]} is no mask, its parts differ in shape",
+            "a mask is (H, W), one value per pixel",
+        ) from err
 
 
 def _mask_of_array(array: NDArray[Any], source: Source) -> NDArray[np.bool_]:
@@ -108,19 +133,27 @@ def _mask_of_array(array: NDArray[Any], source: Source) -> NDArray[np.bool_]:
         raise source.error(
             f"the mask has dtype {array.dtype}", "use bool, integers, or floats 0 and 1"
         )
-    if array.dtype.kind == "f" and not np.isin(array, (0, 1)).all():
-        raise source.error(
-            "the mask has float values other than 0 and 1",
-            "choose a threshold, for example mask > 0.5",
-        )
-    if array.dtype.kind == "i" and array.min() < 0:
-        raise source.error(
-            f"the mask has negative values, down to {array.min()}",
-            "use 0 for good pixels and a positive number for defects",
-        )
+    if array.dtype.kind in "if":
+        _check_whole_numbers(array, source)
     if (array[..., 1:] != array[..., :1]).any():
         raise source.error(
             "the mask has colours (its channels differ)",
             "check that it is not the image itself; pass one channel",
         )
-    return np.asarray(array[..., 0] != 0)
+    mask = array[..., 0]
+    return np.asarray(mask if mask.dtype == bool else mask != 0)
+
+
+def _check_whole_numbers(array: NDArray[Any], source: Source) -> None:
+    if array.dtype.kind == "f" and not (
+        np.isfinite(array).all() and (np.rint(array) == array).all()
+    ):
+        raise source.error(
+            "the mask has float values that are no whole numbers",
+            "choose a threshold, for example mask > 0.5; anomaly maps are no masks",
+        )
+    if array.min() < 0:
+        raise source.error(
+            f"the mask has negative values, down to {array.min()}",
+            "use 0 for normal pixels and a positive number for anomalous ones",
+        )

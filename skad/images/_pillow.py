@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from skad.images._arrays import unit_floats
 from skad.images._errors import ImageError, Source
 
 ORIENTATION = 0x0112
@@ -108,26 +107,13 @@ def pixels(
     return array[..., np.newaxis] if array.ndim == 2 else array
 
 
-def unit_range(array: NDArray[Any], source: Source) -> NDArray[Any]:
-    """Bring what `pixels` returns to the normal form."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind == "f":
-        return unit_floats(array, source)
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high > 65535:
-        raise source.error(
-            f"integer values reach from {low} to {high}, outside 16 bits",
-            "rescale to 0..65535 or to float in [0, 1]",
-        )
-    return array.astype(np.float32) / np.float32(65535)
-
-
 def luminance(image: NDArray[Any]) -> NDArray[Any]:
     """Grey (H, W, 1) of an image in normal form, with the weights of Pillow."""
     if image.shape[2] == 1:
         return image
     if image.dtype == np.uint8:
         return np.asarray(Image.fromarray(image).convert("L"))[..., np.newaxis]
+    if (image == image[..., :1]).all():  # the weights would change the last bits
+        return np.ascontiguousarray(image[..., :1])
     grey = image @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
     return grey.clip(0, 1)  # the weights add up to 1 but for rounding

@@ -18,6 +18,7 @@ from skad.images._arrays import (
     check_channels,
     normal_form,
     tensor_view,
+    unit_range,
 )
 from skad.images._errors import Source
 from skad.images._files import (
@@ -36,7 +37,6 @@ from skad.images._pillow import (
     orientation,
     oriented_size,
     pixels,
-    unit_range,
 )
 
 # Pillow loads a file on first use, and one object may stand in a list twice.
@@ -46,12 +46,21 @@ _LAZY_IMAGES = threading.Lock()
 def read_image(item: Any, *, where: str = "X[0]", n_channels: int = 3) -> NDArray[Any]:
     """Read one image of any supported kind.
 
-    EXIF orientation is applied. A transparency channel is dropped, not blended
-    with a background. Palette, CMYK, YCbCr, LAB and HSV become RGB; grey stays one
-    channel. 16-bit grey keeps its range (divided by 65535, so 12-bit data in 16-bit
-    files stays dark); Pillow reads 16-bit colour files with 8 bits per channel.
-    Colour profiles are not applied. With `n_channels` other than 1 and 3, alpha and
-    CMYK are channels like others, and nothing becomes RGB.
+    A transparency channel is dropped, not blended with a background. Palette, CMYK,
+    YCbCr, LAB and HSV become RGB; grey stays one channel. 16-bit grey keeps its range
+    (divided by 65535, so 12-bit data in 16-bit files stays dark); Pillow reads 16-bit
+    colour files with 8 bits per channel. Colour profiles are not applied. With
+    `n_channels` other than 1 and 3, alpha and CMYK are channels like others, and
+    nothing becomes RGB.
+
+    The same pixels give the same result, whatever holds them. An image all of whose
+    values are 8-bit levels, which are multiples of 257 in uint16 and of 1 / 255 in
+    floats (within rounding), is uint8; any other one keeps its range as float32.
+
+    The EXIF orientation that a file or a PIL image carries is applied. A PIL image
+    that was turned upright before must not carry it any more, or it is turned a
+    second time: ``PIL.ImageOps.exif_transpose`` removes it, ``Image.rotate`` and
+    ``Image.transpose`` do not. Arrays and tensors carry none, nor do .npy files.
 
     Parameters
     ----------
@@ -85,9 +94,12 @@ def read_image(item: Any, *, where: str = "X[0]", n_channels: int = 3) -> NDArra
     --------
     >>> import numpy as np
     >>> from skad.images import read_image
-    >>> image = read_image(np.full((2, 3), 65535, dtype=np.uint16))
-    >>> image.shape, image.dtype.name, float(image.max())
-    ((2, 3, 1), 'float32', 1.0)
+    >>> image = read_image(np.array([[0, 13107], [26214, 65534]], dtype=np.uint16))
+    >>> image.shape, image.dtype.name, float(image[0, 1, 0])
+    ((2, 2, 1), 'float32', 0.2)
+    >>> read_image(np.array([[0.0, 0.2], [0.4, 1.0]]))[..., 0]
+    array([[  0,  51],
+           [102, 255]], dtype=uint8)
     """
     image = _read(item, Source(where, as_path(item)), n_channels)
     return luminance(image) if n_channels == 1 else image

@@ -3,13 +3,41 @@
 import copy
 import os
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from skad.images._errors import ImageError
 from skad.images._geometry import center_crop_box, resize_image, to_float
+from skad.images._limits import PILLOW_LIMIT, carried_limit
 from skad.images._read import read_image
+
+
+class NamedImages(Sequence):
+    """Images with what the user knows each of them as.
+
+    For those that were taken from one or several arguments: errors name their place
+    there.
+
+    Parameters
+    ----------
+    items : sequence
+        Images as `skad.images.read_image` takes them.
+
+    names : sequence of str
+        Such as "X[3]".
+    """
+
+    def __init__(self, items, names):
+        self.items = items
+        self.names = names
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
 
 
 class ImageReader:
@@ -37,19 +65,38 @@ class ImageReader:
     n_channels : int
         Channels C of the images, as in `skad.images.read_image`.
 
+    name : str
+        What messages call X.
+
+    pixel_limit : int or None
+        The limit that came with the estimator, see `skad.images._limits`.
+
     Attributes
     ----------
     skipped : list of (int, str)
         Position in X of each image that could not be read so far, and why.
     """
 
-    def __init__(self, X, image_size, crop_size, on_error, n_threads, n_channels=3):
+    def __init__(
+        self,
+        X,
+        image_size,
+        crop_size,
+        on_error,
+        n_threads,
+        n_channels=3,
+        *,
+        name="X",
+        pixel_limit=PILLOW_LIMIT,
+    ):
         self.X = X
         self.image_size = image_size
         self.crop_size = crop_size
         self.on_error = on_error
         self.n_threads = n_threads
         self.n_channels = n_channels
+        self.name = name
+        self.pixel_limit = pixel_limit
         self.skipped = []
         self._positions = np.arange(len(X))
 
@@ -65,12 +112,15 @@ class ImageReader:
     def item(self, index):
         """One image as passed, and what to call it in messages."""
         position = int(self._positions[index])
-        return self.X[position], f"X[{position}]"
+        if isinstance(self.X, NamedImages):
+            return self.X[position], self.X.names[position]
+        return self.X[position], f"{self.name}[{position}]"
 
     def read(self, index):
         """One image, float32 (H, W, C) in [0, 1]."""
         item, where = self.item(index)
-        image = read_image(item, where=where, n_channels=self.n_channels)
+        with carried_limit(self.pixel_limit):
+            image = read_image(item, where=where, n_channels=self.n_channels)
         image = resize_image(image, self.image_size)
         if self.crop_size is not None:
             top, left = center_crop_box(self.image_size, self.crop_size)
