@@ -30,6 +30,7 @@ _EXPORTS = {
     "SimpleNetDetector": "skad.detectors",
     "SubspaceDetector": "skad.detectors",
     "anomaly_map": "skad.pipeline",
+    "inspect": "skad.inspection",
     "make_pipeline": "skad.pipeline",
 }
 

@@ -50,3 +50,12 @@ def check_size(size):
             f"size={size!r} is not a pair of positive integers (height, width)."
         )
     return int(height), int(width)
+
+
+def require_attributes(estimator, names, where):
+    """Refuse an estimator of the user's own that lacks attributes."""
+    missing = [name for name in names if not hasattr(estimator, name)]
+    if missing:
+        raise TypeError(
+            f"{type(estimator).__name__} has no {', '.join(missing)}: {where}."
+        )

@@ -63,7 +63,7 @@ def render(grids, size, *, sigma=4.0, window=WHOLE, interpolation="bilinear"):
     return maps
 
 
-def draw_each(draw, grids, sizes, window=WHOLE):
+def draw_each(draw, grids, sizes, window=WHOLE, unknown=(1, 1)):
     """Draw each patch grid at the size of its image.
 
     Parameters
@@ -74,18 +74,21 @@ def draw_each(draw, grids, sizes, window=WHOLE):
     grids : ndarray of shape (n, h, w)
 
     sizes : sequence of n (int, int) or None
-        None for an image that could not be read: its grid is NaN, and any size
-        serves.
+        None for an image that could not be read: its grid is NaN. It takes the first
+        size that is known, so that one such image leaves the others in one array.
 
     window : ((float, float), (float, float)), default=((0, 1), (0, 1))
         As in `render`.
+
+    unknown : (int, int), default=(1, 1)
+        Size of all maps where none is known.
 
     Returns
     -------
     maps : ndarray of shape (n, H, W), float32, or list of (H, W) arrays
         A list where sizes differ.
     """
-    known = [size for size in sizes if size is not None]
+    known = [size for size in sizes if size is not None] or [unknown]
     sizes = [known[0] if size is None else size for size in sizes]
     if len(set(sizes)) == 1:
         return draw(grids, sizes[0], window=window)

@@ -12,6 +12,8 @@ normal and -1 for anomalous. Maps run the other way: larger is more anomalous.
 """
 
 import copy
+import functools
+import os
 import warnings
 from numbers import Real
 from typing import Any
@@ -27,12 +29,14 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skad._checks import check_labels, check_size
+from skad._checks import check_labels, check_size, require_attributes
 from skad._maps import WHOLE, render
 from skad._patches import filled, inside_patches
 from skad._threshold import conformal_p_values, conformal_threshold
 
 _FLOATS = [np.float64, np.float32]
+_IMAGE_DTYPES = {"uint8", "uint16", "bool"}
+_IMAGE_CHANNELS = {1, 3, 4}
 
 
 def _can(hook):
@@ -65,6 +69,13 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    def __init_subclass__(cls, **kwargs):
+        # What a detector of the user's own returns is checked where it returns it, so
+        # that no caller has to guess which hook a wrong shape came from.
+        super().__init_subclass__(**kwargs)
+        for hook in {"_score", "_score_left_out"} & set(vars(cls)):
+            setattr(cls, hook, _checked_hook(vars(cls)[hook], f"{cls.__name__}.{hook}"))
+
     def fit(self, X, y=None):
         """Learn from features of good images.
 
@@ -89,10 +100,46 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             good image is left, or if a parameter is out of range.
         """
         self._validate_params()
+        self._check_constructor()
         X = self._to_learn_from(X, y, reset=True)
         self.n_samples_seen_ = 0
         self._learn(X, type(self)._fit)
         return self
+
+    def fit_predict(self, X, y=None, **fit_params):
+        """Learn from images, and decide for each of them.
+
+        Images that were learned from are judged as images to come would be: by their
+        held-out scores, those of ``calibration="loo"`` or "kfold". All others, those
+        labelled -1 in `y`, are judged as by `predict`.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        y : array-like of shape (n,), optional
+            Images labelled -1 are not learned from.
+
+        **fit_params : dict
+            As in `fit`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,), int64
+            +1 is normal, -1 is anomalous; 0 for an image that was skipped.
+
+        Raises
+        ------
+        ValueError
+            As `fit`, or if not every image that was learned from has a held-out
+            score, as with ``calibration="split"``. With "train", images are judged by
+            the model that has seen them, as by ``fit(X, y).predict(X)``.
+        """
+        self._check_holds_out_all()
+        self.fit(X, y, **fit_params)
+        decisions = self.decision_function(X)
+        return self._labels_after_fit(decisions, self._learned_from(X, y, decisions))
 
     @available_if(_can("_update"))
     def partial_fit(self, X, y=None):
@@ -339,10 +386,70 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         self._set_threshold(*self._score(X))
         return self
 
+    # -- hooks ---------------------------------------------------------------
+
+    def _fit(self, X):
+        raise NotImplementedError(
+            f"{type(self).__name__} defines no _fit(X): it learns from patch features "
+            "(n, h, w, d) of normal images."
+        )
+
+    def _score(self, X):
+        raise NotImplementedError(
+            f"{type(self).__name__} defines no _score(X): for patch features "
+            "(n, h, w, d) it returns one anomaly score per image, (n,), and one per "
+            "patch, (n, h, w), larger for more anomalous."
+        )
+
+    def _needed_attributes(self):
+        """What the constructor has to store."""
+        names = ["contamination", "calibration", "random_state"]
+        if type(self)._draw is BaseDetector._draw:
+            names.append("sigma")
+        return names
+
+    def _check_constructor(self):
+        require_attributes(
+            self,
+            self._needed_attributes(),
+            "the constructor of a detector takes these parameters and stores them",
+        )
+
+    # -- images that were learned from ---------------------------------------
+
+    def _check_holds_out_all(self):
+        if self._calibration() == "split":
+            raise ValueError(
+                "fit_predict judges each image by a model that has not seen it, but "
+                f"calibration={self.calibration!r} of {type(self).__name__} holds out "
+                "a part of the images only. Use calibration='kfold', or fit(X, y) and "
+                "then predict on other images."
+            )
+
+    def _learned_from(self, X, y, decisions):
+        """Which images `fit` learned from, of those that have these decisions."""
+        return ~np.isnan(decisions) & self._good(X, y)
+
+    def _labels_after_fit(self, decisions, learned):
+        """Labels of images right after `fit`, those learned from held out."""
+        if self._in_sample:
+            return decide(decisions)
+        held_out, n = self.calibration_scores_, int(learned.sum())
+        if len(held_out) != n:
+            raise ValueError(
+                f"fit_predict needs a held-out score of each of the {n} images that "
+                f"were learned from, but {type(self).__name__} keeps {len(held_out)} "
+                "(see calibration and, where there is one, calibration_size)."
+            )
+        decisions = decisions.copy()
+        decisions[learned] = held_out - self.offset_
+        return decide(decisions)
+
     # -- input ---------------------------------------------------------------
 
     def _to_learn_from(self, X, y, *, reset):
         """Patch grids to learn from: present, and not called anomalous by y."""
+        X = self._features(X)
         good = self._good(X, y)
         X, present = self._check_features(X, reset=reset)
         good = present & good
@@ -354,6 +461,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
     def _check_features(self, X, *, reset):
         """Patch grids (n, h, w, d), and which images are present."""
+        X = self._features(X)
         if getattr(X, "ndim", 0) != 4:
             if getattr(X, "ndim", 0) == 3 or getattr(X, "ndim", 0) > 4:
                 raise ValueError(
@@ -373,6 +481,37 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         one = X[0].reshape(-1, X.shape[3])
         validate_data(self, one, reset=reset, skip_check_array=True)
         return X, inside_patches(X).any(axis=(1, 2))
+
+    def _features(self, X):
+        """X, where a list of patch grids becomes an array; images are refused."""
+        shape = getattr(X, "shape", ())
+        dtype = str(getattr(X, "dtype", "")).removeprefix("torch.")
+        if len(shape) == 4:
+            channels = _IMAGE_CHANNELS & {shape[1], shape[3]}
+            if channels and dtype in _IMAGE_DTYPES:
+                self._refuse_images(f"an array of shape {tuple(shape)} and {dtype}")
+            return X
+        if not isinstance(X, (list, tuple)) and (len(shape) != 1 or dtype == ""):
+            return X
+        first = next(iter(X), None)
+        if isinstance(first, (str, os.PathLike)):
+            self._refuse_images("a list of paths")
+        if hasattr(first, "getexif"):
+            self._refuse_images("a list of PIL images")
+        if _n_dims(first) < 2:
+            return X
+        try:
+            grids = np.stack([np.asarray(item) for item in X])
+        except ValueError:  # they differ in shape
+            self._refuse_images("a list of arrays of different shapes")
+        return self._features(grids)
+
+    def _refuse_images(self, seen):
+        raise ValueError(
+            f"X is {seen}, as images are; {type(self).__name__} takes patch features "
+            "(n, h, w, d). Put PatchFeatures before it: "
+            f"Pipeline([PatchFeatures(...), {type(self).__name__}(...)])."
+        )
 
     def _check_grid(self, grid):
         """Refuse features on another patch grid than that of the fit."""
@@ -397,6 +536,21 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         return y != -1 if y.ndim == 1 and y.dtype.kind in "if" else True
 
     # -- scores --------------------------------------------------------------
+
+    def _score_and_map(self, X):
+        """Scores and maps as the two below give them, for the price of one search."""
+        return self._score(X)
+
+    def _scores_and_maps(self, X):
+        """What `score_samples` and `anomaly_map` say, from one search."""
+        check_is_fitted(self)
+        X, present = self._check_features(X, reset=False)
+        scores = np.full(len(X), np.nan)
+        maps = np.full(X.shape[:3], np.nan, np.float32)
+        if present.any():
+            found = self._score_and_map(X if present.all() else X[present])
+            scores[present], maps[present] = -found[0], filled(found[1])
+        return scores, maps
 
     def _score_images(self, X):
         """Scores alone, where these can be had for less."""
@@ -533,3 +687,49 @@ def decide(decision):
     labels = np.where(decision >= 0, 1, -1)
     labels[np.isnan(decision)] = 0
     return labels
+
+
+def check_scores(found, n, where, grid=None):
+    """Check what a hook returns: anomaly scores (n,) and maps (n, h, w)."""
+    wanted = (
+        "it must return two arrays, one anomaly score per image, (n,), and one map per "
+        "image, (n, h, w), larger for more anomalous"
+    )
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise TypeError(f"{where} returned {type(found).__name__}; {wanted}.")
+    scores, maps = (np.shape(array) for array in found)
+    if (
+        len(scores) != 1
+        or len(maps) != 3
+        or scores[0] != maps[0]
+        or (n is not None and scores[0] != n)
+        or (grid is not None and maps[1:] != tuple(grid))
+    ):
+        of = "" if n is None else f" for n={n} images"
+        of += "" if grid is None else f" of {grid[0]} x {grid[1]} patches"
+        raise ValueError(
+            f"{where} returned scores of shape {scores} and maps of shape {maps}{of}; "
+            f"{wanted}."
+        )
+
+
+def _checked_hook(hook, where):
+    @functools.wraps(hook)
+    def checked(self, *args):
+        found, X = hook(self, *args), args[0] if args else None
+        # The scores left out may be those of more images than X, and an ImageReader
+        # has no grid.
+        of_X = X is not None and hook.__name__ == "_score"
+        shape = getattr(X, "shape", None) if of_X else None
+        grid = None if shape is None else shape[1:3]
+        check_scores(found, len(X) if of_X else None, where, grid)
+        return found
+
+    return checked
+
+
+def _n_dims(item):
+    """Dimensions of one item of a list; nested lists count as arrays do."""
+    if not isinstance(item, (list, tuple)):
+        return getattr(item, "ndim", 0)
+    return 1 + (_n_dims(item[0]) if len(item) else 0)

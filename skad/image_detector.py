@@ -14,8 +14,7 @@ from skad._checks import check_size, good_positions
 from skad._maps import draw_each, masks_above
 from skad._patches import filled
 from skad._progress import progress
-from skad.base import BaseDetector
-from skad.images import check_images
+from skad.base import BaseDetector, check_scores
 from skad.images._input import ImageInput
 
 
@@ -71,6 +70,7 @@ class ImageDetector(ImageInput, BaseDetector):
             `SkippedImageWarning` lists them.
         """
         self._validate_params()
+        self._check_constructor()
         reader = self._to_learn_from(X, y)
         self.n_samples_seen_ = 0
         self._learn(reader, type(self)._fit)
@@ -160,13 +160,14 @@ class ImageDetector(ImageInput, BaseDetector):
         maps : ndarray of shape (n, H, W), float32, or list of (H, W) arrays
             A list where images differ in size. Pixels outside of `crop_size`
             take the smallest score of the image. NaN for an image that was
-            skipped.
+            skipped; if its size is not known either, it has the size of the first
+            image of which it is, or `image_size` where there is none.
         """
         if size is not None:
             size = check_size(size)
         grids = filled(self._of_present(X, self._score_patches))
         sizes = self.image_sizes(X) if size is None else [size] * len(grids)
-        return draw_each(self._draw, grids, sizes, self.window())
+        return draw_each(self._draw, grids, sizes, self.window(), self._frame()[0])
 
     def predict_mask(self, X, size=None):
         """Mark the anomalous pixels.
@@ -182,7 +183,8 @@ class ImageDetector(ImageInput, BaseDetector):
         Returns
         -------
         masks : ndarray of shape (n, H, W), bool, or list of (H, W) arrays
-            True where the map exceeds `pixel_threshold` at its size.
+            True where the map exceeds `pixel_threshold` at its size; nowhere in an
+            image that was skipped.
         """
         return masks_above(self.anomaly_map(X, size), self.pixel_threshold)
 
@@ -227,13 +229,31 @@ class ImageDetector(ImageInput, BaseDetector):
 
     # -- hooks -------------------------------------------------------------------
 
+    def _fit(self, reader):
+        raise NotImplementedError(
+            f"{type(self).__name__} defines no _fit(reader): it learns from an "
+            "ImageReader of normal images, as reader.batches(batch_size) gives them."
+        )
+
     def _score_batch(self, batch):
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} defines no _score_batch(batch): for images "
+            "(b, H, W, C) it returns one anomaly score per image, (b,), and one map "
+            "per image, (b, h, w), larger for more anomalous."
+        )
+
+    def _needed_attributes(self):
+        names = super()._needed_attributes()
+        if type(self)._frame is ImageInput._frame:
+            own = ["image_size", "crop_size", "on_error", "n_jobs", "verbose"]
+            if type(self)._images_at_once is ImageInput._images_at_once:
+                own.append("batch_size")
+            names += own
+        return names
 
     def _to_learn_from(self, X, y, *, reset=False):
         """Reader of the images that y does not call anomalous and that can be read."""
-        X = check_images(X, n_channels=self._n_channels())
-        reader = self._reader(X)
+        reader = self._reader(self._checked_images(X))
         if y is not None:
             reader = reader[good_positions(X, y)]
         if self.on_error == "raise":
@@ -246,7 +266,14 @@ class ImageDetector(ImageInput, BaseDetector):
 
     def _of_present(self, X, score):
         check_is_fitted(self)
-        return score(self._reader(check_images(X, n_channels=self._n_channels())))
+        return score(self._reader(self._checked_images(X)))
+
+    def _learned_from(self, X, y, decisions):
+        """Which images `fit` learned from, of those that have these decisions."""
+        learned = ~np.isnan(decisions)
+        if y is not None:
+            learned &= np.isin(np.arange(len(learned)), good_positions(X, y))
+        return learned
 
     def _score(self, reader):
         scores, maps = np.full(len(reader), np.nan), None
@@ -255,6 +282,12 @@ class ImageDetector(ImageInput, BaseDetector):
                 shape = len(reader), *found.shape[1:]
                 maps = np.full(shape, np.nan, np.float32)
             scores[index], maps[index] = some, found
+        if maps is None:  # no image could be read
+            if not hasattr(self, "calibration_maps_"):
+                self._warn_of_skipped(reader, len(reader))  # raises: in fit
+            maps = np.full(
+                (len(reader), *self.calibration_maps_.shape[1:]), np.nan, np.float32
+            )
         return scores, maps
 
     def _score_images(self, reader):
@@ -268,7 +301,9 @@ class ImageDetector(ImageInput, BaseDetector):
         done = 0
         with progress(len(reader), "images", self.verbose) as bar:
             for index, batch in reader.indexed_batches(self._images_at_once()):
-                yield index, *self._score_batch(batch)
+                found = self._score_batch(batch)
+                check_scores(found, len(batch), f"{type(self).__name__}._score_batch")
+                yield index, *found
                 done += len(index)
                 bar.reach(done)
-        self._warn_of_skipped(reader, len(reader), stacklevel=7)
+        self._warn_of_skipped(reader, len(reader), stacklevel=7, scoring=True)

@@ -1,17 +1,24 @@
 """A scikit-learn Pipeline that also says where an image is anomalous."""
 
-from functools import partial
+import sys
+import time
 from typing import Any
 
-import numpy as np
 import sklearn.pipeline
 from sklearn import get_config
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from skad._checks import check_size
-from skad._maps import draw_each, masks_above, render
+from skad._chain import (
+    Chain,
+    is_frozen,
+    path_to_images,
+    require_maps,
+    transform_through,
+)
+from skad._chain import unwrap as _unwrap
+from skad._maps import masks_above
 from skad._steps import has_bare, named
 
 
@@ -98,21 +105,102 @@ class Pipeline(sklearn.pipeline.Pipeline):
         -------
         self : object
         """
+        Chain(self).check_takes_images()
         if self._can_stream() and not params:
-            self.steps[1][1]._fit_blocks(self.steps[0][1]._fit_blocks(X, y, regions))
+            started = time.perf_counter()
+            self.steps[1][1]._fit_blocks(self._training_blocks(X, y, regions))
+            self._say_elapsed(started)
             return self
-        if regions is not None:
-            params[self._regions_name()] = regions
-        return super().fit(X, y, **params)
+        if regions is None:
+            return super().fit(X, y, **params)
+        path = path_to_images(self)
+        if path and is_frozen(path[0][1]):
+            return self._fit_around_frozen(path[0][0], X, y, regions, params)
+        return super().fit(X, y, **params, **_regions_parameter(path, regions))
 
-    def _regions_name(self):
-        """The name by which scikit-learn's pipeline takes regions in `fit`."""
-        if get_config()["enable_metadata_routing"]:
-            return "regions"
-        for name, step in self.steps[:-1]:
-            if hasattr(_unwrap(step), "image_sizes"):
-                return f"{name}__regions"
-        raise ValueError("regions needs a step that reads images, as PatchFeatures.")
+    def _training_blocks(self, X, y, regions):
+        images = self.steps[0][1]
+        if is_frozen(images):
+            return _unwrap(images)._transform_blocks(X, y, regions)
+        return images._fit_blocks(X, y, regions)
+
+    def _say_elapsed(self, started):
+        if self.verbose:
+            first, second = (name for name, _ in self.steps)
+            seconds = time.perf_counter() - started
+            sys.stdout.write(
+                f"[Pipeline] (steps 1 and 2 of 2) Processing {first} and {second}, "
+                f"total={seconds:5.1f}s\n"
+            )
+
+    def _fit_around_frozen(self, name, X, y, regions, params):
+        """Fit where regions go to a frozen step, to which scikit-learn passes none."""
+        if params:
+            raise ValueError(
+                f"regions and {sorted(params)} cannot both be passed to fit where the "
+                f"step {name!r} that reads images is frozen."
+            )
+        k = [other for other, _ in self.steps].index(name)
+        if k:
+            before = self[:k]
+            X = before.fit_transform(X, y)
+        X = transform_through(self.steps[k][1], X, regions)
+        after = self[k + 1 :].fit(X, y)
+        # With `memory`, the steps that were fitted are copies.
+        self.steps = [*(before.steps if k else []), self.steps[k], *after.steps]
+        return self
+
+    @available_if(_final_has("fit_predict"))
+    def fit_predict(self, X, y=None, regions=None, **params):
+        """Learn from images, and decide for each of them as if it were new.
+
+        Images that the detector learned from are judged by their held-out scores, all
+        others, those labelled -1, as by `predict`; see `fit_predict` of the detector.
+
+        Parameters
+        ----------
+        X : sequence of images
+
+        y : array-like of shape (n,), optional
+            Images labelled -1 are not learned from.
+
+        regions : sequence of n masks, optional
+            As in `PatchFeatures.transform`.
+
+        **params
+            As in scikit-learn.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,), int64
+            +1 is normal, -1 is anomalous; 0 for an image that was skipped.
+
+        Raises
+        ------
+        ValueError
+            If not every image that was learned from has a held-out score.
+        """
+        final = self.steps[-1][1]
+        if is_frozen(final):
+            raise ValueError(
+                f"fit_predict has no held-out scores of X: {final!r} is frozen and "
+                "learns nothing. Use fit, then predict."
+            )
+        if hasattr(final, "_check_holds_out_all"):
+            final._check_holds_out_all()
+        streams = self._can_stream() and not params
+        if regions is None and not streams:
+            Chain(self).check_takes_images()
+            return super().fit_predict(X, y, **params)
+        self.fit(X, y, regions, **params)
+        decisions = self.decision_function(X, regions)
+        if not hasattr(final, "_labels_after_fit"):
+            raise ValueError(
+                f"fit_predict with regions needs a detector of skad as the last step, "
+                f"not {type(final).__name__}; use fit, then predict."
+            )
+        learned = final._learned_from(X, y, decisions)
+        return final._labels_after_fit(decisions, learned)
 
     @available_if(_final_has("score_samples"))
     def score_samples(self, X, regions=None):
@@ -129,7 +217,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         -------
         scores : ndarray of shape (n,), float64
         """
-        return _judged(self, "score_samples", X, regions)
+        return Chain(self).ask("score_samples", X, regions)
 
     @available_if(_final_has("decision_function"))
     def decision_function(self, X, regions=None, **params):
@@ -151,7 +239,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         """
         if params:
             return super().decision_function(X, **params)
-        return _judged(self, "decision_function", X, regions)
+        return Chain(self).ask("decision_function", X, regions)
 
     @available_if(_final_has("predict"))
     def predict(self, X, regions=None, **params):
@@ -173,14 +261,14 @@ class Pipeline(sklearn.pipeline.Pipeline):
         """
         if params:
             return super().predict(X, **params)
-        return _judged(self, "predict", X, regions)
+        return Chain(self).ask("predict", X, regions)
 
     @available_if(_final_has("partial_fit"))
     def partial_fit(self, X, y=None, regions=None):
         """Let the detector learn from more good images.
 
         Transformers stay as the first call has fitted them: the filters of
-        `PCANetFeatures`, for example.
+        `PCANetFeatures`, for example. A frozen detector stays as it is, as in `fit`.
 
         Parameters
         ----------
@@ -199,20 +287,25 @@ class Pipeline(sklearn.pipeline.Pipeline):
         final = self.steps[-1][1]
         if not _is_fitted(final):
             self.fit(X, y, regions)
-        elif self._can_stream():
-            images = self.steps[0][1]
-            final._fit_blocks(images._transform_blocks(X, y, regions), update=True)
-        else:
-            final.partial_fit(_transformed(self, X, regions), y)
+            return self
+        chain = Chain(self)
+        if self._can_stream():
+            blocks = chain.images._transform_blocks(X, y, regions)
+            chain.final._fit_blocks(blocks, update=True)
+        elif not chain.is_frozen:
+            chain.final.partial_fit(chain.features(X, regions), y)
         return self
 
     def _can_stream(self):
         """Whether features can pass from step to step block by block."""
         if len(self.steps) != 2 or self.memory is not None:
             return False
+        if self.transform_input is not None or getattr(self, "_skl_callbacks", None):
+            return False
         images, final = (step for _, step in self.steps)
         return (
-            hasattr(images, "_fit_blocks")
+            hasattr(_unwrap(images), "_fit_blocks")
+            and not is_frozen(final)
             and hasattr(final, "_fit_blocks")
             and final._calibration() == "loo"
         )
@@ -230,7 +323,9 @@ class Pipeline(sklearn.pipeline.Pipeline):
 
         size : (int, int), optional
             Height and width of the maps in pixels. Without it every map has
-            the size of its image as passed.
+            the size of its image as the step that reads images gets it: as passed,
+            unless a step before has changed it. Behind one that crops, a map
+            shows what is left of the image.
 
         regions : sequence of n masks, optional
             As in `PatchFeatures.transform`.
@@ -240,9 +335,11 @@ class Pipeline(sklearn.pipeline.Pipeline):
         maps : ndarray of shape (n, H, W), float32, or list of (H, W) arrays
             A list where images differ in size. Pixels outside a region, or
             outside a crop that the features saw, take the smallest score of the
-            image.
+            image. NaN for an image that was skipped; if its size is not known
+            either, it has the size of the first image of which it is, or
+            `image_size` where there is none.
         """
-        return _pipeline_map(self, X, size, regions)
+        return Chain(self).anomaly_map(X, size, regions)
 
     @available_if(_final_has("predict_mask"))
     def predict_mask(self, X, size=None, regions=None):
@@ -261,7 +358,8 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         masks : ndarray of shape (n, H, W), bool, or list of (H, W) arrays
-            True where the map exceeds `pixel_threshold` at its size.
+            True where the map exceeds `pixel_threshold` at its size; nowhere in an
+            image that was skipped.
         """
         return masks_above(self.anomaly_map(X, size, regions), self.pixel_threshold)
 
@@ -278,11 +376,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         -------
         threshold : float
         """
-        final = _unwrap(self.steps[-1][1])
-        images = _image_step(self)
-        if images is None:
-            return final.pixel_threshold(size)
-        return final.pixel_threshold(size, window=images.window())
+        return Chain(self).pixel_threshold(size)
 
     @available_if(_final_has("p_value"))
     def p_value(self, X, regions=None):
@@ -299,7 +393,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         -------
         p : ndarray of shape (n,), float64
         """
-        return _judged(self, "p_value", X, regions)
+        return Chain(self).ask("p_value", X, regions)
 
     @available_if(_final_has("calibrate"))
     def calibrate(self, X, y=None, regions=None):
@@ -319,7 +413,8 @@ class Pipeline(sklearn.pipeline.Pipeline):
         -------
         self : object
         """
-        _unwrap(self.steps[-1][1]).calibrate(_transformed(self, X, regions), y)
+        chain = Chain(self)
+        chain.final.calibrate(chain.features(X, regions), y)
         return self
 
 
@@ -384,8 +479,8 @@ def anomaly_map(estimator, X, size=None, regions=None):
     """
     inner = _unwrap(estimator)
     if isinstance(inner, sklearn.pipeline.Pipeline):
-        return _pipeline_map(inner, X, size, regions)
-    _require_maps(inner)
+        return Chain(inner).anomaly_map(X, size, regions)
+    require_maps(inner)
     if regions is not None:
         if hasattr(inner, "image_sizes"):
             takes = "takes whole images and cannot leave parts of them out."
@@ -398,23 +493,6 @@ def anomaly_map(estimator, X, size=None, regions=None):
     return inner.anomaly_map(X, size=size)
 
 
-def _require_maps(estimator):
-    if not hasattr(estimator, "anomaly_map"):
-        raise TypeError(
-            f"{type(estimator).__name__} has no method anomaly_map; maps come from the "
-            "detectors of skad, alone or at the end of a pipeline."
-        )
-
-
-def _unwrap(estimator):
-    """The estimator that a fitted search or a FrozenEstimator stands for."""
-    if hasattr(estimator, "best_estimator_"):
-        return _unwrap(estimator.best_estimator_)
-    if type(estimator).__name__ == "FrozenEstimator":
-        return _unwrap(estimator.estimator)
-    return estimator
-
-
 def _is_fitted(estimator):
     try:
         check_is_fitted(estimator)
@@ -423,64 +501,16 @@ def _is_fitted(estimator):
     return True
 
 
-def _transformed(pipeline, X, regions=None):
-    """What the last step gets; regions go to the step that reads images."""
-    images = _image_step(pipeline)
-    if regions is not None and images is None:
+def _regions_parameter(path, regions):
+    """Regions, by the name that scikit-learn's pipeline passes on in `fit`."""
+    if not path:
         raise ValueError("regions needs a step that reads images, as PatchFeatures.")
-    for _, step in pipeline.steps[:-1]:
-        if step is None or step == "passthrough":
-            continue
-        if regions is not None and _unwrap(step) is images:
-            X = images.transform(X, regions=regions)
-        elif regions is not None and isinstance(step, sklearn.pipeline.Pipeline):
-            X = step.steps[-1][1].transform(_transformed(step, X, regions))
-        else:
-            X = step.transform(X)
-    return X
-
-
-def _judged(pipeline, method, X, regions):
-    """What a method of the last step says of images, some blocks at a time."""
-    final = _unwrap(pipeline.steps[-1][1])
-    images = _unwrap(pipeline.steps[0][1])
-    if len(pipeline.steps) != 2 or not hasattr(images, "_scoring_blocks"):
-        features = _transformed(pipeline, X, regions)
-        return getattr(final, method)(features)
-    judge, result = getattr(final, method), None
-    for index, block in images._scoring_blocks(X, regions):
-        part = judge(block)
-        if result is None:  # what stays is an image that was skipped
-            nothing = 0 if part.dtype.kind == "i" else np.nan
-            result = np.full((len(X), *part.shape[1:]), nothing, part.dtype)
-        result[index] = part
-    return result
-
-
-def _image_step(pipeline):
-    """The transformer that knows the geometry of images, if there is one."""
-    for _, step in pipeline.steps:
-        step = _unwrap(step)
-        if isinstance(step, sklearn.pipeline.Pipeline):
-            step = _image_step(step)
-        if hasattr(step, "image_sizes") and hasattr(step, "transform"):
-            return step
-    return None
-
-
-def _pipeline_map(pipeline, X, size, regions=None):
-    final = pipeline.steps[-1][1]
-    images = _image_step(pipeline)
-    if size is not None:
-        size = check_size(size)
-    if images is None:
-        return anomaly_map(final, _transformed(pipeline, X, regions), size)
-    _require_maps(_unwrap(final))
-    grids = _judged(pipeline, "anomaly_map", X, regions)
-    sizes = [size] * len(grids) if size is not None else images.image_sizes(X)
-    draw = getattr(_unwrap(final), "_draw", partial(render, sigma=0.0))
-    maps = draw_each(draw, grids, sizes, images.window())
-    looked_at = images.regions(regions, len(grids))
-    for i in range(len(maps)) if looked_at else ():
-        maps[i][~looked_at.inside(i, maps[i].shape)] = grids[i].min()
-    return maps
+    if any(is_frozen(step) for _, step in path):
+        raise ValueError(
+            f"regions cannot reach the frozen step {path[-1][0]!r} inside of "
+            f"{path[0][0]!r} during fit: scikit-learn passes none to it. Make it a "
+            "step of the outer pipeline."
+        )
+    if get_config()["enable_metadata_routing"]:
+        return {"regions": regions}
+    return {"__".join([*(name for name, _ in path), "regions"]): regions}

@@ -311,8 +311,8 @@ def test_scores_block_by_block(model, data, monkeypatch):
     seen = []
     blocks = PatchFeatures._scoring_blocks
 
-    def small(self, X, regions=None):
-        for index, block in blocks(self, X, regions, n_entries=1):
+    def small(self, reader, regions=None):
+        for index, block in blocks(self, reader, regions, n_images=1):
             seen.append(len(block))
             yield index, block
 

@@ -199,6 +199,12 @@ class FusionDetector(BaseDetector):
         )
         return self._sum_scores(scores), self._sum_maps(maps)
 
+    def _score_and_map(self, X):
+        scores, maps = zip(
+            *(one._score_and_map(kind) for one, kind in self._pairs(X)), strict=True
+        )
+        return self._sum_scores(scores), self._sum_maps(maps)
+
     def _score_images(self, X):
         each = [one._score_images(kind) for one, kind in self._pairs(X)]
         return self._sum_scores(each)

@@ -80,6 +80,10 @@ class _TwoScores(BaseDetector):
         scores, maps = self.detector_._score(self._for_detector(X))
         return self._sum(X, scores), maps
 
+    def _score_and_map(self, X):
+        scores, maps = self.detector_._score_and_map(self._for_detector(X))
+        return self._sum(X, scores), maps
+
     def _score_images(self, X):
         scores = self.detector_._score_images(self._for_detector(X))
         return self._sum(X, scores)

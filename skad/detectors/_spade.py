@@ -216,14 +216,17 @@ class SPADEDetector(BaseDetector):
         return self._nearest_images(X)[0]
 
     def _score_patches(self, X):
+        return self._score_and_map(X)[1]
+
+    def _score_and_map(self, X):
         distances, neighbors = self._nearest_images(X)
-        odd = np.ones(len(X), bool)
-        if self.gate and self.image_score == "neighbors":
-            odd = distances > -self.offset_
+        if not self.gate or self.image_score == "max":
+            return self._compare(X, distances, neighbors)
+        odd = distances > -self.offset_
         maps = np.zeros(X.shape[:3])
         if odd.any():
             maps[odd] = self._compare(X[odd], distances[odd], neighbors[odd])[1]
-        return maps
+        return distances, maps
 
     # -- stage 1: images -------------------------------------------------------
 

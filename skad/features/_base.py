@@ -1,17 +1,17 @@
 """What every patch-feature transformer shares: images in, patch grids out."""
 
+import copy
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from skad._checks import good_positions
+from skad._checks import good_positions, require_attributes
 from skad._patch_array import PatchArray
 from skad._progress import progress
 from skad.features._cache import Cache
 from skad.features._regions import Regions
-from skad.images import check_images
 from skad.images._input import ImageInput
 
 
@@ -86,7 +86,7 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
             As of `transform`.
         """
         extract = self._fit_extract(X, y)
-        features, self.skipped_ = self._transform(X, regions, extract)
+        features, self.skipped_ = self._transform(X, regions, extract, scoring=False)
         return features
 
     def transform(self, X, regions=None):
@@ -123,23 +123,35 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
     def _fit_reader(self, X, y):
         """Validate, and fit the extractor; returns what `_fit_extractor` does."""
         self._validate_params()
+        self._check_constructor()
         self._frame()
-        X = check_images(X, n_channels=self._n_channels())
+        X = self._checked_images(X)
+        reader = self._reader(X)
         if y is not None:
-            X = [X[i] for i in good_positions(X, y)]
-        return self._fit_extractor(self._reader(X))
+            reader = reader[good_positions(X, y)]
+        learned = self._fit_extractor(reader)
+        require_attributes(
+            self, ("grid_shape_", "n_features_out_"), "_fit_extractor(images) sets them"
+        )
+        return learned
 
-    def _transform(self, X, regions=None, extract=None):
+    def _check_constructor(self):
+        names = ["image_size", "crop_size", "on_error", "n_jobs", "region", "verbose"]
+        if type(self)._images_at_once is ImageInput._images_at_once:
+            names.append("batch_size")
+        require_attributes(self, names, "the constructor stores them")
+
+    def _transform(self, X, regions=None, extract=None, *, scoring=True):
         """Features and skipped images."""
         check_is_fitted(self, "grid_shape_")
-        X = check_images(X, n_channels=self._n_channels())
+        X = self._checked_images(X)
         features = np.empty(
             (len(X), *self.grid_shape_, self.n_features_out_), np.float32
         )
         pooled = np.empty((len(X), self._n_pooled), np.float32)
         absent = np.ones(len(X), bool)
         reader = self._reader(X)
-        for index, block in self._blocks(reader, regions, extract):
+        for index, block in self._blocks(reader, regions, extract, scoring=scoring):
             features[index], absent[index] = block, False
             if self._n_pooled:
                 pooled[index] = block.pooled
@@ -149,41 +161,79 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         return features, sorted(reader.skipped)
 
     def _fit_blocks(self, X, y=None, regions=None):
-        """Fit, then yield the features of the good images block by block."""
+        """Fit, then yield the features of the normal images block by block."""
         extract = self._fit_extract(X, y)
-        X = check_images(X, n_channels=self._n_channels())
+        X = self._checked_images(X)
         reader = self._reader(X)
-        for _, block in self._blocks(reader, regions, extract, good_positions(X, y)):
-            yield block
+        yield from self._blocks_in_order(reader, regions, extract, good_positions(X, y))
         self.skipped_ = sorted(reader.skipped)
 
     def _transform_blocks(self, X, y=None, regions=None):
-        """Yield the features of the good images block by block."""
+        """Yield the features of the normal images block by block."""
         check_is_fitted(self, "grid_shape_")
-        X = check_images(X, n_channels=self._n_channels())
-        for _, block in self._blocks(
-            self._reader(X), regions, None, good_positions(X, y)
-        ):
-            yield block
+        X = self._checked_images(X)
+        reader = self._reader(X)
+        yield from self._blocks_in_order(reader, regions, None, good_positions(X, y))
 
-    def _scoring_blocks(self, X, regions=None, n_entries=2**24):
-        """Yield indices and features of images in blocks of 64 MB or more."""
+    def _blocks_in_order(self, reader, regions, extract, indices):
+        """Yield blocks in the order of the images, wherever these are cached.
+
+        What a detector keeps of each image then stands in that order, too.
+        """
+        if Cache.of(self).folder is None:
+            for _, block in self._blocks(reader, regions, extract, indices):
+                yield block
+            return
+        step = self._images_at_once()
+        part = copy.copy(reader)  # with the same list of skipped images
+        part.on_error = "raise" if reader.on_error == "raise" else "report"
+        for lo in range(0, len(indices), step):
+            blocks = self._blocks(part, regions, extract, indices[lo : lo + step])
+            if found := list(blocks):
+                index, block = _joined(found)
+                yield block[np.argsort(index)]
+        self._warn_of_skipped(reader, len(indices))
+
+    def _images_per_block(self, n_entries=2**24):
+        """Images of a block for scoring: whole batches, of 64 MB or more together."""
+        per_image = int(np.prod(self.grid_shape_)) * self.n_features_out_
+        batch = self._images_at_once()
+        return batch * -(-n_entries // (batch * per_image))
+
+    def _scoring_blocks(self, reader, regions=None, n_images=None):
+        """Yield indices and features of images, `n_images` or the last few at once.
+
+        Every image is in one of the blocks; one that was skipped is NaN.
+        """
         check_is_fitted(self, "grid_shape_")
-        X = check_images(X, n_channels=self._n_channels())
-        waiting, room = [], n_entries
-        for index, block in self._blocks(self._reader(X), regions):
+        n_images = self._images_per_block() if n_images is None else n_images
+        waiting, left = [], np.ones(len(reader), bool)
+        for index, block in self._blocks(reader, regions, scoring=True):
             waiting.append((index, block))
-            room -= block.size
-            if room <= 0:
+            left[index] = False
+            if sum(len(index) for index, _ in waiting) >= n_images:
                 yield _joined(waiting)
-                waiting, room = [], n_entries
+                waiting = []
         if waiting:
             yield _joined(waiting)
+        absent = np.flatnonzero(left)
+        for lo in range(0, len(absent), n_images):
+            yield absent[lo : lo + n_images], self._nothing(absent[lo : lo + n_images])
 
-    def _blocks(self, reader, regions, extract=None, indices=None):
+    def _nothing(self, index):
+        """Features of images that could not be read."""
+        shape = len(index), *self.grid_shape_, self.n_features_out_
+        patches = np.full(shape, np.nan, np.float32)
+        if not self._n_pooled:
+            return patches
+        pooled = np.full((len(index), self._n_pooled), np.nan, np.float32)
+        return PatchArray(patches, pooled, self._own_levels)
+
+    def _blocks(self, reader, regions, extract=None, indices=None, *, scoring=False):
         """Yield indices and the features of these images, the cached ones first.
 
-        `extract` takes indices and their batch of images.
+        `extract` takes indices and their batch of images. To learn (without
+        `scoring`), one image at least has to be readable.
         """
         indices = range(len(reader)) if indices is None else indices
         regions = self.regions(regions, len(reader))
@@ -203,11 +253,22 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
                 block = (
                     self._extract(batch) if extract is None else extract(index, batch)
                 )
+                self._check_block(block, len(index))
                 cache.store(self._packed(block), index, keys)
                 done += len(index)
                 bar.reach(done)
                 yield index, regions.cut(block, index)
-        self._warn_of_skipped(reader, len(indices))
+        self._warn_of_skipped(reader, len(indices), scoring=scoring)
+
+    def _check_block(self, block, n):
+        """Refuse what an `_extract` of the user's own returns in another shape."""
+        wanted = (n, *self.grid_shape_, self.n_features_out_)
+        if np.shape(block) != wanted:
+            raise ValueError(
+                f"{type(self).__name__}._extract returned the shape {np.shape(block)}, "
+                f"expected {wanted} for {n} images: rows and columns of grid_shape_, "
+                "then n_features_out_ channels."
+            )
 
     def _packed(self, block):
         """One row per image: its patches, then its descriptor if there is one."""
@@ -239,8 +300,25 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         """
         return Regions(self.region, each, n_images, self.window())
 
+    def _fit_extractor(self, images):
+        raise NotImplementedError(
+            f"{type(self).__name__} defines no _fit_extractor(images): it learns from "
+            "an ImageReader and sets grid_shape_, (rows, columns) of the patch grid, "
+            "and n_features_out_, the channels of a patch."
+        )
+
+    def _extract(self, batch):
+        raise NotImplementedError(
+            f"{type(self).__name__} defines no _extract(batch): it returns float32 "
+            "features (b, rows, columns, channels) of images (b, H, W, C) in [0, 1]."
+        )
+
     def _signature(self):
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has a cache_dir but defines no _signature(): it "
+            "returns a text of everything that its features depend on beside the "
+            "image."
+        )
 
 
 def _joined(blocks):

@@ -17,7 +17,6 @@ from skad.features._base import PatchFeatureTransformer
 from skad.features._network import PatchFeatures
 from skad.features._pcanet import PCANetFeatures
 from skad.features._statistics import SILENCE
-from skad.images import check_images
 
 _N_IMAGES = 100  # good images behind the variance of each kind
 
@@ -126,7 +125,7 @@ class FusedFeatures(PatchFeatureTransformer):
     def _fit_extract(self, X, y):
         self._validate_params()
         self._check_members()
-        X = check_images(X, n_channels=self._n_channels())
+        X = self._checked_images(X)
         members = [clone(member) for member in self._members()]
         extracts = [
             member._fit_extract(X, y) or _extract_with(member) for member in members

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skad.images._arrays import accepted_channels
 from skad.images._containers import check_images
 from skad.images._errors import ImageError
 from skad.images._folders import images_or_folder
@@ -55,7 +56,7 @@ class ImageInput(CarriesPixelLimit):
             Height and width; None for an image that is skipped.
         """
         sizes: list[tuple[int, int] | None] = []
-        for i, item in enumerate(check_images(X, n_channels=self._n_channels())):
+        for i, item in enumerate(self._checked_images(X)):
             try:
                 with self._limited():
                     sizes.append(image_size(item, where=f"X[{i}]"))
@@ -133,11 +134,30 @@ class ImageInput(CarriesPixelLimit):
         """Channels of the images that the model sees."""
         return 3
 
-    def _warn_of_skipped(self, reader, n_images, stacklevel=5):
-        skipped = sorted(reader.skipped)
-        if not skipped:
+    def _checked_images(self, X):
+        """X as `check_images` returns it; features get an error of their own."""
+        self._refuse_features(X)
+        return check_images(X, n_channels=self._n_channels())
+
+    def _refuse_features(self, X):
+        shape = getattr(X, "shape", ())
+        if len(shape) != 4 or not isinstance(X, np.ndarray) or X.dtype.kind != "f":
             return
-        if len(skipped) == n_images:
+        accepted = accepted_channels(self._n_channels())
+        # Channels first is a mistake of its own, which `check_images` explains.
+        if hasattr(X, "pooled") or not {shape[1], shape[3]} & set(accepted):
+            raise ValueError(
+                f"X has shape {shape} and dtype {X.dtype}, as patch features have; "
+                f"{type(self).__name__} takes images. Pass the images themselves: in "
+                "a pipeline, leave out the feature step before it."
+            )
+
+    def _warn_of_skipped(self, reader, n_images, stacklevel=5, *, scoring=False):
+        """Warn of images that were skipped; to learn, one at least is needed."""
+        skipped = sorted(reader.skipped)
+        if not skipped or reader.on_error == "report":
+            return
+        if len(skipped) == n_images and not scoring:
             raise ImageError(
                 f"none of the {n_images} images could be read; the first: "
                 f"{skipped[0][1]}"

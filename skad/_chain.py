@@ -1,0 +1,197 @@
+"""What pipelines, searches and frozen estimators stand for: transformers in a row.
+
+However a model is put together, images pass through its transformers one after the
+other, one of which reads them, and a detector judges what comes out. All that skad
+asks of such a model goes through here.
+"""
+
+from functools import partial
+
+import numpy as np
+import sklearn.pipeline
+from sklearn.frozen import FrozenEstimator
+
+from skad._checks import check_size
+from skad._maps import draw_each, render
+
+
+class Chain:
+    """The transformers of a model, and the detector behind them.
+
+    Parameters
+    ----------
+    estimator : object
+        A detector, a pipeline (also inside of others), a search that was fitted, or
+        a `FrozenEstimator` around any of these.
+
+    Attributes
+    ----------
+    before, after : list of transformers
+        Those ahead of the one that reads images, and those behind it. Where none
+        reads images, all are in `before`.
+
+    images : transformer or None
+        The one that reads images, and knows their geometry.
+
+    final : object
+        The detector.
+
+    is_frozen : bool
+        Whether the detector stands in a `FrozenEstimator`.
+    """
+
+    def __init__(self, estimator):
+        row = list(_row(estimator))
+        steps = [step for step, _ in row[:-1]]
+        self.final, self.is_frozen = row[-1] if row else (None, False)
+        k = next((k for k, step in enumerate(steps) if reads_images(step)), None)
+        self.images = None if k is None else steps[k]
+        self.before = steps if k is None else steps[:k]
+        self.after = [] if k is None else steps[k + 1 :]
+
+    def check_takes_images(self):
+        """Refuse steps that take images behind the one that turns these to features."""
+        if self.images is None:
+            return
+        for step in [*self.after, self.final]:
+            if hasattr(step, "image_sizes"):
+                raise ValueError(
+                    f"{type(step).__name__} takes images, but gets the patch features "
+                    f"of {type(self.images).__name__}. Leave out the step "
+                    f"{type(self.images).__name__}."
+                )
+
+    def entering(self, X):
+        """What the transformer that reads images gets."""
+        for step in self.before:
+            X = step.transform(X)
+        return X
+
+    def features(self, X, regions=None):
+        """What the detector gets; regions go to the step that reads images."""
+        self._check_regions(regions)
+        return self._after_entering(self.entering(X), regions)
+
+    def _check_regions(self, regions):
+        if regions is not None and self.images is None:
+            raise ValueError(
+                "regions needs a step that reads images, as PatchFeatures."
+            )
+
+    def _after_entering(self, X, regions):
+        steps = self.after if self.images is None else [self.images, *self.after]
+        return _passed_through(steps, X, regions)
+
+    def ask(self, method, X, regions=None):
+        """What a method of the detector says of images, some blocks at a time."""
+        self._check_regions(regions)
+        return self._ask(method, self.entering(X), regions)
+
+    def _ask(self, method, X, regions):
+        judge, result = getattr(self.final, method), None
+        if self.after or not hasattr(self.images, "_scoring_blocks"):
+            return judge(self._after_entering(X, regions))
+        reader = self.images._reader(self.images._checked_images(X))
+        for index, block in self.images._scoring_blocks(reader, regions):
+            part = judge(block)
+            if result is None:
+                result = np.empty((len(reader), *part.shape[1:]), part.dtype)
+            result[index] = part
+        return result
+
+    def anomaly_map(self, X, size=None, regions=None):
+        """Maps in the geometry of what the step that reads images gets."""
+        require_maps(self.final)
+        if size is not None:
+            size = check_size(size)
+        if self.images is None:
+            return self.final.anomaly_map(self.features(X, regions), size=size)
+        X = self.entering(X)
+        grids = self._ask("anomaly_map", X, regions)
+        sizes = self.images.image_sizes(X) if size is None else [size] * len(grids)
+        return self.drawn(grids, sizes, self.images.regions(regions, len(grids)))
+
+    def drawn(self, grids, sizes, looked_at=False):
+        """Patch scores as maps of these sizes; `looked_at` are `Regions`, or False."""
+        maps = draw_each(
+            getattr(self.final, "_draw", partial(render, sigma=0.0)),
+            grids,
+            sizes,
+            self.images.window(),
+            self.images._frame()[0],
+        )
+        for i in range(len(maps)) if looked_at else ():
+            maps[i][~looked_at.inside(i, maps[i].shape)] = grids[i].min()
+        return maps
+
+    def pixel_threshold(self, size):
+        """Threshold for the pixels of maps of a size."""
+        if self.images is None:
+            return self.final.pixel_threshold(size)
+        return self.final.pixel_threshold(size, window=self.images.window())
+
+
+def unwrap(estimator):
+    """The estimator that a fitted search or a FrozenEstimator stands for."""
+    if isinstance(estimator, FrozenEstimator):
+        return unwrap(estimator.estimator)
+    if hasattr(estimator, "best_estimator_"):
+        return unwrap(estimator.best_estimator_)
+    return estimator
+
+
+def is_frozen(estimator):
+    """Whether scikit-learn is told not to fit an estimator."""
+    return isinstance(estimator, FrozenEstimator)
+
+
+def reads_images(step):
+    """Whether a step is the transformer that knows the geometry of images."""
+    return hasattr(step, "image_sizes") and hasattr(step, "transform")
+
+
+def transform_through(estimator, X, regions=None):
+    """Transform by a fitted transformer or a pipeline of these."""
+    return _passed_through([step for step, _ in _row(estimator)], X, regions)
+
+
+def require_maps(estimator):
+    """Refuse an estimator that makes no maps."""
+    if not hasattr(estimator, "anomaly_map"):
+        raise TypeError(
+            f"{type(estimator).__name__} has no method anomaly_map; maps come from the "
+            "detectors of skad, alone or at the end of a pipeline."
+        )
+
+
+def path_to_images(pipeline):
+    """Names of the steps that lead to the one that reads images, and these steps."""
+    for name, step in pipeline.steps:
+        inner = unwrap(step)
+        if isinstance(inner, sklearn.pipeline.Pipeline):
+            if path := path_to_images(inner):
+                return [(name, step), *path]
+        elif reads_images(inner):
+            return [(name, step)]
+    return []
+
+
+def _passed_through(steps, X, regions):
+    for step in steps:
+        if regions is not None and reads_images(step):
+            X = step.transform(X, regions=regions)
+        else:
+            X = step.transform(X)
+    return X
+
+
+def _row(estimator, frozen=False):
+    """Yield each estimator that is no pipeline, and whether it is frozen."""
+    frozen = frozen or is_frozen(estimator)
+    inner = unwrap(estimator)
+    if not isinstance(inner, sklearn.pipeline.Pipeline):
+        yield inner, frozen
+        return
+    for _, step in inner.steps:
+        if step is not None and step != "passthrough":
+            yield from _row(step, frozen)

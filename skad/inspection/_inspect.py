@@ -1,0 +1,303 @@
+"""All that a model says of an image, from one pass of the network and one search."""
+
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from skad._chain import Chain
+from skad._checks import check_size
+from skad._patches import filled
+from skad._threshold import conformal_p_values
+from skad.base import BaseDetector, decide
+from skad.images import image_size
+from skad.inspection._defects import find_defects
+
+_FEATURES_AT_ONCE = 256  # images whose features come as an array
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What a model says of one image.
+
+    Parameters
+    ----------
+    index : int
+        Position of the image in X.
+
+    source : object
+        The image as passed, such as its path.
+
+    label : int
+        +1 is normal, -1 is anomalous; 0 for an image that could not be read, or of
+        which nothing lies inside of its region.
+
+    score, decision, p_value : float
+        As of `score_samples`, `decision_function` and `p_value`; NaN where `label`
+        is 0.
+
+    anomaly_map : ndarray of shape (H, W), float32, or None
+        Larger is more anomalous. None where no map was asked for, or where `label`
+        is 0.
+
+    mask : ndarray of shape (H, W), bool, or None
+        Where the map exceeds the threshold of its size; None where there is no map.
+
+    defects : list of Defect, or None
+        Regions of the mask; None where there is no map.
+
+    error : str or None
+        Why the image could not be read.
+    """
+
+    index: int
+    source: Any
+    label: int
+    score: float
+    decision: float
+    p_value: float
+    anomaly_map: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    defects: list | None = None
+    error: str | None = None
+
+    def __repr__(self):
+        if self.error is not None:
+            return f"Inspection(index={self.index}, error={self.error!r})"
+        found = "" if self.defects is None else f", defects={len(self.defects)}"
+        return (
+            f"Inspection(index={self.index}, label={self.label}, score="
+            f"{self.score:.6g}, decision={self.decision:.6g}, p_value="
+            f"{self.p_value:.4g}{found})"
+        )
+
+
+def inspect(model, X, *, size=None, maps=True):
+    """Say all there is to say of images, one after the other.
+
+    Label, decision, p-value, map, mask and defects come from one pass of the network
+    and one search, and memory does not grow with the number of images. The model
+    stays as it is.
+
+    Parameters
+    ----------
+    model : estimator
+        A fitted detector of skad, a pipeline that ends in one, a search that was
+        fitted, or a `FrozenEstimator` around any of these.
+
+    X : sequence or iterator of images, or ndarray of patch features
+        What the model's `predict` takes. From an iterator, which may be endless,
+        such as a camera, one image is taken at a time, and its inspection comes
+        before the next one is asked for; a sequence is read in batches, which takes
+        less time.
+
+    size : (int, int), default=None
+        Height and width of maps and masks. None is the size of each image, as
+        `anomaly_map` of the model has it.
+
+    maps : {True, False, "rejected"}, default=True
+        Whether to make map, mask and defects: of each image, of none, or of those
+        labelled -1. Without maps, some detectors take less time.
+
+    Yields
+    ------
+    inspection : Inspection
+        One per image, in the order of X. An image that cannot be read is one with an
+        `error`, whatever `on_error` of the model is.
+
+    Raises
+    ------
+    sklearn.exceptions.NotFittedError
+        If the model is not fitted.
+
+    TypeError
+        If the model does not end in a detector of skad.
+
+    ValueError
+        If an argument is out of range, or X is an empty sequence.
+
+    Examples
+    --------
+    >>> import skad
+    >>> from skad.datasets import make_textures
+    >>> data = make_textures(n_normal=24, n_anomalous=2, size=64, random_state=0)
+    >>> features = skad.PatchFeatures("skad_small", embedding="concat", image_size=64)
+    >>> model = skad.make_pipeline(features, skad.PatchCoreDetector()).fit(data.train)
+    >>> for result in skad.inspect(model, data.test[-1:]):
+    ...     print(result.label, result.mask.shape)
+    -1 (64, 64)
+    """
+    chain = Chain(model)
+    if not isinstance(chain.final, BaseDetector):
+        raise TypeError(
+            f"model ends in {type(chain.final).__name__}; inspect needs a detector of "
+            "skad, alone or at the end of a pipeline."
+        )
+    check_is_fitted(chain.final, "offset_")
+    if maps not in (True, False, "rejected"):
+        raise ValueError(f"maps={maps!r} must be True, False or 'rejected'.")
+    if size is not None:
+        size = check_size(size)
+    if isinstance(X, (str, bytes)) or not hasattr(X, "__iter__"):
+        raise TypeError(
+            f"X is of type {type(X).__name__}; pass a list of images, an array of "
+            "them, or an iterator."
+        )
+    if isinstance(X, Sized) and len(X) == 0:
+        raise ValueError("X is empty: found 0 images.")
+    if hasattr(chain.final, "_refuse_features"):
+        chain.final._refuse_features(X)
+    elif hasattr(chain.images, "_refuse_features"):
+        chain.images._refuse_features(X)
+    return _inspections(_Judge(chain, size, maps), X)
+
+
+def _inspections(judge, X) -> Iterator[Inspection]:
+    start = 0
+    for part in _parts(X, judge.n_at_once()):
+        yield from judge.each(part, start)
+        start += len(part)
+
+
+def _parts(X, n):
+    """X in parts of n images; single images of an iterator."""
+    if not isinstance(X, Sized):
+        for item in X:
+            yield [item]
+    elif hasattr(X, "shape") and hasattr(X, "__getitem__") and len(X.shape) > 1:
+        for lo in range(0, len(X), n):
+            yield X[lo : lo + n]
+    else:
+        images = iter(X)
+        while part := list(islice(images, n)):
+            yield part
+
+
+class _Judge:
+    """Inspects images part by part, and keeps what every part needs."""
+
+    def __init__(self, chain, size, maps):
+        self.chain, self.size, self.maps = chain, size, maps
+        self.detector = chain.final
+        # What reads images: a transformer, a detector, or nobody.
+        takes_images = hasattr(chain.final, "image_sizes")
+        self.reading = chain.final if takes_images else chain.images
+        self.looked_at = chain.images.regions(None, 1) if chain.images else False
+        self._thresholds: dict[Any, float] = {}
+
+    def n_at_once(self):
+        """Images of a part: as many as one step of scoring takes."""
+        if hasattr(self.reading, "_images_per_block"):
+            return self.reading._images_per_block()
+        if hasattr(self.reading, "_images_at_once"):
+            return self.reading._images_at_once()
+        return _FEATURES_AT_ONCE
+
+    def each(self, part, start):
+        """Yield the inspections of a part, whose first image is number `start`."""
+        images = self.chain.entering(part)
+        scores, grids, errors = self._scored(images, start)
+        decisions = scores - self.detector.offset_
+        labels = decide(decisions)
+        p_values = conformal_p_values(scores, self.detector.calibration_scores_)
+        for i, item in enumerate(part):
+            found = {}
+            if labels[i] == -1 or (labels[i] == 1 and self.maps is True):
+                found = {} if grids is None else self._mapped(images[i], grids[i])
+            yield Inspection(
+                index=start + i,
+                source=item,
+                label=int(labels[i]),
+                score=float(scores[i]),
+                decision=float(decisions[i]),
+                p_value=float(p_values[i]),
+                error=errors.get(start + i),
+                **found,
+            )
+
+    # -- scores and patch grids ----------------------------------------------
+
+    def _scored(self, images, start):
+        """Scores, patch grids or None, and what could not be read, by position."""
+        if not hasattr(self.reading, "_reader"):
+            features = self.chain._after_entering(images, None)
+            return *self._of_features(features), {}
+        reader = self.reading._reader(_Numbered(images, start))
+        reader._positions = np.arange(start, start + len(images))
+        reader.on_error = "report"
+        if self.reading is self.detector:
+            scores, grids = self._of_reader(reader)
+        else:
+            scores, grids = self._of_blocks(reader)
+        return scores, grids, dict(reader.skipped)
+
+    def _of_reader(self, reader):
+        if self.maps is False:
+            return -self.detector._score_images(reader), None
+        scores, grids = self.detector._score_and_map(reader)
+        return -scores, filled(grids)
+
+    def _of_blocks(self, reader):
+        scores, grids = np.full(len(reader), np.nan), None
+        for index, block in self.chain.images._scoring_blocks(reader):
+            for step in self.chain.after:
+                block = step.transform(block)
+            scores[index], some = self._of_features(block)
+            if some is None:
+                continue
+            if grids is None:
+                grids = np.full((len(reader), *some.shape[1:]), np.nan, some.dtype)
+            grids[index] = some
+        return scores, grids
+
+    def _of_features(self, X):
+        if self.maps is True:
+            return self.detector._scores_and_maps(X)
+        scores = self.detector.score_samples(X)
+        rejected = decide(scores - self.detector.offset_) == -1
+        if self.maps is False or not rejected.any():
+            return scores, None
+        some = self.detector.anomaly_map(X[rejected])
+        grids = np.full((len(scores), *some.shape[1:]), np.nan, some.dtype)
+        grids[rejected] = some
+        return scores, grids
+
+    # -- maps ------------------------------------------------------------------
+
+    def _mapped(self, image, grid):
+        """Map, mask and defects of one image."""
+        size = self.size
+        if size is None and self.reading is not None:
+            size = image_size(image)
+        drawn = self._drawn(grid[None], size)[0]
+        if size not in self._thresholds:
+            self._thresholds[size] = self.chain.pixel_threshold(size)
+        mask = drawn > self._thresholds[size]
+        return {
+            "anomaly_map": drawn,
+            "mask": mask,
+            "defects": find_defects(mask, drawn),
+        }
+
+    def _drawn(self, grids, size):
+        if self.reading is None:
+            return grids if size is None else self.detector._draw(grids, size)
+        if self.reading is self.detector:
+            return self.detector._draw(grids, size, self.detector.window())
+        return self.chain.drawn(grids, [size], self.looked_at)
+
+
+class _Numbered:
+    """Images of a part, by their positions in X."""
+
+    def __init__(self, images, start):
+        self._images, self._start = images, start
+
+    def __len__(self):
+        return len(self._images)
+
+    def __getitem__(self, position):
+        return self._images[position - self._start]
