@@ -69,7 +69,12 @@ def by_new_camera(images):
 
 order = np.random.default_rng(0).permutation(len(data.train))
 shuffled = [data.train[i] for i in order]
-old, new, held_out = shuffled[:-100], by_new_camera(shuffled[-100:-50]), shuffled[-50:]
+n = min(50, len(shuffled) // 3)
+old, new, held_out = (
+    shuffled[: -2 * n],
+    by_new_camera(shuffled[-2 * n : -n]),
+    shuffled[-n:],
+)
 defects = [data.test[i] for i in np.flatnonzero(data.y_test == -1)]
 tests = {
     "good, old camera": held_out,
@@ -133,7 +138,9 @@ figure, axes = plt.subplots(
 )
 jitter = np.random.default_rng(0)
 for row, (method, pair) in zip(axes, decisions.items(), strict=True):
-    for ax, scores, when in zip(row, pair, ("before", "after 50 images"), strict=True):
+    for ax, scores, when in zip(
+        row, pair, ("before", f"after {n} images"), strict=True
+    ):
         for height, (kind, values) in enumerate(scores.items()):
             color = "C0" if kind.startswith("good") else "C3"
             heights = height + jitter.uniform(-0.2, 0.2, len(values))

@@ -1,6 +1,7 @@
+import multiprocessing
 import os
+import shutil
 import signal
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ settings.register_profile("skad", deadline=None)
 settings.load_profile("skad")
 
 TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 
 
 def pytest_configure(config):
@@ -30,9 +32,44 @@ def pytest_configure(config):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Files that take longest, slowest first. They start first, so that all processes end
+# together; the order of the others hardly matters.
+LONGEST = ()
+
+
 def pytest_collection_modifyitems(items):
-    """Run the slow tests last, so that a failure shows early."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Begin with the files that take longest."""
+
+    def rank(item):
+        name = item.path.relative_to(ROOT).as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep the tests of a file in one process, which fits its models only once."""
+    if config.getoption("dist") != "load":
+        return None  # told otherwise on the command line
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Fail a test that is too slow for the default run, where CI sets a limit."""
+    report = yield
+    limit = float(os.environ.get("SKAD_LONGEST_TEST", "inf"))
+    if call.duration > limit and not item.get_closest_marker("slow"):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{item.nodeid} took {call.duration:.0f} s ({call.when}), more than "
+            f"{limit:.0f} s: make it smaller, or mark it with pytest.mark.slow."
+        )
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +124,86 @@ def with_noise():
     return make
 
 
+@pytest.fixture(scope="session")
+def few_photographs(shared, tmp_path_factory):
+    """Data folder with a few photographs of each set, laid out as the whole."""
+    few = tmp_path_factory.mktemp("data")
+    counts = {
+        "mvtec_bottle_256/train/*": 30,
+        "mvtec_bottle_256/test/*": 8,
+        "magnetic_tile/train/*": 40,
+        "magnetic_tile/test/*": 8,
+        "natural": 60,
+    }
+    for pattern, n in counts.items():
+        for folder in (shared / "data").glob(pattern):
+            files = sorted(folder.iterdir())
+            for i in np.linspace(0, len(files) - 1, n).astype(int):
+                _copy(files[i], shared / "data", few)
+                mask = folder.parents[1] / "ground_truth" / folder.name
+                for file in mask.glob(f"{files[i].stem}[._]*"):
+                    _copy(file, shared / "data", few)
+    return few
+
+
+def _copy(file, source, target):
+    """Copy a file to the same place below another folder."""
+    copied = target / file.relative_to(source)
+    copied.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, copied)
+
+
+RUN = """
+import os, sys
+os.environ["PYTHONPATH"] = files["root"]
+output = os.open(files["output"], os.O_WRONLY)
+os.dup2(output, 1)
+os.dup2(output, 2)
+if "script" in files:
+    import runpy
+    sys.path.insert(0, os.path.dirname(files["script"]))
+    sys.argv[0] = files["script"]
+    runpy.run_path(files["script"], run_name="__main__")
+else:
+    exec(files["code"], {"__name__": "__main__"})
+"""
+
+
+@pytest.fixture(scope="session")
+def new_process(tmp_path_factory):
+    """Run a script, or code, in a process of its own, and return what it printed.
+
+    Such a process is forked from one that has imported the libraries, but not skad, so
+    that it starts within a second. Nothing of the process of the tests is in it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["matplotlib.pyplot", "scipy.stats", "sklearn.model_selection", "timm", "torch"]
+    )
+    output = tmp_path_factory.mktemp("process") / "output"
+
+    def run(*arguments, code=None, script=None, folder=None, dies_by=0, timeout=600):
+        output.write_text("")
+        files = {"output": output, "root": ROOT, "code": code, "script": script}
+        files = {name: str(value) for name, value in files.items() if value is not None}
+        process = context.Process(target=exec, args=(RUN, {"files": files}))
+        with pytest.MonkeyPatch.context() as patch:  # the process takes these over
+            patch.setattr(sys, "argv", ["-c", *map(str, arguments)])
+            patch.syspath_prepend(ROOT)
+            if folder is not None:
+                patch.chdir(folder)
+            process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        printed = output.read_text()
+        assert process.exitcode == -dies_by, printed
+        return printed
+
+    return run
+
+
 FIT_AND_DIE = """
 import os, signal, sys
 import joblib
@@ -106,7 +223,7 @@ estimator.fit(*arguments)
 
 
 @pytest.fixture
-def assert_survives_a_kill(tmp_path, one_torch_thread):
+def assert_survives_a_kill(tmp_path, one_torch_thread, new_process):
     """Kill a process in the middle of a fit; the next fit ends as an unbroken one."""
 
     def check(estimator, *arguments, after):
@@ -114,9 +231,7 @@ def assert_survives_a_kill(tmp_path, one_torch_thread):
         whole = clone(estimator).fit(*arguments)
         resumed = clone(estimator).set_params(checkpoint_dir=folder)
         joblib.dump((resumed, arguments), task)
-        command = [sys.executable, "-c", FIT_AND_DIE, task, str(after)]
-        killed = subprocess.run(command, check=False)
-        assert killed.returncode == -signal.SIGKILL
+        new_process(task, after, code=FIT_AND_DIE, dies_by=signal.SIGKILL)
         assert len(list(folder.iterdir())) == 1
         resumed.fit(*arguments)
         assert list(folder.iterdir()) == []  # it was found, and then removed

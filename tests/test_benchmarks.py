@@ -1,8 +1,5 @@
 """Every benchmark runs as its documentation says, with peers or without."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,25 +27,16 @@ def test_every_command_is_documented():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_runs_small(name, shared, tmp_path):
+def test_runs_small(name, shared, few_photographs, new_process, tmp_path):
     """A table comes out; the record stays as it is without --write."""
     record = (BENCHMARKS / "README.md").read_bytes()
-    command = [sys.executable, BENCHMARKS / f"{name}.py", "--small", "--rounds", "1"]
-    command += ["--data", shared / "data"]
-    command += [
+    options = ["--small", "--rounds", "1", "--data", few_photographs]
+    options += [
         "--weights",
         shared / "weights" / "mobilenetv2_100_imagenet.safetensors",
     ]
-    environment = dict(os.environ, PYTHONPATH=str(BENCHMARKS.parent), MPLBACKEND="Agg")
-    printed = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=600,
-    ).stdout
+    script = BENCHMARKS / f"{name}.py"
+    printed = new_process(*options, script=script, folder=tmp_path)
     table = [line for line in printed.splitlines() if line.startswith("| ")]
     assert len(table) >= 3  # a header, a rule and a result
     assert (BENCHMARKS / "README.md").read_bytes() == record
