@@ -205,3 +205,30 @@ def test_rows_that_were_not_measured_stay(scripts, tmp_path):
     assert [row["Fit, s"] for row in table(options.output)] == ["1", "2", "1"]
     accuracy.write(options, accuracy.FOLDER_COLUMNS, [])
     assert table(options.output) == []  # columns of another table
+
+
+def test_readme_shows_the_table_of_the_docs():
+    """Each row of README's table is that of docs/accuracy.csv, rounded."""
+    measured = {
+        (row["Set"], row["Method"]): row
+        for row in table(BENCHMARKS.parent / "docs" / "accuracy.csv")
+    }
+    names = {
+        "PatchCore on `skad_small`, no download": "PatchCore, skad_small",
+        "SPADE with RAD's options": "SPADE as RAD",
+        "PatchCore on PCANet, no download": "PatchCore, PCANet",
+    }
+    sets = {"MVTec AD bottle": "mvtec_bottle_256", "magnetic tiles": "magnetic_tile"}
+    text = (BENCHMARKS.parent / "README.md").read_text().split("## Measured")[1]
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    category = None
+    for line in lines:
+        where, name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        category = next((sets[s] for s in sets if where.startswith(s)), category)
+        row = measured[category, names.get(name, name)]
+        columns = ("Image AUROC", "Pixel AUROC", "PRO", "Defects found", "False alarms")
+        assert cells[:3] == [row[column] for column in columns[:3]]
+        found = [row[column].replace("%", " %") for column in columns[3:]]
+        assert cells[3:5] == found
+        assert cells[5:] == [f"{float(row['Fit, s']):.0f} s", f"{row['Image, ms']} ms"]
+    assert len(lines) >= 12
