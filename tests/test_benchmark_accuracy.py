@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from skad import PaDiMDetector, PatchFeatures, Pipeline
 from skad.datasets import make_textures
+from skad.metrics import image_auroc
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPT = BENCHMARKS / "accuracy.py"
@@ -172,6 +174,27 @@ def test_methods_by_name_and_group(scripts):
     assert chosen(["all", "PaDiM"], untrained, trained) == [*untrained, *trained]
     with pytest.raises(SystemExit, match="'Padim' is not one of: untrained"):
         chosen(["Padim"], untrained, trained)
+
+
+def test_features_extracted_once_give_what_each_split_gives(scripts):
+    """Decisions of a split are those of a pipeline that learned from its images."""
+    pytest.importorskip("elpv_dataset", reason='needs pip install "skad[real]"')
+    accuracy = scripts.accuracy
+    words = ["--n-train", "20", "--n-test", "10", "--splits", "2"]
+    options = accuracy.arguments().parse_args(words)
+    features = PatchFeatures("skad_small", embedding="concat", image_size=64)
+    model = Pipeline([features, PaDiMDetector()])
+    rows = list(accuracy.measure_cells(options, model, accuracy.CELLS, [0, 1]))
+    assert [row["split"] for row in rows] == [0, 1]
+    for row in rows:
+        train, normal, defective = accuracy.cells(options, row["split"])
+        assert not set(train) & {*normal, *defective}
+        assert (len(train), len(normal), len(defective)) == (20, 10, 10)
+        labels = np.repeat([1, -1], 10)
+        decision = model.fit(train).decision_function(normal + defective)
+        assert row["image_auroc"] == image_auroc(labels, decision)
+        assert row["found"] == np.mean(decision[labels == -1] < 0)
+        assert row["false_alarms"] == np.mean(decision[labels == 1] < 0)
 
 
 def test_goes_on_where_it_was(scripts, tmp_path, monkeypatch):
