@@ -88,7 +88,7 @@ def report(name, model, started):
 # %%
 # SimpleNet
 # ---------
-# It takes patch features, like every other detector. The loss starts at 1, where the
+# It takes patch features, as PatchCore does. The loss starts at 1, where the
 # discriminator says nothing, and falls as it learns to tell noise. Features of a
 # pretrained network have more dimensions, in which less noise is seen.
 

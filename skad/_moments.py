@@ -1,4 +1,4 @@
-"""Running mean and covariance of rows, exact over any number of batches."""
+"""Running mean and covariance of rows, equal, to rounding, in any batches."""
 
 import numpy as np
 

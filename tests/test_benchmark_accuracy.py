@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from skad import PaDiMDetector, PatchFeatures, Pipeline
 from skad.datasets import make_textures
+from skad.metrics import image_auroc
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPT = BENCHMARKS / "accuracy.py"
@@ -174,6 +176,27 @@ def test_methods_by_name_and_group(scripts):
         chosen(["Padim"], untrained, trained)
 
 
+def test_features_extracted_once_give_what_each_split_gives(scripts):
+    """Decisions of a split are those of a pipeline that learned from its images."""
+    pytest.importorskip("elpv_dataset", reason='needs pip install "skad[real]"')
+    accuracy = scripts.accuracy
+    words = ["--n-train", "20", "--n-test", "10", "--splits", "2"]
+    options = accuracy.arguments().parse_args(words)
+    features = PatchFeatures("skad_small", embedding="concat", image_size=64)
+    model = Pipeline([features, PaDiMDetector()])
+    rows = list(accuracy.measure_cells(options, model, accuracy.CELLS, [0, 1]))
+    assert [row["split"] for row in rows] == [0, 1]
+    for row in rows:
+        train, normal, defective = accuracy.cells(options, row["split"])
+        assert not set(train) & {*normal, *defective}
+        assert (len(train), len(normal), len(defective)) == (20, 10, 10)
+        labels = np.repeat([1, -1], 10)
+        decision = model.fit(train).decision_function(normal + defective)
+        assert row["image_auroc"] == image_auroc(labels, decision)
+        assert row["found"] == np.mean(decision[labels == -1] < 0)
+        assert row["false_alarms"] == np.mean(decision[labels == 1] < 0)
+
+
 def test_goes_on_where_it_was(scripts, tmp_path, monkeypatch):
     """Splits measured with the same settings are not measured again."""
     accuracy = scripts.accuracy
@@ -205,3 +228,30 @@ def test_rows_that_were_not_measured_stay(scripts, tmp_path):
     assert [row["Fit, s"] for row in table(options.output)] == ["1", "2", "1"]
     accuracy.write(options, accuracy.FOLDER_COLUMNS, [])
     assert table(options.output) == []  # columns of another table
+
+
+def test_readme_shows_the_table_of_the_docs():
+    """Each row of README's table is that of docs/accuracy.csv, rounded."""
+    measured = {
+        (row["Set"], row["Method"]): row
+        for row in table(BENCHMARKS.parent / "docs" / "accuracy.csv")
+    }
+    names = {
+        "PatchCore on `skad_small`, no download": "PatchCore, skad_small",
+        "SPADE with RAD's options": "SPADE as RAD",
+        "PatchCore on PCANet, no download": "PatchCore, PCANet",
+    }
+    sets = {"MVTec AD bottle": "mvtec_bottle_256", "magnetic tiles": "magnetic_tile"}
+    text = (BENCHMARKS.parent / "README.md").read_text().split("## Measured")[1]
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    category = None
+    for line in lines:
+        where, name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        category = next((sets[s] for s in sets if where.startswith(s)), category)
+        row = measured[category, names.get(name, name)]
+        columns = ("Image AUROC", "Pixel AUROC", "PRO", "Defects found", "False alarms")
+        assert cells[:3] == [row[column] for column in columns[:3]]
+        found = [row[column].replace("%", " %") for column in columns[3:]]
+        assert cells[3:5] == found
+        assert cells[5:] == [f"{float(row['Fit, s']):.0f} s", f"{row['Image, ms']} ms"]
+    assert len(lines) >= 12

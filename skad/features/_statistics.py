@@ -1,4 +1,4 @@
-"""Running statistics of responses, exact over any number of batches."""
+"""Running statistics of responses, equal, to rounding, in any batches."""
 
 import numpy as np
 
