@@ -10,7 +10,7 @@ from skad._checks import good_positions
 from skad._patch_array import PatchArray
 from skad._progress import progress
 from skad.features._cache import Cache
-from skad.features._regions import Regions
+from skad.features._regions import Regions, read_region
 from skad.images import check_images
 from skad.images._input import ImageInput
 
@@ -98,8 +98,8 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
             As in `fit`.
 
         regions : sequence of n masks, optional
-            For each image an array (H, W), the path of a mask, or None for the
-            whole image; True or not zero is looked at, beside what `region`
+            For each image a mask, as `skad.images.read_mask` takes it, or None for
+            the whole image; True or not zero is looked at, beside what `region`
             leaves out of every image.
 
         Returns
@@ -125,9 +125,14 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         self._validate_params()
         self._frame()
         X = check_images(X, n_channels=self._n_channels())
-        if y is not None:
-            X = [X[i] for i in good_positions(X, y)]
-        return self._fit_extractor(self._reader(X))
+        self._fit_region()
+        # A part of the reader, not of X: errors name the places in X.
+        return self._fit_extractor(self._reader(X)[good_positions(X, y)])
+
+    def _fit_region(self):
+        """Read `region`: what is fitted needs no file, and scores by what it read."""
+        with self._limited():
+            self.region_ = read_region(self.region)
 
     def _transform(self, X, regions=None, extract=None):
         """Features and skipped images."""
@@ -237,7 +242,8 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
             False where everything is looked at; ``inside(i, grid)`` tells which
             cells of a grid over image i are.
         """
-        return Regions(self.region, each, n_images, self.window())
+        check_is_fitted(self, "grid_shape_")
+        return Regions(self.region_, each, n_images, self.window(), self._pixel_limit)
 
     def _signature(self):
         raise NotImplementedError
