@@ -28,15 +28,13 @@ from skad._training import (
 )
 from skad.detectors._unet import WIDTHS, discriminative, reconstructive
 from skad.image_detector import ImageDetector
-from skad.images import check_images
-from skad.images._reading import ImageReader, n_threads, remembered
+from skad.images._reading import n_threads, remembered
 from skad.synthesis import changed_texture, draem, procedural_texture
 
 _ROTATED = 0.3  # share of the good images that are turned
 _CLEAN = 0.5  # share of the images that stay good
 _DECAY_AT = (0.8, 0.9)  # shares of the steps after which the learning rate drops
 _DECAY = 0.2
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 class DRAEMDetector(ImageDetector):
@@ -49,8 +47,9 @@ class DRAEMDetector(ImageDetector):
         which is not the paper's, has an eighth of the channels.
 
     texture_images : sequence of images or path of a folder, default=None
-        What synthetic anomalies are made of: photographs of textures of all kinds.
-        Without them, textures are drawn.
+        What synthetic anomalies are made of: photographs of textures of all kinds. Of
+        a folder, those in the folders in it count, too. Without them, textures are
+        drawn.
 
     max_epochs : int, default=700
         Passes over the training images.
@@ -307,24 +306,11 @@ class DRAEMDetector(ImageDetector):
 
     def _texture_reader(self):
         """From a random generator to a photograph of a texture; None to draw them."""
-        images = self.texture_images
-        if images is None:
+        if self.texture_images is None:
             return None
-        if isinstance(images, (str, Path)):
-            images = sorted(
-                path
-                for path in Path(images).rglob("*")
-                if path.suffix.lower() in _SUFFIXES
-            )
-            if not images:
-                raise ValueError(
-                    f"texture_images={str(self.texture_images)!r} is no folder that "
-                    f"holds images ({', '.join(sorted(_SUFFIXES))}); pass another, or "
-                    "None to draw textures."
-                )
-        images = check_images(images, "texture_images")
-        read = remembered(ImageReader(images, self._input_size(), None, "raise", 1))
-        return lambda rng: read(rng.integers(len(images)))
+        reader = self._side_reader("texture_images", self._input_size())
+        read = remembered(reader)
+        return lambda rng: read(rng.integers(len(reader)))
 
     # -- scores --------------------------------------------------------------
 

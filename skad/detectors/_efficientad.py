@@ -29,8 +29,7 @@ from skad._training import (
 from skad.detectors._pdn import AUTOENCODER_WIDTH, autoencoder, pdn, pdn_grid
 from skad.detectors._teacher import Teacher, as_input, colourless, distill_teacher
 from skad.image_detector import ImageDetector
-from skad.images import check_images
-from skad.images._reading import ImageReader, remembered
+from skad.images._reading import NamedImages, remembered
 from skad.synthesis._image import recoloured
 
 _HARD = 0.999  # share of the differences that the student need not learn from
@@ -55,9 +54,10 @@ class EfficientADDetector(ImageDetector):
         to maps (b, c, h, w) on the grid of the student; or "distill" to make one
         from `features` on the training images and `penalty_images`.
 
-    penalty_images : sequence of images, default=None
+    penalty_images : sequence of images or path of a folder, default=None
         Photographs of anything: the student is kept from following the teacher on
-        these, so that it fails on what is not good. Without them, a warning.
+        these, so that it fails on what is not good. Of a folder, those in the folders
+        in it count, too. Without them, a warning.
 
     max_steps : int, default=70000
         Steps of training.
@@ -312,14 +312,19 @@ class EfficientADDetector(ImageDetector):
             )
         # Only a crop must be made here: paths are read when they are needed.
         whole = self.crop_size is None
+        items = [reader.item(i) for i in range(len(reader))]
+        names = [name for _, name in items]
         images = [
-            reader.item(i)[0] if whole else reader.read(i) for i in range(len(reader))
+            item if whole else reader.read(i) for i, (item, _) in enumerate(items)
         ]
         if self.penalty_images is not None:
-            images += list(check_images(self.penalty_images))
+            others = self._side_reader("penalty_images", self._input_size())
+            more = [others.item(i) for i in range(len(others))]
+            images += [item for item, _ in more]
+            names += [name for _, name in more]
         return distill_teacher(
             self.features,
-            images,
+            NamedImages(images, names),
             model=self.model,
             max_steps=self.max_steps,
             image_size=self._input_size(),
@@ -472,10 +477,10 @@ class EfficientADDetector(ImageDetector):
         """How to read centres of penalty images, and how many there are."""
         if self.penalty_images is None:
             return None, 0
-        images = check_images(self.penalty_images)
         size = self._input_size()
         twice = tuple(2 * side for side in size)
-        return remembered(ImageReader(images, twice, size, "raise", 1)), len(images)
+        reader = self._side_reader("penalty_images", twice, size)
+        return remembered(reader), len(reader)
 
     # -- scores --------------------------------------------------------------
 

@@ -89,8 +89,9 @@ class PRNDetector(ImageDetector):
         Steps of training. The paper's 700 epochs are about 4900 steps of 32 good images
         for 224 of them.
 
-    texture_images : sequence of images, default=None
-        Photographs of textures to make defects of. Without them, textures are drawn.
+    texture_images : sequence of images or path of a folder, default=None
+        Photographs of textures to make defects of. Of a folder, those in the folders
+        in it count, too. Without them, textures are drawn.
 
     foreground : {"auto"} or None, default=None
         "auto" puts made defects on the part only, where the background is plain
@@ -366,7 +367,8 @@ class PRNDetector(ImageDetector):
         """
         self._validate_params()
         self._check_input_size()
-        defects = self._defects_to_learn_from(X, y, masks)
+        with self._limited():
+            defects = self._defects_to_learn_from(X, y, masks)
         reader = self._to_learn_from(X, y)
         self.n_samples_seen_ = 0
         self._defects = defects
@@ -506,7 +508,9 @@ class PRNDetector(ImageDetector):
             network.parameters(), self.learning_rate, weight_decay=self.weight_decay
         )
         prototypes = [torch.tensor(p, device=device) for p in self.prototypes_]
-        done = len(self.loss_curve_)
+        done, textures = len(self.loss_curve_), None
+        if self.texture_images is not None:
+            textures = self._side_reader("texture_images", self._input_size())
         make = Samples(
             read,
             n,
@@ -514,7 +518,7 @@ class PRNDetector(ImageDetector):
             self._input_size(),
             self.batch_size,
             seed,
-            self.texture_images,
+            textures,
             self.foreground,
             self.flips,
         )

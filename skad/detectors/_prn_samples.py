@@ -9,9 +9,9 @@ another good image that was changed (homologous).
 import numpy as np
 
 from skad._training import mixed, order
-from skad.images import check_images, read_mask
+from skad.images import read_mask
 from skad.images._geometry import center_crop_box
-from skad.images._reading import ImageReader, remembered
+from skad.images._reading import remembered
 from skad.synthesis import (
     changed_texture,
     draem,
@@ -61,7 +61,7 @@ class Samples:
 
     seed : int
 
-    texture_images : sequence of images or None
+    textures : skad.images._reading.ImageReader or None
         None draws textures.
 
     foreground : "auto" or None
@@ -79,7 +79,7 @@ class Samples:
         size,
         batch_size,
         seed,
-        texture_images,
+        textures,
         foreground,
         flips,
     ):
@@ -87,14 +87,8 @@ class Samples:
         self.size, self.seed = size, seed
         self.n_good, self.n_seen, _ = composition(batch_size, bool(defects))
         self.textures = None
-        if texture_images is not None:
-            images = check_images(texture_images)
-            if len(images) == 0:
-                raise ValueError(
-                    "texture_images is empty; pass images, or None to draw textures."
-                )
-            self.n_textures = len(images)
-            self.textures = remembered(ImageReader(images, size, None, "raise", 1))
+        if textures is not None:
+            self.n_textures, self.textures = len(textures), remembered(textures)
         self.foreground, self.flips = foreground, flips
         self._allowed: dict[int, np.ndarray] = {}
 

@@ -11,7 +11,7 @@ from skad._checks import good_positions, require_attributes
 from skad._patch_array import PatchArray
 from skad._progress import progress
 from skad.features._cache import Cache
-from skad.features._regions import Regions
+from skad.features._regions import Regions, read_region
 from skad.images._input import ImageInput
 
 
@@ -98,8 +98,8 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
             As in `fit`.
 
         regions : sequence of n masks, optional
-            For each image an array (H, W), the path of a mask, or None for the
-            whole image; True or not zero is looked at, beside what `region`
+            For each image a mask, as `skad.images.read_mask` takes it, or None for
+            the whole image; True or not zero is looked at, beside what `region`
             leaves out of every image.
 
         Returns
@@ -126,6 +126,8 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         self._check_constructor()
         self._frame()
         X = self._checked_images(X)
+        self._fit_region()
+        # A part of the reader, not of X: errors name the places in X.
         reader = self._reader(X)
         if y is not None:
             reader = reader[good_positions(X, y)]
@@ -134,6 +136,11 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
             self, ("grid_shape_", "n_features_out_"), "_fit_extractor(images) sets them"
         )
         return learned
+
+    def _fit_region(self):
+        """Read `region`: what is fitted needs no file, and scores by what it read."""
+        with self._limited():
+            self.region_ = read_region(self.region)
 
     def _check_constructor(self):
         names = ["image_size", "crop_size", "on_error", "n_jobs", "region", "verbose"]
@@ -298,7 +305,8 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
             False where everything is looked at; ``inside(i, grid)`` tells which
             cells of a grid over image i are.
         """
-        return Regions(self.region, each, n_images, self.window())
+        check_is_fitted(self, "grid_shape_")
+        return Regions(self.region_, each, n_images, self.window(), self._pixel_limit)
 
     def _fit_extractor(self, images):
         raise NotImplementedError(

@@ -61,6 +61,9 @@ class FusedFeatures(PatchFeatureTransformer):
     n_features_out_ : int
         Channels of a patch feature, those of `first` before those of `second`.
 
+    region_ : ndarray of shape (H, W), bool, or None
+        The mask that `region` was when `fit` read it.
+
     skipped_ : list of (int, str)
         Images that `fit_transform` could not read, and why.
 
@@ -126,6 +129,7 @@ class FusedFeatures(PatchFeatureTransformer):
         self._validate_params()
         self._check_members()
         X = self._checked_images(X)
+        self._fit_region()
         members = [clone(member) for member in self._members()]
         extracts = [
             member._fit_extract(X, y) or _extract_with(member) for member in members

@@ -83,9 +83,10 @@ class PatchFeatures(PatchFeatureTransformer):
         runs to its end; a str names a module whose output is averaged over its
         positions, the only choice for your own network.
 
-    region : array (H, W), path or PIL.Image, default=None
-        Mask of what to look at in every image, True or not zero; it is stretched
-        over the image as passed. None looks everywhere. Masks for single images
+    region : mask, default=None
+        What to look at in every image, True or not zero, as `skad.images.read_mask`
+        takes it; it is stretched over the image as passed. None looks everywhere.
+        `fit` reads it: a file is not needed afterwards. Masks for single images
         are the argument `regions` of `fit_transform` and `transform`.
 
     mean, std : sequence of floats, default=None
@@ -140,6 +141,9 @@ class PatchFeatures(PatchFeatureTransformer):
 
     components_ : ndarray of shape (n_components,) or None
         Dimensions kept.
+
+    region_ : ndarray of shape (H, W), bool, or None
+        The mask that `region` was when `fit` read it.
 
     skipped_ : list of (int, str)
         Images that `fit_transform` could not read, and why.

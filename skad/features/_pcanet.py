@@ -38,9 +38,10 @@ class PCANetFeatures(PatchFeatureTransformer):
     crop_size : int or (int, int), default=None
         Centre of the resized image to keep. None keeps the whole image.
 
-    region : array (H, W), path or PIL.Image, default=None
-        Mask of what to look at in every image, True or not zero; it is stretched
-        over the image as passed. None looks everywhere. Masks for single images
+    region : mask, default=None
+        What to look at in every image, True or not zero, as `skad.images.read_mask`
+        takes it; it is stretched over the image as passed. None looks everywhere.
+        `fit` reads it: a file is not needed afterwards. Masks for single images
         are the argument `regions` of `fit_transform` and `transform`.
 
     kernel_sizes : sequence of int, default=(5, 3, 3)
@@ -92,6 +93,9 @@ class PCANetFeatures(PatchFeatureTransformer):
 
     n_features_out_ : int
         Channels of a patch feature.
+
+    region_ : ndarray of shape (H, W), bool, or None
+        The mask that `region` was when `fit` read it.
 
     skipped_ : list of (int, str)
         Images that `fit_transform` could not read, and why.

@@ -1,10 +1,25 @@
 """Regions of interest: what lies outside is neither learned from nor scored."""
 
+import os
+
 import numpy as np
 from PIL import Image
 
 from skad._patch_array import PatchArray
 from skad.images import read_mask
+from skad.images._limits import PILLOW_LIMIT, carried_limit
+
+
+def read_region(region):
+    """The mask of all images that a transformer keeps: bool (H, W), or None."""
+    if region is None:
+        return None
+    mask = read_mask(region, where="region")
+    if not mask.any():
+        raise ValueError(
+            "region is empty: it must be True, or not zero, where to look."
+        )
+    return np.array(mask)  # what the user has may change
 
 
 class Regions:
@@ -12,8 +27,8 @@ class Regions:
 
     Parameters
     ----------
-    common : mask or None
-        What to look at in every image.
+    common : ndarray of shape (H, W), bool, or None
+        What to look at in every image, as `read_region` gives it.
 
     each : sequence of n masks, or None
         What to look at in each image; None entries mean everywhere.
@@ -23,24 +38,27 @@ class Regions:
 
     window : ((float, float), (float, float))
         The part of an image that the patch grid covers.
+
+    pixel_limit : int or None
+        The limit that came with the estimator, see `skad.images._limits`.
     """
 
-    def __init__(self, common, each, n, window):
+    def __init__(self, common, each, n, window, pixel_limit=PILLOW_LIMIT):
         self.window = window
         self.each = each
-        self.common = None
-        if common is not None:
-            self.common = read_mask(common, where="region")
-            if not self.common.any():
-                raise ValueError(
-                    "region is empty: it must be True, or not zero, where to look."
-                )
+        self.common = common
+        self.pixel_limit = pixel_limit
         if each is None:
             return
         if getattr(each, "ndim", 3) == 2:
             raise ValueError(
                 "regions is one mask, but expected one for each image; a mask for all "
                 "images is the parameter `region` of the transformer."
+            )
+        if isinstance(each, str | os.PathLike) or not hasattr(each, "__len__"):
+            raise ValueError(
+                f"regions={each!r} is no sequence of masks; pass one for each image, "
+                "or a mask for all images as the parameter `region`."
             )
         if len(each) != n:
             raise ValueError(f"regions has {len(each)} entries for {n} images.")
@@ -67,7 +85,8 @@ class Regions:
         if self.common is not None:
             inside &= _covered(self.common, grid, window)
         if self.each is not None and self.each[i] is not None:
-            mask = read_mask(self.each[i], where=f"regions[{i}]")
+            with carried_limit(self.pixel_limit):
+                mask = read_mask(self.each[i], where=f"regions[{i}]")
             inside &= _covered(mask, grid, window)
         return inside
 

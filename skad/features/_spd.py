@@ -137,6 +137,9 @@ class SPDPatchFeatures(PatchFeatures):
     components_ : ndarray of shape (n_components,) or None
         Dimensions kept.
 
+    region_ : ndarray of shape (H, W), bool, or None
+        The mask that `region` was when `fit` read it.
+
     skipped_ : list of (int, str)
         Images that `fit_transform` could not read, and why.
 

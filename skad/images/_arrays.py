@@ -184,7 +184,7 @@ def _eight_bit_levels(
         scaled = floats[rows] * np.float32(255)
         nearest = np.rint(scaled)
         scaled -= nearest
-        if max(scaled.max(), -scaled.min()) > 255 * tolerance:
+        if np.abs(scaled, out=scaled).max() > 255 * tolerance:
             return None
         levels[rows] = nearest
     return levels

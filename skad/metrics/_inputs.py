@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from sklearn.exceptions import UndefinedMetricWarning
 
 from skad._checks import check_labels
+from skad.images import ImageError, read_mask
+from skad.images._errors import Source
+from skad.images._files import opened_array
+from skad.images._kinds import is_tensor, tensor_to_numpy
 
 _FILE = (str, os.PathLike)
 
@@ -132,46 +136,47 @@ def _sequence(name: str, items: Any) -> Sequence[Any] | NDArray[Any]:
     return items
 
 
-def read_masks(masks: Any, *, stacks: bool = False) -> list[NDArray[np.bool_] | None]:
+def read_masks(
+    masks: Any, *, stacks: bool = False, name: str = "masks"
+) -> list[NDArray[np.bool_] | None]:
     """Read and check masks.
 
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width) or list
-        A list holds arrays, paths or None, where None is a good image.
+        A list holds masks as `skad.images.read_mask` takes them, or None, where None
+        is a normal image.
     stacks : bool, default=False
         Whether an entry may also be a stack (n_defects, height, width).
+    name : str, default="masks"
+        Name of the argument in error messages.
 
     Returns
     -------
     masks : list of ndarray of dtype bool, or None
         Arrays also for masks that mark nothing, so that their size is known.
     """
-    items = _sequence("masks", masks)
-    return [_read_mask(item, f"masks[{i}]", stacks) for i, item in enumerate(items)]
+    items = _sequence(name, masks)
+    return [_read_mask(item, f"{name}[{i}]", stacks) for i, item in enumerate(items)]
 
 
 def _read_mask(item: Any, where: str, stacks: bool) -> NDArray[np.bool_] | None:
     if item is None:
         return None
-    if isinstance(item, (str, os.PathLike)):
-        from skad.images import read_mask
+    if stacks and _is_stack(item):
+        return _stack(list(item), where)
+    return read_mask(item, where=where)
 
-        return np.asarray(read_mask(item), dtype=bool)
-    if stacks and isinstance(item, (list, tuple)) and item:
-        return _stack(item, where)
-    mask = np.asarray(item)
-    allowed = (2, 3) if stacks else (2,)
-    if mask.ndim not in allowed or mask.size == 0:
-        shape = "(n_defects, height, width) or " if stacks else ""
-        raise ValueError(
-            f"{where} must have the shape {shape}(height, width), got {mask.shape}."
-        )
-    return _binary(mask, where)
+
+def _is_stack(item: Any) -> bool:
+    """Whether an entry is several masks, not one."""
+    if isinstance(item, list | tuple):  # a list of rows is one mask
+        return len(item) > 0 and np.ndim(item[0]) != 1
+    return getattr(item, "ndim", None) == 3
 
 
 def _stack(items: Sequence[Any], where: str) -> NDArray[np.bool_]:
-    """One channel per defect, from one array or file each."""
+    """One channel per defect, from one mask each."""
     channels = [
         _read_mask(item, f"{where}[{k}]", False) for k, item in enumerate(items)
     ]
@@ -184,36 +189,17 @@ def _stack(items: Sequence[Any], where: str) -> NDArray[np.bool_]:
     return np.stack([channel for channel in channels if channel is not None])
 
 
-def _binary(mask: NDArray[Any], where: str) -> NDArray[np.bool_]:
-    """Turn 0/1 and 0/255 into bool, refuse what could be read in two ways."""
-    if mask.dtype == bool:
-        return mask
-    if mask.dtype.kind not in "iuf":
-        raise ValueError(
-            f"{where} has the dtype {mask.dtype}: pass a bool array, True is defective."
-        )
-    top = mask.max()
-    binary = mask != 0
-    if top not in (0, 1, 255) or np.count_nonzero(mask == top) != (
-        mask.size if top == 0 else np.count_nonzero(binary)
-    ):
-        values = ", ".join(str(value) for value in np.unique(mask)[:4])
-        raise ValueError(
-            f"{where} must be binary (bool, 0/1 or 0/255), but holds the values "
-            f"{values}, ... Compare it yourself (mask > 0, or mask == k for a label "
-            "image); a mask must be resized with nearest neighbours. Masks come "
-            "first, maps second."
-        )
-    return binary
-
-
 def _load_map(item: Any, i: int) -> Any:
     """Open a map that is a file; its pixels are read where they are looked at."""
-    if not isinstance(item, (str, os.PathLike)):
+    if is_tensor(item):
+        return tensor_to_numpy(item, Source(f"maps[{i}]"))
+    if not isinstance(item, _FILE):
         return item
+    source = Source(f"maps[{i}]", os.fspath(item))
     try:
-        return np.load(item, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with opened_array(source) as stored:
+            return stored
+    except ImageError as error:
         raise ValueError(
             f"maps[{i}] must be an array (height, width) or the path of a .npy file; "
             f"cannot read {os.fspath(item)!r}: {error}"

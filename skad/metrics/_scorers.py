@@ -13,13 +13,14 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import make_scorer
 
+from skad.images._limits import CarriesPixelLimit
 from skad.metrics._image import image_auroc, image_average_precision, image_f1_max
 from skad.metrics._inputs import read_masks
 from skad.metrics._pixel import pixel_auroc, pixel_average_precision
 from skad.metrics._regions import pro_score
 
 
-class PixelScorer(BaseEstimator):
+class PixelScorer(CarriesPixelLimit, BaseEstimator):
     """Score an estimator by a metric of masks and anomaly maps.
 
     Masks reach it in one of two ways. With metadata routing switched on, as the
@@ -89,7 +90,8 @@ class PixelScorer(BaseEstimator):
         """
         from skad.pipeline import anomaly_map
 
-        given = _masks_of(y, masks)
+        with self._limited():
+            given = _masks_of(y, masks)
         sizes = {mask.shape for mask in given if mask is not None}
         size = sizes.pop() if len(sizes) == 1 else None
         maps = anomaly_map(estimator, X, size=size, regions=regions)
@@ -111,7 +113,7 @@ def _masks_of(y: Any, masks: Any) -> list[Any]:
             "search or to cross_validate with "
             "sklearn.set_config(enable_metadata_routing=True), or pass masks as y."
         )
-    return read_masks(y)
+    return read_masks(y, name="y")
 
 
 image_auroc_scorer = make_scorer(image_auroc, response_method="decision_function")

@@ -8,10 +8,13 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from skad._checks import good_positions
 from skad.images import check_images, image_size, read_image, read_mask, resize_image
+from skad.images._folders import images_or_folder
+from skad.images._limits import CarriesPixelLimit
+from skad.images._reading import NamedImages
 from skad.synthesis._cutpaste import cutpaste, cutpaste_scar
 from skad.synthesis._draem import changed_texture, draem
 from skad.synthesis._extended import extended_anomaly, foreground_mask
@@ -30,7 +33,7 @@ _SET_HERE = {"texture", "mask", "foreground"}  # keyword arguments that are no o
 _TRIES = 100
 
 
-class SyntheticAnomalies(TransformerMixin, BaseEstimator):
+class SyntheticAnomalies(CarriesPixelLimit, TransformerMixin, BaseEstimator):
     """Put a made defect into every image, and tell where it is.
 
     For a look at the anomalies that some detectors train on, and for a test set with
@@ -49,8 +52,9 @@ class SyntheticAnomalies(TransformerMixin, BaseEstimator):
         Keyword arguments for the function behind the method, such as
         ``{"jitter": 0.3}`` or ``{"opacity": (0.5, 1.0)}``.
 
-    texture_images : sequence of images, default=None
-        What shows through with "perlin". None draws textures.
+    texture_images : sequence of images or path of a folder, default=None
+        What shows through with "perlin". Of a folder, images in the folders in it
+        count, too. None draws textures.
 
     defects : sequence of images, default=None
         Images with defects, for "extended". They are pasted at their own scale.
@@ -169,9 +173,12 @@ class SyntheticAnomalies(TransformerMixin, BaseEstimator):
         self._check_options()
         self.sources_, self.masks_ = None, None
         if self.method == "homologous":
-            self.sources_ = [X[i] for i in good_positions(X, y)]
+            good = good_positions(X, y)
+            self.sources_ = NamedImages(
+                [X[i] for i in good], [f"X[{i}] of fit" for i in good]
+            )
         elif self.texture_images is not None:
-            self.sources_ = check_images(self.texture_images, "texture_images")
+            self.sources_ = images_or_folder(self.texture_images, "texture_images")
         elif self.method == "extended":
             self.sources_ = check_images(self.defects, "defects")
             self.masks_ = self._masks_of_defects()
@@ -220,11 +227,13 @@ class SyntheticAnomalies(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = check_images(X)
-        pairs = [
-            self._changed(read_image(X[i], where=f"X[{i}]"), i) for i in range(len(X))
-        ]
+        pairs = [self._changed(self._read(X, i), i) for i in range(len(X))]
         images, masks = (_stacked(part) for part in zip(*pairs, strict=True))
         return images, masks
+
+    def _read(self, X, i):
+        with self._limited():
+            return read_image(X[i], where=f"X[{i}]")
 
     def _changed(self, image, i):
         image = as_float(image)
@@ -261,9 +270,13 @@ class SyntheticAnomalies(TransformerMixin, BaseEstimator):
 
     def _source(self, k, n_channels):
         """A texture, a good image or a defect, with as many channels as the image."""
-        names = {"perlin": "texture_images", "extended": "defects"}
-        where = f"{names.get(self.method, 'sources_')}[{k}]"
-        image = read_image(self.sources_[k], where=where, n_channels=n_channels)
+        if isinstance(self.sources_, NamedImages):
+            where = self.sources_.names[k]
+        else:
+            names = {"perlin": "texture_images", "extended": "defects"}
+            where = f"{names[self.method]}[{k}]"
+        with self._limited():
+            image = read_image(self.sources_[k], where=where, n_channels=n_channels)
         image = as_float(image)
         return np.repeat(image, n_channels // image.shape[2], axis=2)
 
@@ -302,11 +315,16 @@ class SyntheticAnomalies(TransformerMixin, BaseEstimator):
                 )
 
     def _masks_of_defects(self):
-        check_consistent_length(self.defects, self.masks)
+        if len(self.masks) != len(self.sources_):
+            raise ValueError(
+                f"masks has {len(self.masks)} entries, but defects "
+                f"{len(self.sources_)}; pass one mask for each defect."
+            )
         masks = []
         for i, mask in enumerate(self.masks):
-            size = image_size(self.sources_[i], where=f"defects[{i}]")
-            masks.append(read_mask(mask, where=f"masks[{i}]", size=size))
+            with self._limited():
+                size = image_size(self.sources_[i], where=f"defects[{i}]")
+                masks.append(read_mask(mask, where=f"masks[{i}]", size=size))
             if not masks[-1].any():
                 raise ValueError(
                     f"masks[{i}] is empty; pass images with a defect only, each with "

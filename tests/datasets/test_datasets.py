@@ -50,7 +50,13 @@ def test_what_is_missing_is_named(folder, missing, message):
 
 def test_masks_may_be_missing_on_request(folder):
     (folder / "ground_truth/bent/0_mask.png").unlink()
-    assert load_mvtec(folder.parent, "nut", require_masks=False).masks is None
+    with pytest.warns(UserWarning, match="1 of . anomalous images have no mask"):
+        data = load_mvtec(folder.parent, "nut", require_masks=False)
+    (position,) = data.unmasked
+    assert data.test[position].name == "0.png"
+    assert data.masks[position] is None
+    known = [i for i, y in enumerate(data.y_test) if y == -1 and i != position]
+    assert all(data.masks[i].is_file() for i in known)
 
 
 @pytest.fixture
