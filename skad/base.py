@@ -404,7 +404,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
     def _needed_attributes(self):
         """What the constructor has to store."""
         names = ["contamination", "calibration", "random_state"]
-        if type(self)._draw is BaseDetector._draw:
+        draws = type(self)._draw is BaseDetector._draw
+        if draws and "sigma" in self._parameter_constraints:
             names.append("sigma")
         return names
 

@@ -179,11 +179,11 @@ class PaDiMDetector(BaseDetector):
         self._set_gaussians(gaussians, self.mean_.shape[:2])
 
     def _fit_blocks(self, blocks, update=False):
-        """Fit, or learn on, from features that come block by block."""
+        """Fit, or learn on, from positions and features that come in blocks."""
         self._validate_params()
         gaussians = self._gaussians.reopened() if update else None
         n_before = self.n_samples_seen_ if update else 0
-        for X in blocks:
+        for _, X in blocks:
             X, present = self._check_features(X, reset=gaussians is None)
             if gaussians is None:
                 gaussians = self._new_gaussians(X)

@@ -98,9 +98,14 @@ class _TwoScores(BaseDetector):
 
     def _both(self, X, scores):
         """The detector's scores beside the Mahalanobis distances, (n, 2)."""
-        centred = self._means(X) - self.location_
-        squared = np.einsum("ij,ij->i", centred @ self.precision_, centred)
-        return np.column_stack([scores, np.sqrt(np.maximum(squared, 0))])
+        distances = np.full(len(scores), np.nan)
+        read = ~np.isnan(scores)  # the detector tells what could not be read
+        if read.any():
+            means = self._means(X if read.all() else X[read])
+            centred = means - self.location_
+            squared = np.einsum("ij,ij->i", centred @ self.precision_, centred)
+            distances[read] = np.sqrt(np.maximum(squared, 0))
+        return np.column_stack([scores, distances])
 
     def _score_out_of_fold(self, X, before, step, n_folds=5):
         """As in the base class, by models that score as the one of all images does."""
@@ -362,6 +367,9 @@ class ImagePUADDetector(_TwoScores, ImageDetector):
 
     def _frame(self):
         return self.detector._frame()
+
+    def _images_at_once(self):
+        return self.detector._images_at_once()
 
     def _n_channels(self):
         return self.detector._n_channels()

@@ -168,7 +168,7 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         return features, sorted(reader.skipped)
 
     def _fit_blocks(self, X, y=None, regions=None):
-        """Fit, then yield the features of the normal images block by block."""
+        """Fit, then yield positions and features of the normal images in blocks."""
         extract = self._fit_extract(X, y)
         X = self._checked_images(X)
         reader = self._reader(X)
@@ -176,7 +176,7 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         self.skipped_ = sorted(reader.skipped)
 
     def _transform_blocks(self, X, y=None, regions=None):
-        """Yield the features of the normal images block by block."""
+        """Yield positions and features of the normal images in blocks."""
         check_is_fitted(self, "grid_shape_")
         X = self._checked_images(X)
         reader = self._reader(X)
@@ -188,8 +188,7 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         What a detector keeps of each image then stands in that order, too.
         """
         if Cache.of(self).folder is None:
-            for _, block in self._blocks(reader, regions, extract, indices):
-                yield block
+            yield from self._blocks(reader, regions, extract, indices)
             return
         step = self._images_at_once()
         part = copy.copy(reader)  # with the same list of skipped images
@@ -198,7 +197,8 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
             blocks = self._blocks(part, regions, extract, indices[lo : lo + step])
             if found := list(blocks):
                 index, block = _joined(found)
-                yield block[np.argsort(index)]
+                order = np.argsort(index)
+                yield index[order], block[order]
         self._warn_of_skipped(reader, len(indices))
 
     def _images_per_block(self, n_entries=2**24):

@@ -19,13 +19,23 @@ from skad.metrics._inputs import read_masks
 from skad.metrics._pixel import pixel_auroc, pixel_average_precision
 from skad.metrics._regions import pro_score
 
+_HOW = (
+    "In a search, call sklearn.set_config(enable_metadata_routing=True) first, then "
+    "pass masks=masks to fit of the search, or params={'masks': masks} to "
+    "cross_validate, beside the labels y. To score one model, call "
+    "scorer(model, X, masks=masks)."
+)
+
 
 class PixelScorer(CarriesPixelLimit, BaseEstimator):
     """Score an estimator by a metric of masks and anomaly maps.
 
-    Masks reach it in one of two ways. With metadata routing switched on, as the
-    argument `masks` of `GridSearchCV.fit` or `cross_validate`, beside image labels in
-    `y`; nothing needs to be requested. Without routing, as `y` itself.
+    In a search, masks reach it by metadata routing: with
+    ``sklearn.set_config(enable_metadata_routing=True)``, pass ``masks=masks`` to
+    `GridSearchCV.fit`, or ``params={"masks": masks}`` to `cross_validate`, beside the
+    image labels in `y`; nothing needs to be requested. A call of the scorer itself,
+    ``pro_scorer(model, X, masks)``, takes them directly. Images that could not be read
+    (``on_error="skip"``) are left out.
 
     Parameters
     ----------
@@ -76,7 +86,8 @@ class PixelScorer(CarriesPixelLimit, BaseEstimator):
         X : sequence of images or array
             What the estimator takes.
         y : array-like, optional
-            Image labels, which are not used, or masks where `masks` is not given.
+            Image labels, which are not used. In a call of the scorer itself, masks,
+            where `masks` is not given.
         masks : ndarray of shape (n_images, height, width) or list, optional
             True is defective; a list holds arrays, paths, or None for a good image.
         regions : sequence of masks, optional
@@ -95,6 +106,9 @@ class PixelScorer(CarriesPixelLimit, BaseEstimator):
         sizes = {mask.shape for mask in given if mask is not None}
         size = sizes.pop() if len(sizes) == 1 else None
         maps = anomaly_map(estimator, X, size=size, regions=regions)
+        read = [i for i, heat in enumerate(maps) if not np.isnan(heat).all()]
+        if len(read) < len(maps) == len(given):
+            given, maps = [given[i] for i in read], [maps[i] for i in read]
         return float(self.metric(given, maps))
 
 
@@ -103,24 +117,27 @@ def _masks_of(y: Any, masks: Any) -> list[Any]:
     if masks is not None:
         return read_masks(masks)
     if y is None:
-        raise ValueError(
-            "masks is missing: a pixel scorer needs masks, as the argument masks (with "
-            "sklearn.set_config(enable_metadata_routing=True)) or as y."
-        )
+        raise ValueError(f"masks is missing: a pixel scorer needs masks. {_HOW}")
     if np.ndim(y) == 1 and np.asarray(y).dtype.kind in "iufb":
-        raise ValueError(
-            "y holds image labels and masks is missing: pass masks to fit of the "
-            "search or to cross_validate with "
-            "sklearn.set_config(enable_metadata_routing=True), or pass masks as y."
-        )
+        raise ValueError(f"y holds image labels and masks is missing. {_HOW}")
     return read_masks(y, name="y")
 
 
-image_auroc_scorer = make_scorer(image_auroc, response_method="decision_function")
-image_ap_scorer = make_scorer(
-    image_average_precision, response_method="decision_function"
-)
-f1_max_scorer = make_scorer(image_f1_max, response_method="decision_function")
+def _of_scored(y: Any, scores: Any, metric: Callable[..., float]) -> float:
+    """Apply a metric to the images that could be read: others have no score (NaN)."""
+    scored = ~np.isnan(np.asarray(scores, np.float64))
+    if scored.all():
+        return metric(y, scores)
+    return metric(np.asarray(y)[scored], np.asarray(scores)[scored])
+
+
+def _image_scorer(metric: Callable[..., float]) -> Any:
+    return make_scorer(_of_scored, response_method="decision_function", metric=metric)
+
+
+image_auroc_scorer = _image_scorer(image_auroc)
+image_ap_scorer = _image_scorer(image_average_precision)
+f1_max_scorer = _image_scorer(image_f1_max)
 
 pixel_auroc_scorer = PixelScorer(pixel_auroc)
 pixel_ap_scorer = PixelScorer(pixel_average_precision)

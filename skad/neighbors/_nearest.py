@@ -7,6 +7,7 @@ bounds were found, on the number of threads, or on the blocking.
 """
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from sklearn.utils import check_array
@@ -17,6 +18,11 @@ from skad.neighbors._distances import direct
 _BLOCK = 2**23  # entries of one block of bounds
 _GROUP = 16  # rows of which only the one with the smallest bound is looked at
 _TINY = 1e-30  # above all that underflow takes from a squared distance
+
+# What speeds up the search of each bank: the number of rows looked up so far, the plan
+# that they pay for, and the bounds by it. It stands outside of the banks, and with that
+# outside of fitted estimators, which a search leaves as they are.
+_PREPARED: WeakKeyDictionary[Any, tuple] = WeakKeyDictionary()
 
 
 def nearest(queries, bank, k=1):
@@ -96,16 +102,15 @@ class Bank:
 
     def __init__(self, rows):
         self.rows = rows
-        self._n_queries = 0
-        self._plan: dict | None = None
-        self._bounds: Any = None
 
     def _prepare(self, n_queries):
-        self._n_queries += n_queries
-        needed = plan(self.rows.shape, self._n_queries)
-        if needed != self._plan:
-            self._bounds = Bounds(self.rows, **needed)
-            self._plan = needed
+        """Bounds that pay for these queries on top of those before."""
+        n_before, known, bounds = _PREPARED.get(self, (0, None, None))
+        needed = plan(self.rows.shape, n_before + n_queries)
+        if needed != known:
+            bounds = Bounds(self.rows, **needed)
+        _PREPARED[self] = n_before + n_queries, needed, bounds
+        return bounds
 
     def search(self, queries, k=1, *, groups=None, hidden=None):
         """Squared distances and indices of the k nearest rows.
@@ -128,7 +133,7 @@ class Bank:
         squared : ndarray of shape (n, k), float64
         indices : ndarray of shape (n, k), intp
         """
-        self._prepare(len(queries))
+        prepared = self._prepare(len(queries))
         squared = np.full((len(queries), k), np.inf)
         indices = np.zeros((len(queries), k), np.intp)
         step = max(1, _BLOCK // len(self.rows))
@@ -139,12 +144,13 @@ class Bank:
                 hide = _hide_own_group(groups[0][block], groups[1])
             elif hidden is not None:
                 hide = _hide_pairs(hidden[block])
-            self._search_block(queries[block], k, hide, squared[block], indices[block])
+            found = squared[block], indices[block]
+            self._search_block(prepared, queries[block], k, hide, *found)
         return squared, indices
 
-    def _search_block(self, queries, k, hide, squared, indices):
+    def _search_block(self, prepared, queries, k, hide, squared, indices):
         """Fill `squared` and `indices` for one block of queries."""
-        bounds, limits = self._bounds.of(queries)
+        bounds, limits = prepared.of(queries)
         found = np.arange(len(queries))
         if hide is not None:
             found = hide(bounds, k)

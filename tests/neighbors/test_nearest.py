@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from skad.neighbors import _nearest, nearest
 from skad.neighbors._bounds import Bounds
-from skad.neighbors._nearest import search
+from skad.neighbors._nearest import _PREPARED, search
 
 
 def brute(queries, bank):
@@ -183,9 +183,9 @@ def test_more_is_prepared_when_more_was_searched():
     bank = _nearest.Bank(_rows("low rank", rng, 3000))
     queries = _rows("low rank", rng, 400)
     first = bank.search(queries)
-    plans = {str(bank._plan)}
+    plans = {str(_PREPARED[bank][1])}
     for _ in range(20):
         again = bank.search(queries)
-        plans.add(str(bank._plan))
+        plans.add(str(_PREPARED[bank][1]))
     assert len(plans) > 1
     np.testing.assert_array_equal(first, again)
