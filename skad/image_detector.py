@@ -14,6 +14,7 @@ from skad._checks import check_size, good_positions
 from skad._maps import draw_each, masks_above
 from skad._patches import filled
 from skad._progress import progress
+from skad._torch_state import own_torch_state
 from skad.base import BaseDetector
 from skad.images import check_images
 from skad.images._input import ImageInput
@@ -73,7 +74,8 @@ class ImageDetector(ImageInput, BaseDetector):
         self._validate_params()
         reader = self._to_learn_from(X, y)
         self.n_samples_seen_ = 0
-        self._learn(reader, type(self)._fit)
+        with own_torch_state():
+            self._learn(reader, type(self)._fit)
         return self
 
     def score_samples(self, X):
@@ -246,7 +248,9 @@ class ImageDetector(ImageInput, BaseDetector):
 
     def _of_present(self, X, score):
         check_is_fitted(self)
-        return score(self._reader(check_images(X, n_channels=self._n_channels())))
+        reader = self._reader(check_images(X, n_channels=self._n_channels()))
+        with own_torch_state():
+            return score(reader)
 
     def _score(self, reader):
         scores, maps = np.full(len(reader), np.nan), None

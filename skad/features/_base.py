@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 from skad._checks import good_positions
 from skad._patch_array import PatchArray
 from skad._progress import progress
+from skad._torch_state import own_torch_state
 from skad.features._cache import Cache
 from skad.features._regions import Regions
 from skad.images import check_images
@@ -127,7 +128,8 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         X = check_images(X, n_channels=self._n_channels())
         if y is not None:
             X = [X[i] for i in good_positions(X, y)]
-        return self._fit_extractor(self._reader(X))
+        with own_torch_state():
+            return self._fit_extractor(self._reader(X))
 
     def _transform(self, X, regions=None, extract=None):
         """Features and skipped images."""
@@ -200,9 +202,11 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
                     yield index, regions.cut(self._unpacked(rows), index)
             missing = indices if cache.folder is None else missing
             for index, batch in reader.indexed_batches(self._images_at_once(), missing):
-                block = (
-                    self._extract(batch) if extract is None else extract(index, batch)
-                )
+                with own_torch_state():
+                    if extract is None:
+                        block = self._extract(batch)
+                    else:
+                        block = extract(index, batch)
                 cache.store(self._packed(block), index, keys)
                 done += len(index)
                 bar.reach(done)
