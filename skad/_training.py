@@ -365,8 +365,8 @@ def torch_device(name):
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).item()  # "meta" is a device that computes nothing
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
             f"device={name!r} cannot be used: {error}. Use 'cpu', or 'auto' to take a "
             "CUDA device where there is one."

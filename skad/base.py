@@ -33,6 +33,7 @@ from skad._checks import check_labels, check_size, require_attributes
 from skad._maps import WHOLE, render
 from skad._patches import filled, inside_patches
 from skad._threshold import conformal_p_values, conformal_threshold
+from skad._torch_state import own_torch_state
 
 _FLOATS = [np.float64, np.float32]
 _IMAGE_DTYPES = {"uint8", "uint16", "bool"}
@@ -103,7 +104,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         self._check_constructor()
         X = self._to_learn_from(X, y, reset=True)
         self.n_samples_seen_ = 0
-        self._learn(X, type(self)._fit)
+        with own_torch_state():
+            self._learn(X, type(self)._fit)
         return self
 
     def fit_predict(self, X, y=None, **fit_params):
@@ -171,7 +173,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         self._validate_params()
         X = self._to_learn_from(X, y, reset=False)
         self._check_grid(X.shape[1:3])
-        self._learn(X, type(self)._update)
+        with own_torch_state():
+            self._learn(X, type(self)._update)
         return self
 
     @available_if(_can("_merge"))
@@ -214,7 +217,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         self._merge(other)
         self.n_samples_seen_ += other.n_samples_seen_
         if self._keeps_images and self._calibration() == "loo":
-            self._set_threshold(*self._score_left_out(None))
+            with own_torch_state():
+                self._set_threshold(*self._score_left_out(None))
         else:
             self._join_threshold(
                 -other.calibration_scores_,
@@ -383,7 +387,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         self._validate_params()
         check_is_fitted(self)
         X = self._to_learn_from(X, y, reset=False)
-        self._set_threshold(*self._score(X))
+        with own_torch_state():
+            self._set_threshold(*self._score(X))
         return self
 
     # -- hooks ---------------------------------------------------------------
@@ -566,12 +571,14 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         X, present = self._check_features(X, reset=False)
         if present.all():
-            return score(X)
+            with own_torch_state():
+                return score(X)
         if not present.any():
             return np.full(
                 len(X) if score == self._score_images else X.shape[:3], np.nan
             )
-        found = score(X[present])
+        with own_torch_state():
+            found = score(X[present])
         result = np.full((len(X), *found.shape[1:]), np.nan, found.dtype)
         result[present] = found
         return result

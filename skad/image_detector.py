@@ -14,6 +14,7 @@ from skad._checks import check_size, good_positions
 from skad._maps import draw_each, masks_above
 from skad._patches import filled
 from skad._progress import progress
+from skad._torch_state import own_torch_state
 from skad.base import BaseDetector, check_scores
 from skad.images._input import ImageInput
 
@@ -73,7 +74,8 @@ class ImageDetector(ImageInput, BaseDetector):
         self._check_constructor()
         reader = self._to_learn_from(X, y)
         self.n_samples_seen_ = 0
-        self._learn(reader, type(self)._fit)
+        with own_torch_state():
+            self._learn(reader, type(self)._fit)
         return self
 
     def score_samples(self, X):
@@ -301,7 +303,8 @@ class ImageDetector(ImageInput, BaseDetector):
         done = 0
         with progress(len(reader), "images", self.verbose) as bar:
             for index, batch in reader.indexed_batches(self._images_at_once()):
-                found = self._score_batch(batch)
+                with own_torch_state():
+                    found = self._score_batch(batch)
                 check_scores(found, len(batch), f"{type(self).__name__}._score_batch")
                 yield index, *found
                 done += len(index)

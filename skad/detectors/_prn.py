@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length
 
 from skad._checks import check_labels
+from skad._torch_state import own_torch_state
 from skad._training import (
     arrays,
     contents,
@@ -373,7 +374,8 @@ class PRNDetector(ImageDetector):
         self.n_samples_seen_ = 0
         self._defects = defects
         try:
-            self._learn(reader, type(self)._fit)
+            with own_torch_state():
+                self._learn(reader, type(self)._fit)
         finally:
             del self._defects
         self.n_defects_seen_ = len(defects)

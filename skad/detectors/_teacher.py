@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skad._progress import progress
+from skad._torch_state import in_own_torch_state
 from skad._training import (
     arrays,
     checkpoint_file,
@@ -87,6 +88,7 @@ class Teacher:
         """Number of channels of its output."""
         return len(self.state[list(self.state)[-1]])
 
+    @in_own_torch_state
     def network(self, *, padding=False):
         """Build the network in torch, in evaluation mode.
 
@@ -208,6 +210,7 @@ def _number(name):
     return int(digits or 0), name
 
 
+@in_own_torch_state
 def _layout(state):
     """Which of the layouts the shapes are those of."""
     shapes = {k: v.shape for k, v in state.items()}
@@ -224,6 +227,7 @@ def _layout(state):
     return None
 
 
+@in_own_torch_state
 def distill_teacher(
     features,
     X,

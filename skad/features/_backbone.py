@@ -1,6 +1,5 @@
 """Frozen networks: built once per process, run no further than needed."""
 
-import threading
 from collections import OrderedDict
 from contextlib import contextmanager
 from functools import cached_property
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from skad._torch_state import running
 from skad._training import with_arrays
 from skad.features._folding import fold_norms
 
@@ -17,8 +17,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _KEPT = 4  # backbones kept in memory
 _backbones: "OrderedDict[tuple, Backbone]" = OrderedDict()
-_building = threading.Lock()
-_running = threading.Lock()  # hooks sit on a module that threads may share
 
 
 class Backbone:
@@ -69,7 +67,7 @@ class Backbone:
             nonlocal vector
             vector = _as_vector(output, pooled, self.module, batch.shape[2:])
 
-        with _running, _evaluating(self.module):
+        with running, _evaluating(self.module):
             handles = [
                 self.module.get_submodule(name).register_forward_hook(take(name))
                 for name in names
@@ -187,7 +185,7 @@ def named_backbone(name, weights, kwargs, seed, device, wanted=(), *, fold=True)
     these is `wanted`, or `fold` is False.
     """
     key = (name, _identity(weights, seed), repr(sorted(kwargs.items())), str(device))
-    with _building:
+    with running:
         backbone = _kept(key, name, weights, kwargs, seed, device, fold=fold)
         if backbone.changed is None or backbone.changed.intersection(wanted):
             backbone = _kept(key, name, weights, kwargs, seed, device, fold=False)

@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from skad._checks import good_positions, require_attributes
 from skad._patch_array import PatchArray
 from skad._progress import progress
+from skad._torch_state import own_torch_state
 from skad.features._cache import Cache
 from skad.features._regions import Regions, read_region
 from skad.images._input import ImageInput
@@ -131,7 +132,8 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         reader = self._reader(X)
         if y is not None:
             reader = reader[good_positions(X, y)]
-        learned = self._fit_extractor(reader)
+        with own_torch_state():
+            learned = self._fit_extractor(reader)
         require_attributes(
             self, ("grid_shape_", "n_features_out_"), "_fit_extractor(images) sets them"
         )
@@ -257,9 +259,11 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
                     yield index, regions.cut(self._unpacked(rows), index)
             missing = indices if cache.folder is None else missing
             for index, batch in reader.indexed_batches(self._images_at_once(), missing):
-                block = (
-                    self._extract(batch) if extract is None else extract(index, batch)
-                )
+                with own_torch_state():
+                    if extract is None:
+                        block = self._extract(batch)
+                    else:
+                        block = extract(index, batch)
                 self._check_block(block, len(index))
                 cache.store(self._packed(block), index, keys)
                 done += len(index)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from skad._torch_state import own_torch_state
 from skad.images import content_key
 
 
@@ -22,7 +23,8 @@ class Cache:
         folder = getattr(transformer, "cache_dir", None)
         if folder is None:
             return cls(None, "")
-        return cls(Path(folder), transformer._signature())
+        with own_torch_state():
+            return cls(Path(folder), transformer._signature())
 
     def keys(self, reader, indices):
         """Key of every image that can be read, by index; none without a folder."""

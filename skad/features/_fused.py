@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval
 from skad._checks import good_positions
 from skad._moments import Moments
 from skad._patch_array import PatchArray
+from skad._torch_state import own_torch_state
 from skad.features._base import PatchFeatureTransformer
 from skad.features._network import PatchFeatures
 from skad.features._pcanet import PCANetFeatures
@@ -139,7 +140,8 @@ class FusedFeatures(PatchFeatureTransformer):
 
         def extract(index, batch):
             # A network works in the batch's own memory.
-            return [one(index, batch.copy()) for one in extracts]
+            with own_torch_state():
+                return [one(index, batch.copy()) for one in extracts]
 
         self._learn_variances(X, good_positions(X, y), extract)
         return lambda index, batch: self._side_by_side(extract(index, batch))

@@ -8,6 +8,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from skad._patch_array import PatchArray
+from skad._training import torch_device
 from skad.features._backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -396,11 +397,7 @@ class PatchFeatures(PatchFeatureTransformer):
         return max((tuple(level.shape[2:]) for level in levels), key=np.prod)
 
     def _device(self):
-        import torch
-
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return torch_device(self.device)
 
     def _backbone(self):
         if not isinstance(self.backbone, str):
@@ -424,15 +421,7 @@ class PatchFeatures(PatchFeatureTransformer):
         ]
 
     def _check_settings(self):
-        import torch
-
-        try:
-            torch.empty(1, device=self._device())
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"device={self.device!r} cannot be used: {error}. Use 'cpu', or 'auto' "
-                "to take a CUDA device where there is one."
-            ) from error
+        self._device()
         if self.patch_size % 2 == 0:
             raise ValueError(
                 f"patch_size={self.patch_size} is even; a neighbourhood has a centre "
