@@ -8,7 +8,7 @@ import joblib
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.utils import estimator_html_repr
+from sklearn.utils import estimator_checks, estimator_html_repr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skad
@@ -61,12 +61,25 @@ HELD_OUT = {"check_outliers_train": IN_SAMPLE, "check_outliers_fit_predict": IN_
 
 
 @parametrize_with_checks(
-    [quick(cls, calibration="train") for cls in DETECTORS]
-    + [quick(cls) for cls in DETECTORS],
-    expected_failed_checks=lambda e: {} if e.calibration == "train" else HELD_OUT,
+    [quick(cls) for cls in DETECTORS], expected_failed_checks=lambda _: HELD_OUT
 )
 @pytest.mark.usefixtures("one_torch_thread")
 def test_estimator(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("check", HELD_OUT)
+@pytest.mark.parametrize("cls", DETECTORS, ids=lambda cls: cls.__name__)
+@pytest.mark.usefixtures("one_torch_thread")
+def test_training_scores_are_flagged_where_they_set_the_threshold(cls, check):
+    check = getattr(estimator_checks, check)
+    check(cls.__name__, quick(cls, calibration="train"))
+
+
+@pytest.mark.slow
+@parametrize_with_checks([quick(cls, calibration="train") for cls in DETECTORS])
+@pytest.mark.usefixtures("one_torch_thread")
+def test_estimator_with_a_threshold_from_training_scores(estimator, check):
     check(estimator)
 
 

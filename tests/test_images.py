@@ -4,8 +4,6 @@ import io
 import itertools
 import pickle
 import struct
-import subprocess
-import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -467,12 +465,6 @@ def test_one_tensor(rgb):
 def test_mixed_items(rgb, grey):
     images = check_images(["a.png", Path("b.png"), rgb, Image.fromarray(grey)])
     assert len(images) == 4
-
-
-def test_import_needs_no_torch():
-    code = "import sys, skad.images; sys.exit('torch' in sys.modules)"
-    root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
 def test_one_lazy_image_in_many_threads(tmp_path, rgb):

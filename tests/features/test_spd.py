@@ -1,6 +1,4 @@
 import pickle
-import subprocess
-import sys
 
 import joblib
 import numpy as np
@@ -270,13 +268,15 @@ np.save(sys.argv[2], features.transform(np.load(sys.argv[3])))
 """
 
 
-def test_a_loaded_estimator_gives_the_same_bits_in_a_new_process(data, tmp_path):
+def test_a_loaded_estimator_gives_the_same_bits_in_a_new_process(
+    data, tmp_path, new_process
+):
     features = tiny().fit(data.train)
     expected = features.transform(data.test)
     joblib.dump(features, tmp_path / "features.joblib")
     np.save(tmp_path / "X.npy", np.stack(data.test))
     names = [str(tmp_path / n) for n in ("features.joblib", "found.npy", "X.npy")]
-    subprocess.run([sys.executable, "-c", TRANSFORMED, *names], check=True)
+    new_process(*names, code=TRANSFORMED)
     np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), expected)
     loaded = joblib.load(tmp_path / "features.joblib", mmap_mode="r")
     np.testing.assert_array_equal(loaded.transform(data.test), expected)
