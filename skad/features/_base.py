@@ -149,22 +149,18 @@ class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
         return features, sorted(reader.skipped)
 
     def _fit_blocks(self, X, y=None, regions=None):
-        """Fit, then yield the features of the good images block by block."""
+        """Fit, then yield positions and features of the good images block by block."""
         extract = self._fit_extract(X, y)
         X = check_images(X, n_channels=self._n_channels())
         reader = self._reader(X)
-        for _, block in self._blocks(reader, regions, extract, good_positions(X, y)):
-            yield block
+        yield from self._blocks(reader, regions, extract, good_positions(X, y))
         self.skipped_ = sorted(reader.skipped)
 
     def _transform_blocks(self, X, y=None, regions=None):
-        """Yield the features of the good images block by block."""
+        """Yield positions and features of the good images block by block."""
         check_is_fitted(self, "grid_shape_")
         X = check_images(X, n_channels=self._n_channels())
-        for _, block in self._blocks(
-            self._reader(X), regions, None, good_positions(X, y)
-        ):
-            yield block
+        yield from self._blocks(self._reader(X), regions, None, good_positions(X, y))
 
     def _scoring_blocks(self, X, regions=None, n_entries=2**24):
         """Yield indices and features of images in blocks of 64 MB or more."""
