@@ -51,9 +51,9 @@ def render(grids, size, *, sigma=4.0, window=WHOLE, interpolation="bilinear"):
     array([[[0.  , 0.25, 0.75, 1.  ]]], dtype=float32)
     """
     height, width = size
-    taps = _TAPS[interpolation]
-    rows, top = _axis_operator(grids.shape[1], height, *window[0], sigma, taps)
-    cols, left = _axis_operator(grids.shape[2], width, *window[1], sigma, taps)
+    (rows, top), (cols, left) = _operators(
+        grids.shape[1:], size, sigma, window, interpolation
+    )
     seen = rows @ np.asarray(grids, np.float32) @ cols.T
     if seen.shape[1:] == (height, width):
         return seen
@@ -61,6 +61,23 @@ def render(grids, size, *, sigma=4.0, window=WHOLE, interpolation="bilinear"):
     maps[:] = grids.min(axis=(1, 2))[:, None, None]
     maps[:, top : top + seen.shape[1], left : left + seen.shape[2]] = seen
     return maps
+
+
+def axis_operators(grid, size, sigma, window, interpolation):
+    """Matrices from the rows and from the columns of a grid to those of pixels.
+
+    Only pixels inside of the window have a row in them.
+    """
+    operators = _operators(grid, size, sigma, window, interpolation)
+    return tuple(operator for operator, _ in operators)
+
+
+def _operators(grid, size, sigma, window, interpolation):
+    taps = _TAPS[interpolation]
+    return tuple(
+        _axis_operator(n_cells, n_pixels, start, stop, sigma, taps)
+        for n_cells, n_pixels, (start, stop) in zip(grid, size, window, strict=True)
+    )
 
 
 def draw_each(draw, grids, sizes, window=WHOLE, unknown=(1, 1)):

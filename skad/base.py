@@ -14,14 +14,18 @@ normal and -1 for anomalous. Maps run the other way: larger is more anomalous.
 import copy
 import functools
 import os
-import warnings
+from functools import partial
 from numbers import Real
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_array, check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import (
     check_consistent_length,
@@ -32,8 +36,16 @@ from sklearn.utils.validation import (
 from skad._checks import check_labels, check_size, require_attributes
 from skad._maps import WHOLE, render
 from skad._patches import filled, inside_patches
-from skad._threshold import conformal_p_values, conformal_threshold
+from skad._peaks import peaks
+from skad._threshold import (
+    RULES,
+    certifies,
+    conformal_p_values,
+    outlier,
+    threshold_of,
+)
 from skad._torch_state import own_torch_state
+from skad._user_warning import warn_user
 
 _FLOATS = [np.float64, np.float32]
 _IMAGE_DTYPES = {"uint8", "uint16", "bool"}
@@ -61,10 +73,14 @@ class BaseDetector(OutlierMixin, BaseEstimator):
     _auto_calibration = "kfold"
     _keeps_images = False  # whether left-out scores can be had again at any time
     _least_to_hold_out = 2  # images that leave-one-out needs
+    _n_folds = 10  # of calibration="kfold"
     _in_sample = False  # whether calibration scores are of training images
+    _is_part = False  # of another detector, which warns itself
+    threshold = "tail"  # of detectors whose constructors do not take it
     _parameter_constraints: dict[str, list[Any]] = {
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
         "calibration": [StrOptions({"auto", "loo", "kfold", "split", "train"})],
+        "threshold": [StrOptions(set(RULES))],
         "sigma": [Interval(Real, 0, None, closed="left")],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -102,10 +118,10 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         """
         self._validate_params()
         self._check_constructor()
-        X = self._to_learn_from(X, y, reset=True)
+        given, X = X, self._to_learn_from(X, y, reset=True)
         self.n_samples_seen_ = 0
         with own_torch_state():
-            self._learn(X, type(self)._fit)
+            self._learn(X, type(self)._fit, lambda: self._learned(given, y, X))
         return self
 
     def fit_predict(self, X, y=None, **fit_params):
@@ -171,10 +187,10 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         if not hasattr(self, "offset_"):
             return self.fit(X, y)
         self._validate_params()
-        X = self._to_learn_from(X, y, reset=False)
+        given, X = X, self._to_learn_from(X, y, reset=False)
         self._check_grid(X.shape[1:3])
         with own_torch_state():
-            self._learn(X, type(self)._update)
+            self._learn(X, type(self)._update, lambda: self._learned(given, y, X))
         return self
 
     @available_if(_can("_merge"))
@@ -220,12 +236,12 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             with own_torch_state():
                 self._set_threshold(*self._score_left_out(None))
         else:
+            self._in_sample = self._in_sample or other._in_sample
             self._join_threshold(
                 -other.calibration_scores_,
                 other.calibration_maps_,
                 other._calibration_seen,
             )
-            self._in_sample = self._in_sample or other._in_sample
         return self
 
     def score_samples(self, X):
@@ -337,9 +353,9 @@ class BaseDetector(OutlierMixin, BaseEstimator):
     def pixel_threshold(self, size=None, window=WHOLE):
         """Threshold for the pixels of maps of a given size.
 
-        It is taken from the largest value of each held-out good map, drawn at
-        that size, so that "no pixel of a good image fires" carries the same
-        promise as the threshold of the image scores.
+        It is taken from the largest value of each held-out map of a normal image,
+        rendered at that size, by the rule of `threshold`, so that "no pixel of a
+        normal image fires" holds as often as the threshold of the image scores.
 
         Parameters
         ----------
@@ -356,18 +372,49 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self, "calibration_maps_")
         maps = self.calibration_maps_
         if size is None:
-            peaks = maps.max(axis=(1, 2))
+            highest = maps.max(axis=(1, 2))
         else:
-            size = check_size(size)
-            step = max(1, 2**24 // (size[0] * size[1]))
-            parts = (maps[lo : lo + step] for lo in range(0, len(maps), step))
-            peaks = np.concatenate(
-                [self._draw(part, size, window).max((1, 2)) for part in parts]
-            )
-        return conformal_threshold(peaks.astype(np.float64), self.contamination)[0]
+            rendering = self._rendering(window, maps.shape[1:])
+            highest = peaks(maps, check_size(size), **rendering)
+        return threshold_of(
+            highest.astype(np.float64), self.contamination_, self._threshold_rule
+        )
 
-    def calibrate(self, X, y=None):
-        """Set the threshold anew from good images that were not trained on.
+    def set_contamination(self, contamination):
+        """Set another rate of false alarms, from the held-out scores at hand.
+
+        Both thresholds follow, that of the image scores and that of the pixels. The
+        parameter `contamination` stays as it is, and is what the next `fit` takes.
+
+        Parameters
+        ----------
+        contamination : float
+            Tolerated false-alarm rate on normal images, in (0, 0.5].
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If `contamination` is out of range.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
+        """
+        validate_parameter_constraints(
+            {"contamination": BaseDetector._parameter_constraints["contamination"]},
+            {"contamination": contamination},
+            caller_name="set_contamination",
+        )
+        check_is_fitted(self, "calibration_scores_")
+        self.contamination_ = float(contamination)
+        self._set_offset()
+        return self
+
+    def calibrate(self, X, y=None, *, add=False):
+        """Set the threshold anew from normal images that were not trained on.
 
         The model itself stays as it is: for a new camera, new lighting, or a
         threshold from more images.
@@ -375,10 +422,15 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n, h, w, d) or (n, d)
-            Patch features of good images that `fit` has not seen.
+            Patch features of normal images that `fit` has not seen.
 
         y : array-like of shape (n,), optional
             Images labelled -1 are left out.
+
+        add : bool, default=False
+            Whether to add to the held-out scores at hand: thresholds and p-values
+            are then from both. By default the new ones replace them. Scores of
+            training images (``calibration="train"``) are always replaced.
 
         Returns
         -------
@@ -386,9 +438,14 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         """
         self._validate_params()
         check_is_fitted(self)
-        X = self._to_learn_from(X, y, reset=False)
+        given, X = X, self._to_learn_from(X, y, reset=False)
         with own_torch_state():
-            self._set_threshold(*self._score(X))
+            scores, maps = self._score(X)
+        if add and not self._in_sample:
+            self._join_threshold(scores, maps, self.n_samples_seen_)
+        else:
+            self._set_threshold(scores, maps)
+        self._warn_of_outlier(scores, lambda: self._learned(given, y, X))
         return self
 
     # -- hooks ---------------------------------------------------------------
@@ -452,6 +509,12 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         return decide(decisions)
 
     # -- input ---------------------------------------------------------------
+
+    def _learned(self, X, y, learned):
+        """Positions in X of the images that `_to_learn_from` takes: `learned`."""
+        good = np.broadcast_to(self._good(X, y), len(X))
+        present = self._check_features(X, reset=False)[1]
+        return np.flatnonzero(good & present)
 
     def _to_learn_from(self, X, y, *, reset):
         """Patch grids to learn from: present, and not called anomalous by y."""
@@ -585,48 +648,59 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
     def _draw(self, maps, size, window=WHOLE):
         """Patch scores at pixel size; `window` is the part that the grid covers."""
-        return render(maps, size, sigma=self.sigma, window=window)
+        return render(maps, size, **self._rendering(window, maps.shape[1:]))
+
+    def _rendering(self, window, grid):
+        """How `skad._maps.render` brings maps to pixel size."""
+        return {"sigma": self.sigma, "window": window}
 
     # -- threshold -----------------------------------------------------------
 
-    def _learn(self, X, step):
-        """Fit or update (`step`) on X, and set the threshold."""
+    def _learn(self, X, step, positions=None):
+        """Fit or update (`step`) on X, and set the threshold.
+
+        ``positions()`` tells where the images of X stand in what the user passed.
+        """
+        everyone = X
         how, first = self._calibration(), step is type(self)._fit
         if len(X) == 1 and how in ("kfold", "split"):
             how = "train" if first else "kfold"
         if how == "loo" and first and len(X) < self._least_to_hold_out:
             how = "train"
         if how == "train" and len(X) == 1 and self.calibration != "train":
-            warnings.warn(
+            warn_user(
                 "one training image leaves none to hold out: the threshold comes "
-                "from the training image itself and will reject most good images. "
-                "Call calibrate with more good images.",
-                stacklevel=3,
+                "from the training image itself and will reject most normal images. "
+                "Call calibrate with more normal images."
             )
+        if first:
+            self._start_threshold()
+            self._warn_of_equal(X)
+        chosen = np.arange(len(X))
         if how == "split":
             order = check_random_state(self.random_state).permutation(len(X))
             n_held_out = max(1, len(X) // 5)
-            held_out = X[np.sort(order[:n_held_out])]
+            chosen = np.sort(order[:n_held_out])
             X = X[np.sort(order[n_held_out:])]
         before = copy.copy(self)
         step(self, X)
         self.n_samples_seen_ += len(X)
         if how == "loo":
-            held_out_scores = self._score_left_out(X)
+            scores, maps = self._score_left_out(X)
+            chosen = self._left_out_images(len(X))
         elif how == "kfold":
-            held_out_scores = self._score_out_of_fold(X, before, step)
+            scores, maps = self._score_out_of_fold(X, before, step)
         else:
-            held_out_scores = self._score(held_out if how == "split" else X)
+            scores, maps = self._score(everyone[chosen] if how == "split" else X)
+        self._in_sample = how == "train" or (self._in_sample and not first)
         if first or (how == "loo" and self._keeps_images):
-            self._set_threshold(*held_out_scores)
+            self._set_threshold(scores, maps, in_sample=self._in_sample)
         else:
-            scores, maps = held_out_scores
             self._join_threshold(scores, maps, self.n_samples_seen_)
-        if how == "train":
-            self._in_sample = True
-            self.offset_ = float(
-                np.percentile(self.calibration_scores_, 100 * self.contamination)
-            )
+        if how != "train":
+            if positions is None:
+                positions = partial(self._learned, None, None, everyone)
+            self._warn_of_outlier(scores, positions, chosen)
 
     def _calibration(self):
         """How scores are held out, once "auto" is resolved."""
@@ -638,25 +712,38 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             )
         return how
 
-    def _score_out_of_fold(self, X, before, step, n_folds=5):
+    def _score_out_of_fold(self, X, before, step, n_folds=None):
         """Score every image by a model that learned from the other folds."""
-        scores, maps = [], []
-        for fold in np.array_split(np.arange(len(X)), min(n_folds, len(X))):
+        scores, maps = np.empty(len(X)), None
+        for fold in self._folds(len(X), n_folds):
             other = copy.copy(before)
             other.random_state = copy.deepcopy(before.random_state)
             if len(fold) < len(X):
                 step(other, X[np.delete(np.arange(len(X)), fold)])
-            fold_scores, fold_maps = other._score(X[fold])
-            scores.append(fold_scores)
-            maps.append(fold_maps)
-        return np.concatenate(scores), np.concatenate(maps)
+            scores[fold], fold_maps = other._score(X[fold])
+            if maps is None:
+                maps = np.empty((len(X), *fold_maps.shape[1:]), fold_maps.dtype)
+            maps[fold] = fold_maps
+        return scores, maps
 
-    def _set_threshold(self, scores, maps):
+    def _folds(self, n, n_folds):
+        """Parts of n images at random: neighbours in a folder are often alike."""
+        rng = check_random_state(copy.deepcopy(self.random_state))
+        n_folds = min(n_folds or self._n_folds, n)
+        parts = np.array_split(rng.permutation(n), n_folds)
+        return [np.sort(part) for part in parts]
+
+    def _start_threshold(self):
+        """Take rate and rule of the thresholds from the parameters, as `fit` does."""
+        self.contamination_ = float(self.contamination)
+        self._threshold_rule = self.threshold
+
+    def _set_threshold(self, scores, maps, in_sample=False):
         """Keep held-out anomaly scores and maps, and set `offset_` from them."""
         self.calibration_scores_ = np.empty(0)
         self.calibration_maps_ = np.empty((0, *maps.shape[1:]), np.float32)
         self._calibration_seen = np.empty(0, np.int64)
-        self._in_sample = False
+        self._in_sample = in_sample
         self._join_threshold(scores, maps, self.n_samples_seen_)
 
     def _join_threshold(self, scores, maps, seen):
@@ -675,19 +762,67 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         self.calibration_scores_ = scores[current]
         self.calibration_maps_ = maps[current]
         self._calibration_seen = seen[current]
-        threshold, certified = conformal_threshold(
-            -self.calibration_scores_, self.contamination
-        )
-        self.offset_ = -threshold
-        if not certified:
-            n = len(self.calibration_scores_)
-            warnings.warn(
-                f"{n} held-out images cannot certify a false-alarm rate of "
-                f"{self.contamination:g}; the smallest rate that they can certify is "
-                f"{1 / (n + 1):.2g}. The threshold is the log-normal quantile of "
-                "their scores instead: an estimate without a guarantee.",
-                stacklevel=5,
+        self._set_offset()
+
+    def _set_offset(self):
+        """Set `offset_` from the scores at hand, by rate and rule of the fit."""
+        scores, rate = self.calibration_scores_, self.contamination_
+        if self._in_sample:
+            self.offset_ = float(np.percentile(scores, 100 * rate))
+            return
+        self.offset_ = -threshold_of(-scores, rate, self._threshold_rule)
+        n = len(scores)
+        if not certifies(n, rate):
+            warn_user(
+                f"{n} held-out images cannot certify a false-alarm rate of {rate:g}; "
+                f"the smallest rate that they can certify is {1 / (n + 1):.2g}. The "
+                "threshold lies beyond all of their scores, by their spread: an "
+                "estimate without a guarantee."
             )
+
+    def _left_out_images(self, n):
+        """Which of the n images learned from last `_score_left_out` scores."""
+        return np.arange(n)
+
+    def _warn_of_outlier(self, scores, positions, chosen=None):
+        """Name the image whose held-out score is far from those of all others.
+
+        The scores are of the images `chosen` among those at ``positions()``.
+        """
+        found = None if self._is_part else outlier(scores)
+        if found is None:
+            return
+        image, times = found
+        image = image if chosen is None else chosen[image]
+        if image < 0:  # of an earlier call
+            return
+        warn_user(
+            f"X[{positions()[image]}] scores far from all other normal images when it "
+            f"is held out: {times:.0f} times as far above their median as two thirds "
+            "of them reach. Look at it; if it is not normal, or of another kind, leave "
+            "it out (label -1) and fit again."
+        )
+
+    def _warn_of_equal(self, X):
+        """Say so where the images to learn from do not differ."""
+        if len(X) > 1 and not self._is_part and _are_equal(X):
+            warn_user(
+                f"the {len(X)} images to learn from do not differ: nothing can be "
+                "learned about what normal images look like, and every image that is "
+                "not like them is anomalous. Check the images (a lens cap, a frozen "
+                "camera, one file read again and again?) and fit on different ones."
+            )
+
+
+def _are_equal(X):
+    """Whether all images, features or read one by one, are alike up to rounding."""
+    read = getattr(X, "read", X.__getitem__)
+    first = np.asarray(read(0))
+    room = 1e-5 * np.nanmax(np.abs(first), initial=0)
+    return all(
+        np.allclose(read(i), first, rtol=0, atol=room, equal_nan=True)
+        for i in range(1, len(X))
+    )
 
 
 def decide(decision):

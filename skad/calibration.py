@@ -13,7 +13,7 @@ import sklearn.pipeline
 from scipy.stats import binomtest
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from skad._threshold import conformal_p_values, conformal_threshold
+from skad._threshold import certifies, conformal_p_values, threshold_of
 from skad.pipeline import _unwrap
 
 __all__ = ["RecallReport", "RecallRow", "recall_report"]
@@ -31,7 +31,7 @@ class RecallRow:
         Kind of the defects; None for all kinds.
 
     false_alarm_rate : float
-        Probability, at most, that a new good image lies beyond it, too.
+        Probability that a new good image lies beyond it, too.
 
     threshold : float
         Of `score_samples`; smaller scores are defective.
@@ -66,7 +66,7 @@ class RecallReport(RecallRow):
         It is about all kinds.
 
     false_alarm_rate : float
-        That of the model, its `contamination`.
+        That of the model, its `contamination_`.
 
     threshold : float
         That of the model, its `offset_`.
@@ -78,8 +78,9 @@ class RecallReport(RecallRow):
         Clopper and Pearson's confidence interval of the recall.
 
     certified : bool
-        Whether there are good images enough for the false-alarm rate. If not, the
-        threshold of the model is an estimate.
+        Whether the false-alarm rate is promised for any distribution of the scores:
+        by ``threshold="rank"`` and good images enough. If not, the threshold of the
+        model is an estimate.
 
     n_good : int
         Number of held-out good images behind the threshold.
@@ -91,7 +92,7 @@ class RecallReport(RecallRow):
         Positions of the defects that the model does not find, the most usual first.
 
     p_values : ndarray of shape (n_defects,), float64
-        Smallest false-alarm rate at which each defect is found.
+        Smallest false-alarm rate at which the conformal rank finds each defect.
 
     by_kind : list of RecallRow
         Of each kind of defect, at the threshold of the model, sorted by kind. Empty
@@ -115,7 +116,7 @@ class RecallReport(RecallRow):
     by_rate: list[RecallRow]
 
     def rate_for(self, recall):
-        """Smallest false-alarm rate at which a share of the defects is found.
+        """Smallest rate at which the conformal rank finds a share of the defects.
 
         Parameters
         ----------
@@ -130,8 +131,10 @@ class RecallReport(RecallRow):
 
         Notes
         -----
-        A rate chosen by the defects promises as much as any other about good images.
-        The recall at it is no longer an unbiased estimate: test it on other defects.
+        The rank is that of ``threshold="rank"``; by ``threshold="tail"`` the rate may
+        be another. A rate chosen by the defects promises as much as any other about
+        good images. The recall at it is no longer an unbiased estimate: test it on
+        other defects.
         """
         if not (_is_number(recall) and 0 < recall <= 1):
             raise ValueError(f"recall={recall!r} must be a number in (0, 1].")
@@ -218,14 +221,15 @@ def recall_report(
         If it keeps no scores of held-out good images.
 
     ValueError
-        If these are scores of the images it was trained on, if `contamination` or
-        `offset_` were set since, if there are no defects, if one has no score, or if
-        an argument is out of range.
+        If these are scores of the images it was trained on, if `offset_` was set by
+        hand, if there are no defects, if one has no score, or if an argument is out of
+        range.
 
     Notes
     -----
-    At a rate a, the threshold is the held-out score of rank ceil((n + 1) (1 - a)),
-    counted from the usual end, as that of the model itself.
+    Thresholds at other rates come by the rule of the model itself, as
+    `set_contamination` would set them. p-values, and `rate_for`, are those of the
+    conformal rank.
 
     The intervals hold for defects drawn at random from those to come, which a
     collection of known ones seldom is. Kinds that are not among them may be found
@@ -265,7 +269,8 @@ def recall_report(
     n = len(held_out)
     if not (_is_number(confidence) and 0 < confidence < 1):
         raise ValueError(f"confidence={confidence!r} must be a number in (0, 1).")
-    rate, threshold = float(detector.contamination), float(detector.offset_)
+    rate, threshold = detector.contamination_, float(detector.offset_)
+    rule = detector._threshold_rule
     rates = _checked_rates(false_alarm_rates, n, rate)
     if len(X_defects) == 0:
         raise ValueError("X_defects is empty; recall needs one defect at least.")
@@ -290,7 +295,7 @@ def recall_report(
     missed = np.flatnonzero(scores >= threshold)
     return RecallReport(
         **vars(row(None, rate, threshold, scores)),
-        certified=conformal_threshold(-held_out, rate)[1],
+        certified=rule == "rank" and certifies(n, rate),
         n_good=n,
         confidence=float(confidence),
         missed=missed[np.argsort(-scores[missed], kind="stable")],
@@ -300,7 +305,7 @@ def recall_report(
             for kind in ([] if kinds is None else np.unique(kinds).tolist())
         ],
         by_rate=[
-            row(None, other, -conformal_threshold(-held_out, other)[0], scores)
+            row(None, other, -threshold_of(-held_out, other, rule), scores)
             for other in rates
         ],
     )
@@ -334,13 +339,13 @@ def _held_out_scores(detector):
             "ones. Fit with another calibration, or call calibrate with other good "
             "images."
         )
-    held_out = detector.calibration_scores_
-    threshold = -conformal_threshold(-held_out, detector.contamination)[0]
+    held_out, rate = detector.calibration_scores_, detector.contamination_
+    threshold = -threshold_of(-held_out, rate, detector._threshold_rule)
     if not np.isclose(threshold, detector.offset_, rtol=1e-9, atol=0):
         raise ValueError(
-            f"offset_={detector.offset_:g} is not the threshold of contamination="
-            f"{detector.contamination:g}, which is {threshold:g}: one of the two was "
-            "set after the fit. Call calibrate with good images, or fit again."
+            f"offset_={detector.offset_:g} is not the threshold of contamination_="
+            f"{rate:g}, which is {threshold:g}: one of the two was set by hand. Call "
+            "set_contamination, or fit again."
         )
     return held_out
 

@@ -29,7 +29,7 @@ class ImageDetector(ImageInput, BaseDetector):
     the images; those of held-out images are kept, so coarse maps make small
     models. Where ``on_error="skip"``, the reader holds only images that could be
     read just before. How maps get their size is a matter of
-    ``_draw(maps, size, window)``.
+    ``_rendering(window, grid)``.
 
     Their constructors take `image_size`, `crop_size`, `batch_size`, `on_error`,
     `n_jobs`, `contamination`, `calibration`, `sigma`, `random_state` and
@@ -37,6 +37,7 @@ class ImageDetector(ImageInput, BaseDetector):
     """
 
     _auto_calibration = "split"  # training five times more would be slow
+    _n_folds = 5
     _parameter_constraints: dict[str, Any] = {
         **BaseDetector._parameter_constraints,
         **ImageInput._parameter_constraints,
@@ -209,7 +210,7 @@ class ImageDetector(ImageInput, BaseDetector):
         """
         return super().pixel_threshold(check_size(size), window=self.window())
 
-    def calibrate(self, X, y=None):
+    def calibrate(self, X, y=None, *, add=False):
         """Set the threshold anew from good images that were not trained on.
 
         The model itself stays as it is: for a new camera, new lighting, or a
@@ -223,11 +224,16 @@ class ImageDetector(ImageInput, BaseDetector):
         y : array-like of shape (n,), optional
             Images labelled -1 are left out.
 
+        add : bool, default=False
+            Whether to add to the held-out scores at hand: thresholds and p-values
+            are then from both. By default the new ones replace them. Scores of
+            training images (``calibration="train"``) are always replaced.
+
         Returns
         -------
         self : object
         """
-        return super().calibrate(X, y)
+        return super().calibrate(X, y, add=add)
 
     # -- hooks -------------------------------------------------------------------
 
@@ -265,6 +271,9 @@ class ImageDetector(ImageInput, BaseDetector):
         readable = [i for i, _ in reader.each(reader.read, range(len(reader)))]
         self._warn_of_skipped(reader, len(reader), stacklevel=4)
         return reader[np.array(readable)]
+
+    def _learned(self, X, y, learned):
+        return learned.positions
 
     def _of_present(self, X, score):
         check_is_fitted(self)

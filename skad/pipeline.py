@@ -395,8 +395,24 @@ class Pipeline(sklearn.pipeline.Pipeline):
         """
         return Chain(self).ask("p_value", X, regions)
 
+    @available_if(_final_has("set_contamination"))
+    def set_contamination(self, contamination):
+        """Set another rate of false alarms, from the held-out scores at hand.
+
+        Parameters
+        ----------
+        contamination : float
+            Tolerated false-alarm rate on normal images, in (0, 0.5].
+
+        Returns
+        -------
+        self : object
+        """
+        _unwrap(self.steps[-1][1]).set_contamination(contamination)
+        return self
+
     @available_if(_final_has("calibrate"))
-    def calibrate(self, X, y=None, regions=None):
+    def calibrate(self, X, y=None, regions=None, *, add=False):
         """Set the threshold anew from good images that were not trained on.
 
         Parameters
@@ -409,12 +425,16 @@ class Pipeline(sklearn.pipeline.Pipeline):
         regions : sequence of n masks, optional
             As in `PatchFeatures.transform`.
 
+        add : bool, default=False
+            Whether to add to the held-out scores at hand; by default the new ones
+            replace them.
+
         Returns
         -------
         self : object
         """
         chain = Chain(self)
-        chain.final.calibrate(chain.features(X, regions), y)
+        chain.final.calibrate(chain.features(X, regions), y, add=add)
         return self
 
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm
 
 from skad import PatchCoreDetector
-from skad._threshold import conformal_threshold
+from skad._threshold import certifies, threshold_of
 from skad.base import BaseDetector
 
 
@@ -141,7 +140,8 @@ def test_rows_may_come_with_any_labels():
 @given(st.integers(1, 300), st.sampled_from([0.01, 0.05, 0.1, 0.2, 0.5]))
 def test_threshold_is_the_conformal_rank(n, contamination):
     scores = np.random.default_rng(n).gamma(5, size=n)
-    threshold, certified = conformal_threshold(scores, contamination)
+    threshold = threshold_of(scores, contamination, "rank")
+    certified = certifies(n, contamination)
     assert certified == (n + 1 >= 1 / contamination - 1e-6)
     if certified:
         exceeding = (scores > threshold).sum()
@@ -150,13 +150,10 @@ def test_threshold_is_the_conformal_rank(n, contamination):
         assert (exceeding + 2) / (n + 1) > contamination
 
 
-def test_threshold_of_few_scores_is_a_lognormal_quantile():
+def test_few_scores_have_no_rank_and_take_the_tail():
     scores = np.exp(np.random.default_rng(0).normal(size=10))
-    threshold, certified = conformal_threshold(scores, 0.05)
-    logs = np.log(scores)
-    expected = np.exp(logs.mean() + norm.ppf(0.95) * logs.std(ddof=1))
-    assert not certified
-    assert threshold == pytest.approx(expected)
+    assert not certifies(10, 0.05)
+    assert threshold_of(scores, 0.05, "rank") == threshold_of(scores, 0.05, "tail")
 
 
 def test_few_images_warn_with_the_rate_that_they_certify():
@@ -195,8 +192,9 @@ def test_p_values_count_held_out_images(detector):
     p, scores = detector.p_value(new), detector.score_samples(new)
     expected = [(1 + (detector.calibration_scores_ <= s).sum()) / 41 for s in scores]
     np.testing.assert_allclose(p, expected)
-    flagged = detector.predict(new) == -1
-    np.testing.assert_array_equal(p <= detector.contamination, flagged)
+    by_rank = PatchCoreDetector(threshold="rank").fit(features(40))
+    flagged = by_rank.predict(new) == -1
+    np.testing.assert_array_equal(p <= by_rank.contamination, flagged)
 
 
 def test_calibrate_moves_the_threshold_only(detector):

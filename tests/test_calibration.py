@@ -32,10 +32,16 @@ class Numbers(BaseDetector):
     """Images of one pixel, whose value is the anomaly score: any scores at will."""
 
     def __init__(
-        self, contamination=0.05, calibration="auto", sigma=0.0, random_state=0
+        self,
+        contamination=0.05,
+        calibration="auto",
+        sigma=0.0,
+        random_state=0,
+        threshold="rank",
     ):
         self.contamination = contamination
         self.calibration = calibration
+        self.threshold = threshold
         self.sigma = sigma
         self.random_state = random_state
 
@@ -331,11 +337,24 @@ def test_scores_of_training_images_are_refused():
 
 
 def test_thresholds_set_by_hand_are_refused():
-    model = of_numbers(np.arange(1, 30)).set_params(contamination=0.2)
+    model = of_numbers(np.arange(1, 30)).set_contamination(0.2)
+    assert recall_report(model, [[99.0]]).threshold == -24
+    model.offset_ = -29.0
     with pytest.raises(ValueError, match=r"offset_=-29 is not .*=0\.2, which is -24"):
         recall_report(model, [[99.0]])
-    model.calibrate(np.arange(1.0, 30)[:, None])
+    model.set_contamination(0.2)
     assert recall_report(model, [[99.0]]).threshold == -24
+
+
+def test_rates_follow_the_rule_of_the_model():
+    good = np.random.default_rng(0).gamma(9, size=31)
+    model = of_numbers(good, threshold="tail")
+    report = recall_report(model, [[99.0], [10.0]], false_alarm_rates=[0.1, 0.2])
+    assert not report.certified
+    assert "model: 5.00%, estimated" in str(report)
+    assert report.threshold == model.offset_
+    for row in report.by_rate:
+        assert row.threshold == model.set_contamination(row.false_alarm_rate).offset_
 
 
 def test_bad_arguments():

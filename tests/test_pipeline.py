@@ -255,7 +255,7 @@ def test_padim_learns_from_a_stream(data, features, monkeypatch):
     seen = []
     add = Gaussians.add
     monkeypatch.setattr(
-        Gaussians, "add", lambda self, X: seen.append(len(X)) or add(self, X)
+        Gaussians, "add", lambda self, X, *at: seen.append(len(X)) or add(self, X, *at)
     )
     model = Pipeline([features, PaDiMDetector()]).fit(X, y)
     assert max(seen) <= 7

@@ -22,7 +22,9 @@ def as_part(detector, calibration):
     A rate of one half can always be certified: any other could warn of a promise that
     nobody asked for.
     """
-    return clone(detector).set_params(calibration=calibration, contamination=0.5)
+    part = clone(detector).set_params(calibration=calibration, contamination=0.5)
+    part._is_part = True
+    return part
 
 
 def means_and_stds(scores):

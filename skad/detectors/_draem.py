@@ -92,6 +92,12 @@ class DRAEMDetector(ImageDetector):
         How the scores behind the threshold are held out. "auto" is "split": a fifth
         of the images is not trained on.
 
+    threshold : {"tail", "rank"}, default="tail"
+        How the threshold comes from the held-out scores: by a tail fitted to them,
+        which keeps the false-alarm rate on average from few images, or by their
+        conformal rank, which keeps it for any distribution and finds fewer anomalies
+        where images are few.
+
     sigma : float, default=0.0
         Standard deviation in pixels of a Gaussian that smooths maps.
 
@@ -116,6 +122,9 @@ class DRAEMDetector(ImageDetector):
 
     loss_curve_ : list of float
         Loss of each step so far.
+
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -198,6 +207,7 @@ class DRAEMDetector(ImageDetector):
         device="auto",
         contamination=0.05,
         calibration="auto",
+        threshold="tail",
         sigma=0.0,
         on_error="raise",
         n_jobs=None,
@@ -218,6 +228,7 @@ class DRAEMDetector(ImageDetector):
         self.device = device
         self.contamination = contamination
         self.calibration = calibration
+        self.threshold = threshold
         self.sigma = sigma
         self.on_error = on_error
         self.n_jobs = n_jobs

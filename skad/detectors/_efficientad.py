@@ -15,7 +15,6 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from skad._maps import WHOLE, render
 from skad._training import (
     arrays,
     mixed,
@@ -103,6 +102,12 @@ class EfficientADDetector(ImageDetector):
         How the scores behind the threshold are held out. "auto" is "split": a fifth
         of the images is not trained on.
 
+    threshold : {"tail", "rank"}, default="tail"
+        How the threshold comes from the held-out scores: by a tail fitted to them,
+        which keeps the false-alarm rate on average from few images, or by their
+        conformal rank, which keeps it for any distribution and finds fewer anomalies
+        where images are few.
+
     sigma : float, default=0.0
         Standard deviation in pixels of a Gaussian that smooths maps.
 
@@ -136,6 +141,9 @@ class EfficientADDetector(ImageDetector):
 
     loss_curve_ : list of float
         Loss of each step so far.
+
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -225,6 +233,7 @@ class EfficientADDetector(ImageDetector):
         device="auto",
         contamination=0.05,
         calibration="auto",
+        threshold="tail",
         sigma=0.0,
         on_error="raise",
         n_jobs=None,
@@ -247,6 +256,7 @@ class EfficientADDetector(ImageDetector):
         self.device = device
         self.contamination = contamination
         self.calibration = calibration
+        self.threshold = threshold
         self.sigma = sigma
         self.on_error = on_error
         self.n_jobs = n_jobs
@@ -528,17 +538,17 @@ class EfficientADDetector(ImageDetector):
         maps = (0.5 * scaled[0] + 0.5 * scaled[1]).astype(np.float32)
         return maps.max(axis=(1, 2)).astype(np.float64), maps
 
-    def _draw(self, maps, size, window=WHOLE):
+    def _rendering(self, window, grid):
         """Without padding, the grid covers the image but for a margin."""
         inner = []
         for side, n_cells, (start, stop) in zip(
-            self._input_size(), maps.shape[1:], window, strict=True
+            self._input_size(), grid, window, strict=True
         ):
             margin = 0 if self.padding else (side - 4 * n_cells) / 2 / side
             inner.append(
                 (start + margin * (stop - start), stop - margin * (stop - start))
             )
-        return render(maps, size, sigma=self.sigma, window=tuple(inner))
+        return super()._rendering(tuple(inner), grid)
 
 
 def hard_loss(target, said, share=_HARD):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from sklearn.utils._param_validation import StrOptions
 
-from skad._maps import WHOLE
 from skad.base import BaseDetector
 from skad.detectors._combined import as_part, means_and_stds, patch_detector
 
@@ -45,6 +44,12 @@ class FusionDetector(BaseDetector):
         How the scores behind the threshold are held out. "auto" is "loo": it sums the
         scores that the detectors gave to images which they held out.
 
+    threshold : {"tail", "rank"}, default="tail"
+        How the threshold comes from the held-out scores: by a tail fitted to them,
+        which keeps the false-alarm rate on average from few images, or by their
+        conformal rank, which keeps it for any distribution and finds fewer anomalies
+        where images are few.
+
     random_state : int, RandomState instance or None, default=0
         Draws the images that are held out by "split". `detector` has a seed of its
         own.
@@ -69,6 +74,9 @@ class FusionDetector(BaseDetector):
 
     map_means_, map_stds_ : ndarray of shape (n_kinds,), float64
         Mean and deviation of its held-out patch scores.
+
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -124,6 +132,7 @@ class FusionDetector(BaseDetector):
         weights=None,
         contamination=0.05,
         calibration="auto",
+        threshold="tail",
         random_state=0,
         verbose=False,
     ):
@@ -132,6 +141,7 @@ class FusionDetector(BaseDetector):
         self.weights = weights
         self.contamination = contamination
         self.calibration = calibration
+        self.threshold = threshold
         self.random_state = random_state
         self.verbose = verbose
 
@@ -226,8 +236,8 @@ class FusionDetector(BaseDetector):
         means, stds = self.map_means_, self.map_stds_
         return _weighted_sum(maps, means, stds, self.weights_).astype(np.float32)
 
-    def _draw(self, maps, size, window=WHOLE):
-        return self.detectors_[0]._draw(maps, size, window)
+    def _rendering(self, window, grid):
+        return self.detectors_[0]._rendering(window, grid)
 
 
 def _weighted_sum(values, means, stds, weights):

@@ -47,10 +47,20 @@ class Gaussians:
         room = max(n_kept, n_features - 1)
         self.images = np.empty((room, n_positions, n_features), dtype)
         self.keys = np.empty(room, np.uint64)
+        self.numbers = np.empty(room, np.int64)  # that tell the images kept apart
+        self.start = self.n_numbers = 0  # of the numbers of the last call, and to come
         self.n_used = 0
 
-    def add(self, images):
-        """Learn from images (b, n_positions, n_features)."""
+    def add(self, images, numbers=None):
+        """Learn from images (b, n_positions, n_features).
+
+        `numbers`, counted from `start`, put the images kept in order; without them
+        images are in the order of their arrival.
+        """
+        if numbers is None:
+            numbers = self.n_numbers - self.start + np.arange(len(images))
+        numbers = self.start + numbers
+        self.n_numbers = max(self.n_numbers, int(numbers.max(initial=-1)) + 1)
         step = max(1, _CHUNK // images[0].size)
         for lo in range(0, len(images), step):
             block = images[lo : lo + step]
@@ -59,34 +69,41 @@ class Gaussians:
                 self._start_squares()
             if self.squares is not None:
                 self._add_squares(block)
-            for image in block:
-                self._keep(image)
+            for image, number in zip(block, numbers[lo:], strict=False):
+                self._keep(image, number)
         return self
 
     def join(self, other):
         """Learn what another, finished one has learned."""
         if other.is_low_rank:
-            return self.add(other.images)
+            self.start = self.n_numbers
+            return self.add(other.images, other.numbers)
+        numbers = self.n_numbers + other.numbers
+        self.n_numbers += other.n_numbers
         self.n_images += other.n_images
         if self.squares is None:
             self._start_squares()
         for part in self._parts(1):
             squares, n = other._squares(part), other.counts[part]
             self._add_to(part, squares, n, other.mean[part])
-        for image in other.images:
-            self._keep(image)
+        for image, number in zip(other.images, numbers, strict=True):
+            self._keep(image, number)
         return self
 
     def reopened(self):
         """A copy to learn on with; the finished one stays as it is."""
         n, d = self.mean.shape
-        new = Gaussians(n, d, self.images.dtype, self.eps, self.n_kept)
-        return new.join(self)
+        new = Gaussians(n, d, self.images.dtype, self.eps, self.n_kept).join(self)
+        new.start = new.n_numbers
+        return new
 
     def finish(self):
         """Turn the statistics into what scoring needs."""
-        self.images = self.images[: self.n_used]
-        self.keys = self.keys[: self.n_used]
+        arrived = np.argsort(self.numbers[: self.n_used])
+        if (arrived == np.arange(self.n_used)).all():
+            arrived = slice(self.n_used)  # a view takes no memory
+        self.images, self.keys = self.images[arrived], self.keys[arrived]
+        self.numbers = self.numbers[arrived]
         n_rows = self.mean.shape[1]
         if self.squares is None:
             n_rows = self.n_used
@@ -177,6 +194,7 @@ class Gaussians:
         smallest = np.sort(np.argsort(self.keys[: self.n_used])[: self.n_kept])
         for slot, image in enumerate(smallest):
             self.images[slot], self.keys[slot] = self.images[image], self.keys[image]
+            self.numbers[slot] = self.numbers[image]
         self.images, self.n_used = self.images[: self.n_kept], len(smallest)
 
     def _add_squares(self, images):
@@ -267,7 +285,7 @@ class Gaussians:
 
     # -- images kept -----------------------------------------------------------
 
-    def _keep(self, image):
+    def _keep(self, image, number):
         """Keep an image if there is room, or if its key is small enough."""
         digest = blake2b(image.tobytes(), digest_size=8).digest()
         key = np.uint64(int.from_bytes(digest, "little"))
@@ -279,7 +297,7 @@ class Gaussians:
         else:
             self.n_used += 1
         self.images[slot] = image
-        self.keys[slot] = key
+        self.keys[slot], self.numbers[slot] = key, number
 
 
 def _tensor(array):

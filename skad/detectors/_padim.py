@@ -10,7 +10,6 @@ from numbers import Integral, Real
 
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skad._maps import WHOLE, render
 from skad._patches import image_scores
 from skad._progress import progress
 from skad.base import BaseDetector
@@ -46,6 +45,12 @@ class PaDiMDetector(BaseDetector):
         image kept is scored by the Gaussians of all other images, in closed
         form.
 
+    threshold : {"tail", "rank"}, default="tail"
+        How the threshold comes from the held-out scores: by a tail fitted to them,
+        which keeps the false-alarm rate on average from few images, or by their
+        conformal rank, which keeps it for any distribution and finds fewer anomalies
+        where images are few.
+
     sigma : float, default=4.0
         Standard deviation in pixels of the Gaussian that smooths maps drawn at
         pixel size.
@@ -61,6 +66,9 @@ class PaDiMDetector(BaseDetector):
     ----------
     mean_ : ndarray of shape (h, w, n_features), float64
         Mean of each position.
+
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -134,6 +142,7 @@ class PaDiMDetector(BaseDetector):
         interpolation="bilinear",
         contamination=0.05,
         calibration="auto",
+        threshold="tail",
         sigma=4.0,
         random_state=0,
         verbose=False,
@@ -143,6 +152,7 @@ class PaDiMDetector(BaseDetector):
         self.interpolation = interpolation
         self.contamination = contamination
         self.calibration = calibration
+        self.threshold = threshold
         self.sigma = sigma
         self.random_state = random_state
         self.verbose = verbose
@@ -183,20 +193,26 @@ class PaDiMDetector(BaseDetector):
         self._validate_params()
         gaussians = self._gaussians.reopened() if update else None
         n_before = self.n_samples_seen_ if update else 0
-        for _, X in blocks:
+        for positions, X in blocks:
             X, present = self._check_features(X, reset=gaussians is None)
             if gaussians is None:
                 gaussians = self._new_gaussians(X)
             elif update:
                 self._check_grid(X.shape[1:3])
-            gaussians.add(_flat(X if present.all() else X[present]))
+            gaussians.add(_flat(X if present.all() else X[present]), positions[present])
         if gaussians is None or gaussians.n_images == n_before:
             raise ValueError("no good image is left: all of them were skipped.")
         if gaussians.n_images == 1:
             return self.fit(X[present])
         self._set_gaussians(gaussians, X.shape[1:3])
         self.n_samples_seen_ = gaussians.n_images
-        self._set_threshold(*self._score_left_out())
+        if not update:
+            self._start_threshold()
+            self._warn_of_equal(gaussians.images)
+        scores, maps = self._score_left_out()
+        self._set_threshold(scores, maps)
+        if not update:
+            self._warn_of_outlier(scores, lambda: gaussians.numbers)
         return self
 
     def _new_gaussians(self, X):
@@ -232,19 +248,16 @@ class PaDiMDetector(BaseDetector):
         maps = self._gaussians.distances(_flat(X)).reshape(X.shape[:3])
         return image_scores(maps), maps
 
+    def _left_out_images(self, n):
+        return self._gaussians.numbers - self._gaussians.start
+
     def _score_left_out(self, X=None):
         """Score the images kept, each by the Gaussians of all others."""
         maps = self._gaussians.left_out().reshape(-1, *self.mean_.shape[:2])
         return image_scores(maps), maps
 
-    def _draw(self, maps, size, window=WHOLE):
-        return render(
-            maps,
-            size,
-            sigma=self.sigma,
-            window=window,
-            interpolation=self.interpolation,
-        )
+    def _rendering(self, window, grid):
+        return {**super()._rendering(window, grid), "interpolation": self.interpolation}
 
 
 def _flat(X):

@@ -14,7 +14,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._patches import image_scores, patch_maps, patch_rows
+from skad._user_warning import warn_user
 from skad.base import BaseDetector
+from skad.detectors._left_out import LeftOutBank
 from skad.neighbors import greedy_coreset
 from skad.neighbors._coreset import extend_coreset
 from skad.neighbors._distances import direct, unit_rows
@@ -59,6 +61,12 @@ class PatchCoreDetector(BaseDetector):
         "train" takes the training scores as they are, which rejects nearly
         every good image.
 
+    threshold : {"tail", "rank"}, default="tail"
+        How the threshold comes from the held-out scores: by a tail fitted to them,
+        which keeps the false-alarm rate on average from few images, or by their
+        conformal rank, which keeps it for any distribution and finds fewer anomalies
+        where images are few.
+
     sigma : float, default=4.0
         Standard deviation in pixels of the Gaussian that smooths maps drawn at
         pixel size.
@@ -80,6 +88,9 @@ class PatchCoreDetector(BaseDetector):
 
     coreset_indices_ : ndarray of shape (n_bank,), intp
         Their rows among the flattened patches of all training images so far.
+
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -167,6 +178,7 @@ class PatchCoreDetector(BaseDetector):
         algorithm="exact",
         contamination=0.05,
         calibration="auto",
+        threshold="tail",
         sigma=4.0,
         random_state=0,
         on_interrupt="raise",
@@ -180,6 +192,7 @@ class PatchCoreDetector(BaseDetector):
         self.algorithm = algorithm
         self.contamination = contamination
         self.calibration = calibration
+        self.threshold = threshold
         self.sigma = sigma
         self.random_state = random_state
         self.on_interrupt = on_interrupt
@@ -265,7 +278,7 @@ class PatchCoreDetector(BaseDetector):
         return self._scores(X, inside, queries, squared, indices)
 
     def _score_left_out(self, X):
-        """Score each training image against the bank without its own rows.
+        """Score each training image against the bank without it.
 
         X holds the images learned from last.
         """
@@ -276,19 +289,27 @@ class PatchCoreDetector(BaseDetector):
         owner = self.coreset_indices_ // n_patches - n_before
         images = np.repeat(np.arange(len(X)), n_patches)[inside]
         if self.n_samples_seen_ == 1:
-            warnings.warn(
+            warn_user(
                 "one training image cannot be held out: each of its patches is "
                 "scored against the other ones, and the threshold is a guess. "
-                "Call calibrate with more good images.",
-                stacklevel=4,
+                "Call calibrate with more normal images."
             )
             owner, images = self.coreset_indices_, np.flatnonzero(inside)
-        k = min(self.n_neighbors, max(1, len(self.bank_) - _largest(owner)))
-        groups = images, owner
-        squared, indices = self._searched.search(queries, k, groups=groups)
-        return self._scores(X, inside, queries, squared, indices, groups)
+        n_left = max(1, len(self.bank_) - _largest(owner))
+        k = min(self.n_neighbors, n_left)
+        bank = LeftOutBank(self._searched, owner, queries, images, k)
 
-    def _scores(self, X, inside, queries, squared, indices, groups=None):
+        def around(rows, worst, b):
+            return bank.search(rows, images[worst], min(b, n_left))[1]
+
+        return self._scores(X, inside, queries, *bank.found, bank.rows, around)
+
+    def _scores(self, X, inside, queries, squared, indices, bank=None, around=None):
+        """Image scores and maps from the neighbours found.
+
+        `bank` and ``around(rows, worst, b)``, the b neighbours of bank rows for the
+        queries `worst`, are those of all images where they are not given.
+        """
         distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
         maps = patch_maps(distances.mean(axis=1), inside, X.shape[:3])
         scores = image_scores(maps, self.top_ratio)
@@ -296,26 +317,26 @@ class PatchCoreDetector(BaseDetector):
             flat = np.where(np.isnan(maps), -np.inf, maps).reshape(len(X), -1)
             worst = flat.argmax(axis=1) + np.arange(len(X)) * flat.shape[1]
             worst = np.cumsum(inside)[worst] - 1  # its row among the queries
-            scores *= self._weights(queries, worst, indices[worst, 0], groups)
+            scores *= self._weights(queries, worst, indices[worst, 0], bank, around)
         return scores, maps.astype(np.float32)
 
-    def _weights(self, queries, worst, nearest_row, groups):
+    def _weights(self, queries, worst, nearest_row, bank=None, around=None):
         """Weight of each image's score (Equation 7), safe from overflow."""
-        bank = self._searched.rows
         b = 1 if self.reweight is None else self.reweight
-        b = min(b, len(bank))
+        b = min(b, len(self.bank_))
         if b < 2:
             return 1.0
-        if groups is not None:
-            groups = groups[0][worst], groups[1]
-            b = min(b, len(bank) - _largest(groups[1]))
-            if b < 2:
-                return 1.0
+        if bank is None:
+            bank = self._searched.rows
+            near = self._searched.search(bank[nearest_row], b)[1]
+        else:
+            near = around(bank[nearest_row], worst, b)
+        b = near.shape[1]
+        if b < 2:
+            return 1.0
         # The nearest row counts itself among its b neighbours.
-        _, around = self._searched.search(bank[nearest_row], b, groups=groups)
-        squared = direct(queries, bank, np.repeat(worst, b), around.ravel()).reshape(
-            -1, b
-        )
+        squared = direct(queries, bank, np.repeat(worst, b), near.ravel())
+        squared = squared.reshape(-1, b)
         distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
         own = direct(queries, bank, worst, nearest_row)
         own = own / 2 if self.metric == "cosine" else np.sqrt(own)

@@ -14,7 +14,6 @@ from sklearn.covariance import LedoitWolf
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods
 
-from skad._maps import WHOLE
 from skad._patch_array import PatchArray
 from skad.base import BaseDetector
 from skad.detectors._combined import as_part, means_and_stds, patch_detector
@@ -27,6 +26,7 @@ class _TwoScores(BaseDetector):
     """What both combinators do: of features, and of images."""
 
     detector_: Any
+    _n_folds = 5
 
     def _inner(self):
         """The detector to clone."""
@@ -107,7 +107,7 @@ class _TwoScores(BaseDetector):
             distances[read] = np.sqrt(np.maximum(squared, 0))
         return np.column_stack([scores, distances])
 
-    def _score_out_of_fold(self, X, before, step, n_folds=5):
+    def _score_out_of_fold(self, X, before, step, n_folds=None):
         """As in the base class, by models that score as the one of all images does."""
         step = type(self)._fit_alone if self._is_alone else type(self)._fit_both
         return super()._score_out_of_fold(X, before, step, n_folds)
@@ -116,8 +116,8 @@ class _TwoScores(BaseDetector):
         self.detector_ = as_part(self._inner(), "train")
         self.detector_.fit(self._given(X))
 
-    def _draw(self, maps, size, window=WHOLE):
-        return self.detector_._draw(maps, size, window)
+    def _rendering(self, window, grid):
+        return self.detector_._rendering(window, grid)
 
 
 class PUADDetector(_TwoScores):
@@ -140,6 +140,12 @@ class PUADDetector(_TwoScores):
         How the scores behind the threshold are held out. "auto" is "split": a fifth
         of the images takes no part in anything else. "kfold" fits six times and
         scores every image, which a set of less than a hundred images may need.
+
+    threshold : {"tail", "rank"}, default="tail"
+        How the threshold comes from the held-out scores: by a tail fitted to them,
+        which keeps the false-alarm rate on average from few images, or by their
+        conformal rank, which keeps it for any distribution and finds fewer anomalies
+        where images are few.
 
     random_state : int, RandomState instance or None, default=0
         Draws the images that are held out. `detector` has a seed of its own.
@@ -165,6 +171,9 @@ class PUADDetector(_TwoScores):
 
     score_stds_ : ndarray of shape (2,), float64
         Their standard deviations; 1 where a score is constant.
+
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -229,12 +238,14 @@ class PUADDetector(_TwoScores):
         *,
         contamination=0.05,
         calibration="auto",
+        threshold="tail",
         random_state=0,
         verbose=False,
     ):
         self.detector = detector
         self.contamination = contamination
         self.calibration = calibration
+        self.threshold = threshold
         self.random_state = random_state
         self.verbose = verbose
 
@@ -275,6 +286,12 @@ class ImagePUADDetector(_TwoScores, ImageDetector):
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         As of `PUADDetector`.
 
+    threshold : {"tail", "rank"}, default="tail"
+        How the threshold comes from the held-out scores: by a tail fitted to them,
+        which keeps the false-alarm rate on average from few images, or by their
+        conformal rank, which keeps it for any distribution and finds fewer anomalies
+        where images are few.
+
     random_state : int, RandomState instance or None, default=0
         Draws the images that are held out.
 
@@ -300,6 +317,9 @@ class ImagePUADDetector(_TwoScores, ImageDetector):
 
     score_stds_ : ndarray of shape (2,), float64
         As of `PUADDetector`.
+
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -343,6 +363,7 @@ class ImagePUADDetector(_TwoScores, ImageDetector):
         *,
         contamination=0.05,
         calibration="auto",
+        threshold="tail",
         random_state=0,
         verbose=False,
     ):
@@ -350,6 +371,7 @@ class ImagePUADDetector(_TwoScores, ImageDetector):
         self.features = features
         self.contamination = contamination
         self.calibration = calibration
+        self.threshold = threshold
         self.random_state = random_state
         self.verbose = verbose
 

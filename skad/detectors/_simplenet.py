@@ -119,6 +119,12 @@ class SimpleNetDetector(BaseDetector):
         How the scores behind the threshold are held out. "auto" is "split": a fifth
         of the images is not trained on. "kfold" trains six times.
 
+    threshold : {"tail", "rank"}, default="tail"
+        How the threshold comes from the held-out scores: by a tail fitted to them,
+        which keeps the false-alarm rate on average from few images, or by their
+        conformal rank, which keeps it for any distribution and finds fewer anomalies
+        where images are few.
+
     sigma : float, default=4.0
         Standard deviation in pixels of the Gaussian that smooths maps drawn at
         pixel size.
@@ -141,6 +147,9 @@ class SimpleNetDetector(BaseDetector):
     noise_std_ : float
         Standard deviation of the noise that was used, in units of the features, of
         whitened ones with `whiten`.
+
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -194,6 +203,7 @@ class SimpleNetDetector(BaseDetector):
     state_: dict[str, np.ndarray]
     _optimizer_state: dict[str, Any]
     _auto_calibration = "split"
+    _n_folds = 5  # each of them trains
     _parameter_constraints = {
         **BaseDetector._parameter_constraints,
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
@@ -241,6 +251,7 @@ class SimpleNetDetector(BaseDetector):
         device="auto",
         contamination=0.05,
         calibration="auto",
+        threshold="tail",
         sigma=4.0,
         random_state=0,
         verbose=False,
@@ -266,6 +277,7 @@ class SimpleNetDetector(BaseDetector):
         self.device = device
         self.contamination = contamination
         self.calibration = calibration
+        self.threshold = threshold
         self.sigma = sigma
         self.random_state = random_state
         self.verbose = verbose

@@ -70,6 +70,12 @@ class SPADEDetector(BaseDetector):
         How the scores behind the threshold are held out. "auto" is "loo":
         every training image is compared with the other ones.
 
+    threshold : {"tail", "rank"}, default="tail"
+        How the threshold comes from the held-out scores: by a tail fitted to them,
+        which keeps the false-alarm rate on average from few images, or by their
+        conformal rank, which keeps it for any distribution and finds fewer anomalies
+        where images are few.
+
     sigma : float, default=4.0
         Standard deviation in pixels of the Gaussian that smooths maps drawn at
         pixel size.
@@ -89,6 +95,9 @@ class SPADEDetector(BaseDetector):
     galleries_ : list of ndarray of shape (n_images, h, w, n_channels)
         Patches of the training images, one array per level. With
         ``metric="cosine"`` they have unit length, as the descriptors do.
+
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -173,6 +182,7 @@ class SPADEDetector(BaseDetector):
         gate=False,
         contamination=0.05,
         calibration="auto",
+        threshold="tail",
         sigma=4.0,
         random_state=0,
         verbose=False,
@@ -188,6 +198,7 @@ class SPADEDetector(BaseDetector):
         self.gate = gate
         self.contamination = contamination
         self.calibration = calibration
+        self.threshold = threshold
         self.sigma = sigma
         self.random_state = random_state
         self.verbose = verbose

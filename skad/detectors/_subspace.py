@@ -36,7 +36,13 @@ class SubspaceDetector(BaseDetector):
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "kfold":
-        every image is scored by the subspace of the other four fifths.
+        every image is scored by the subspace of the other nine tenths.
+
+    threshold : {"tail", "rank"}, default="tail"
+        How the threshold comes from the held-out scores: by a tail fitted to them,
+        which keeps the false-alarm rate on average from few images, or by their
+        conformal rank, which keeps it for any distribution and finds fewer anomalies
+        where images are few.
 
     sigma : float, default=4.0
         Standard deviation in pixels of the Gaussian that smooths maps drawn at
@@ -59,6 +65,9 @@ class SubspaceDetector(BaseDetector):
 
     explained_variance_ratio_ : ndarray of shape (n_features,), float64
         Share of the variance along every axis, in descending order.
+
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
 
     offset_ : float
         Threshold of `score_samples`.
@@ -118,6 +127,7 @@ class SubspaceDetector(BaseDetector):
         top_ratio=0.01,
         contamination=0.05,
         calibration="auto",
+        threshold="tail",
         sigma=4.0,
         random_state=0,
         verbose=False,
@@ -126,6 +136,7 @@ class SubspaceDetector(BaseDetector):
         self.top_ratio = top_ratio
         self.contamination = contamination
         self.calibration = calibration
+        self.threshold = threshold
         self.sigma = sigma
         self.random_state = random_state
         self.verbose = verbose
@@ -148,8 +159,10 @@ class SubspaceDetector(BaseDetector):
         n = self.n_components
         if not isinstance(n, Integral):
             n = np.searchsorted(np.cumsum(share), n) + 1
-        # A residual of no dimension would call every image perfect.
-        self.n_components_ = int(min(n, len(share) - 1))
+        # A direction in which normal patches do not differ is no part of their
+        # subspace, and a residual of no dimension would call every image perfect.
+        n_varied = np.sum(variance > _rounding(moments))
+        self.n_components_ = int(min(n, n_varied, len(share) - 1))
         self.explained_variance_ratio_ = share
         # Axes of the subspace or of its complement, whichever are fewer.
         n_left = len(share) - self.n_components_
@@ -172,9 +185,9 @@ class SubspaceDetector(BaseDetector):
         maps = patch_maps(length, inside, X.shape[:3])
         return image_scores(maps, self.top_ratio), maps
 
-    def _score_out_of_fold(self, X, before, step, n_folds=5):
+    def _score_out_of_fold(self, X, before, step, n_folds=None):
         """As in the base class, with every fold's moments computed once."""
-        folds = np.array_split(np.arange(len(X)), min(n_folds, len(X)))
+        folds = self._folds(len(X), n_folds)
         moments = [Moments().with_rows(patch_rows(X[fold])[0]) for fold in folds]
         known = Moments() if step is type(self)._fit else before._moments
         scores = np.empty(len(X))
@@ -185,3 +198,9 @@ class SubspaceDetector(BaseDetector):
             other._set_moments(rest, X.dtype)
             scores[fold], maps[fold] = other._score(X[fold])
         return scores, maps
+
+
+def _rounding(moments):
+    """Sum of squares along a direction that is no more than rounding of features."""
+    size = moments.n * np.sum(moments.mean**2) + np.trace(moments.squares)
+    return np.finfo(np.float32).eps ** 2 * size

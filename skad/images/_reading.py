@@ -109,6 +109,11 @@ class ImageReader:
         part._positions = self._positions[indices]
         return part
 
+    @property
+    def positions(self):
+        """Positions of the images in X."""
+        return self._positions
+
     def item(self, index):
         """One image as passed, and what to call it in messages."""
         position = int(self._positions[index])

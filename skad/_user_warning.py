@@ -1,0 +1,22 @@
+"""Warnings that point at the line of the user, however deep they come from."""
+
+import sys
+import warnings
+
+_INSIDE = ("skad", "sklearn", "joblib", "contextlib")
+
+
+def warn_user(message, category=UserWarning):
+    """Warn on behalf of the first caller outside of skad and scikit-learn.
+
+    Methods reach each other through base classes and pipelines, so that no fixed
+    number of frames leads to the caller.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame is not None and _package(frame) in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _package(frame):
+    return frame.f_globals.get("__name__", "").partition(".")[0]

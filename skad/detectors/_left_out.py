@@ -1,0 +1,117 @@
+"""A memory bank as it would be without one image, for all images at once.
+
+A row of a coreset stands for the rows around it. Take an image's rows out of the
+bank and nothing else, and rows of other images that they stood for are left
+uncovered: whatever resembles them is then farther from the bank than from one that
+never saw the image, and the image scores too high. So such rows come back into the
+bank, farthest first, until all are covered as closely as the coreset covers all.
+"""
+
+import numpy as np
+
+from skad.neighbors._distances import squared_distances, squared_norms
+
+
+class LeftOutBank:
+    """Search a bank for rows that do not stem from the image of the query.
+
+    Parameters
+    ----------
+    bank : Bank
+
+    owner : ndarray of shape (m,)
+        Image of each row of the bank; negative for one of none of the images.
+
+    rows : ndarray of shape (n, d)
+        Rows of the images, from which those of the bank were selected.
+
+    images : ndarray of shape (n,)
+        Their images.
+
+    k : int
+        Number of neighbours of each row.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (m + s, d)
+        Those of the bank, then those that come back.
+
+    found : (ndarray of shape (n, k), ndarray of shape (n, k))
+        What `search` finds for the rows of the images.
+    """
+
+    def __init__(self, bank, owner, rows, images, k):
+        self._bank, self._owner = bank, owner
+        squared, indices = bank.search(rows, k, groups=(images, owner))
+        returned = self._returned_rows(rows, images, squared[:, 0], indices[:, 0])
+        self.rows = np.concatenate([bank.rows, *(rows[r] for r in returned.values())])
+        ends = len(bank.rows) + np.cumsum([len(r) for r in returned.values()])
+        self._places = {
+            image: np.arange(end - len(r), end)
+            for (image, r), end in zip(returned.items(), ends, strict=True)
+        }
+        self.found = self._among_returned(rows, images, squared, indices)
+
+    def search(self, queries, images, k):
+        """Squared distances and indices of the k nearest rows, as of `Bank`."""
+        found = self._bank.search(queries, k, groups=(images, self._owner))
+        return self._among_returned(queries, images, *found)
+
+    def _returned_rows(self, rows, images, squared, nearest):
+        """For each image, the rows of others that come back without it."""
+        own = self._own_squared(rows, images)
+        radius = np.minimum(squared, own).max()
+        holder = self._owner[nearest]
+        lost = np.flatnonzero((own > radius) & (holder >= 0))
+        holder = holder[lost]
+        if len(lost) == 0:
+            return {}
+        left, _ = self._bank.search(rows[lost], 1, groups=(holder, self._owner))
+        far = left[:, 0] > radius
+        lost, holder, left = lost[far], holder[far], left[far, 0]
+        returned = {}
+        for image in np.unique(holder):
+            of_image = holder == image
+            some = lost[of_image]
+            returned[image] = some[_cover(rows[some], left[of_image], radius)]
+        return returned
+
+    def _own_squared(self, rows, images):
+        """Squared distance of each row to the nearest one of its own image."""
+        own = np.full(len(rows), np.inf)
+        for image in np.unique(self._owner[self._owner >= 0]):
+            members = np.flatnonzero(images == image)
+            kept = self._bank.rows[self._owner == image]
+            own[members] = squared_distances(rows[members], kept).min(axis=1)
+        return own
+
+    def _among_returned(self, queries, images, squared, indices):
+        """The k nearest of those found and of those that came back."""
+        k = squared.shape[1]
+        for image, places in self._places.items():
+            members = np.flatnonzero(images == image)
+            if len(members) == 0:
+                continue
+            more = squared_distances(
+                queries[members].astype(np.float64), self.rows[places].astype(float)
+            )
+            both = np.concatenate([squared[members], more], axis=1)
+            places = np.broadcast_to(places, more.shape)
+            which = np.concatenate([indices[members], places], axis=1)
+            order = np.argsort(both, axis=1, kind="stable")[:, :k]
+            squared[members] = np.take_along_axis(both, order, axis=1)
+            indices[members] = np.take_along_axis(which, order, axis=1)
+        return squared, indices
+
+
+def _cover(rows, squared, radius):
+    """Rows to select, farthest first, until all are within a squared radius.
+
+    `squared` holds their squared distances to what they are covered by as it is.
+    """
+    rows, squared = rows.astype(np.float64), squared.copy()
+    picked = []
+    while squared.max() > radius:
+        picked.append(int(squared.argmax()))
+        squared = np.minimum(squared, squared_norms(rows - rows[picked[-1]]))
+    return picked
