@@ -360,3 +360,10 @@ def test_maps_of_every_kind(tmp_path):
 def test_links_are_followed(folder, tmp_path):
     (tmp_path / "linked").symlink_to(folder)
     assert len(list_images(tmp_path / "linked", nested=True)) == len(NAMES) + 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_that_leads_back_ends(folder):
+    (folder / "more" / "back").symlink_to(folder)
+    found = list_images(folder, nested=True)
+    assert found == [*list_images(folder), folder / "more" / "9.png"]
