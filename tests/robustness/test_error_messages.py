@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_validate
 
 from skad import (
+    EfficientADDetector,
     FusedFeatures,
     PaDiMDetector,
     PatchCoreDetector,
@@ -172,6 +173,24 @@ def test_images_of_several_arguments_keep_their_names():
     both = NamedImages(["missing.png", "gone.png"], ["X[3]", "penalty_images[0]"])
     with pytest.raises(ImageError, match=r"^X\[3\] \('missing.png'\)"):
         PCANetFeatures(SIDE).fit(both)
+
+
+def test_a_teacher_names_images_of_both_arguments():
+    good = images(bad=())
+    for X, others, message in (
+        (images(), good[:2], r"^X\[3\]"),
+        (good, [good[0], "missing.png"], r"^penalty_images\[1\]"),
+    ):
+        detector = EfficientADDetector(
+            "tiny",
+            "distill",
+            others,
+            features=PCANetFeatures(SIDE),
+            image_size=SIDE,
+            calibration="train",
+        )
+        with pytest.raises(ImageError, match=message):
+            detector.fit(X, Y)
 
 
 def test_sources_of_synthetic_anomalies_are_named():

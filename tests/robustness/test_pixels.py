@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from skad import PatchCoreDetector, PatchFeatures, PCANetFeatures, Pipeline
 from skad.images import read_image
@@ -204,3 +204,21 @@ def test_the_pixels_of_the_user_stay_as_they_are():
     before = image.copy()
     read_image(image)
     np.testing.assert_array_equal(image, before)
+
+
+def test_an_upright_image_is_not_turned_again(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(COLOUR).save(tmp_path / "turned.png", exif=exif)
+    expected = np.rot90(COLOUR, -1)
+    with Image.open(tmp_path / "turned.png") as image:
+        upright = ImageOps.exif_transpose(image)
+        for item in (tmp_path / "turned.png", image, upright, np.asarray(upright)):
+            np.testing.assert_array_equal(read_image(item), expected)
+        # The tag that these leave in place still asks for a turn.
+        for turned in (image.rotate(-90, expand=True), image.transpose(ROTATE)):
+            assert turned.getexif()[0x0112] == 6
+            np.testing.assert_array_equal(read_image(turned), np.rot90(expected, -1))
+
+
+ROTATE = Image.Transpose.ROTATE_270
