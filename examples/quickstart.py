@@ -61,6 +61,8 @@ else:
     folder = options.data.resolve()
     data = load_mvtec(folder.parent, folder.name, require_masks=False)
     names = [str(path.relative_to(folder)) for path in data.test]
+# Pixel metrics need the mask of every defect.
+all_masks = None if data.get("unmasked") else data.masks
 print(f"{len(data.train)} good images to learn from, {len(data.test)} new ones")
 
 # %%
@@ -119,8 +121,8 @@ if len(set(data.y_test)) == 2:
         f"defects found {np.mean(decisions[~good] == -1):.0%}, "
         f"false alarms {np.mean(decisions[good] == -1):.0%}"
     )
-    if data.masks is not None:
-        quality = pixel_metrics(data.masks, model.anomaly_map(data.test))
+    if all_masks is not None:
+        quality = pixel_metrics(all_masks, model.anomaly_map(data.test))
         print(
             f"pixel AUROC {quality['pixel_auroc']:.3f}, PRO {quality['pro_score']:.3f}"
         )
@@ -134,7 +136,7 @@ if len(set(data.y_test)) == 2:
 defective = [i for i, label in enumerate(data.y_test) if label == -1]
 chosen = [defective[i] for i in np.linspace(0, len(defective) - 1, 4).astype(int)]
 chosen.append(int(np.flatnonzero(data.y_test == 1)[-1]))
-masks = None if data.masks is None else [data.masks[i] for i in chosen]
+masks = None if all_masks is None else [all_masks[i] for i in chosen]
 display = AnomalyMapDisplay.from_estimator(
     model, [data.test[i] for i in chosen], masks=masks
 )

@@ -244,8 +244,7 @@ def _read_table(path: Path) -> list[dict[str, str]]:
     if lines and lines[0].lower().startswith("sep="):  # a hint that Excel writes
         separator = lines.pop(0)[4:5]
     if separator is None:
-        heading = lines[0] if lines else ""
-        separator = max(",;\t", key=heading.count)
+        separator = max(",;\t", key=(lines[0] if lines else "").count)
     table = [
         [cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)
     ]

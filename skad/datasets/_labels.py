@@ -70,6 +70,8 @@ def _check(y: Any) -> NDArray[Any]:
             "y must be one-dimensional and not empty, got the shape "
             f"{labels.shape}: one label per image."
         )
+    if labels.dtype.kind == "T":  # numpy's strings of any length
+        labels = labels.astype(str)
     if labels.dtype.kind == "O":
         kinds = {type(value).__name__ for value in labels}
         if len(kinds) > 1 or kinds != {"str"}:

@@ -80,15 +80,26 @@ def list_images(folder: str | os.PathLike[str], *, nested: bool = False) -> list
 
 def find_images(folder: Path, *, nested: bool = False) -> list[Path]:
     """Do the same for a folder that exists, but may hold no image."""
-    suffixes, found = image_suffixes(), []
-    for where, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [n for n in folders if nested and not n.startswith(".")]
+    suffixes = image_suffixes()
+    found: list[Path] = []
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, onerror=_raised, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:  # a link may lead back to where it stands
+            folders[:] = []
+            continue
+        seen.add(real)
+        folders[:] = [n for n in folders if nested and n[0] != "."]
         found += [
             Path(where, name)
             for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+            if name[0] != "." and Path(name).suffix.lower() in suffixes
         ]
     return sorted(found, key=natural_order)
+
+
+def _raised(error: OSError) -> None:
+    raise error
 
 
 def some_suffixes() -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from skad.images._errors import ImageError
 from skad.images._geometry import center_crop_box, resize_image, to_float
+from skad.images._kinds import as_path
 from skad.images._limits import PILLOW_LIMIT, carried_limit
 from skad.images._read import read_image
 
@@ -38,6 +39,11 @@ class NamedImages(Sequence):
 
     def __getitem__(self, i):
         return self.items[i]
+
+    def __getstate__(self):
+        # A path of this system cannot be loaded on another one.
+        items = [item if (p := as_path(item)) is None else p for item in self.items]
+        return {"items": items, "names": self.names}
 
 
 class ImageReader:

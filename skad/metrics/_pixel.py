@@ -66,7 +66,8 @@ def pixel_auroc(masks: Any, maps: Any) -> float:
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is defective; a list holds arrays, paths, or None for a good image.
+        True is anomalous; a list holds masks of any kind that
+        `skad.images.read_mask` reads, or None for a normal image.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
         .npy files.
@@ -80,7 +81,7 @@ def pixel_auroc(masks: Any, maps: Any) -> float:
     Raises
     ------
     ValueError
-        If a mask and its map differ in size, a map has NaN, or a mask is not binary.
+        If a mask and its map differ in size, a map has NaN, or a mask cannot be read.
 
     Examples
     --------
@@ -105,7 +106,8 @@ def pixel_average_precision(masks: Any, maps: Any) -> float:
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is defective; a list holds arrays, paths, or None for a good image.
+        True is anomalous; a list holds masks of any kind that
+        `skad.images.read_mask` reads, or None for a normal image.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
         .npy files.
@@ -118,7 +120,7 @@ def pixel_average_precision(masks: Any, maps: Any) -> float:
     Raises
     ------
     ValueError
-        If a mask and its map differ in size, a map has NaN, or a mask is not binary.
+        If a mask and its map differ in size, a map has NaN, or a mask cannot be read.
 
     Examples
     --------
@@ -152,7 +154,8 @@ def pixel_f1_max(
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is defective; a list holds arrays, paths, or None for a good image.
+        True is anomalous; a list holds masks of any kind that
+        `skad.images.read_mask` reads, or None for a normal image.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
         .npy files.
@@ -170,7 +173,7 @@ def pixel_f1_max(
     Raises
     ------
     ValueError
-        If a mask and its map differ in size, a map has NaN, or a mask is not binary.
+        If a mask and its map differ in size, a map has NaN, or a mask cannot be read.
 
     Examples
     --------
@@ -201,7 +204,8 @@ def pixel_metrics(
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is defective; a list holds arrays, paths, or None for a good image.
+        True is anomalous; a list holds masks of any kind that
+        `skad.images.read_mask` reads, or None for a normal image.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
         .npy files.
@@ -220,7 +224,7 @@ def pixel_metrics(
     Raises
     ------
     ValueError
-        If a mask and its map differ in size, a map has NaN, or a mask is not binary.
+        If a mask and its map differ in size, a map has NaN, or a mask cannot be read.
 
     Examples
     --------

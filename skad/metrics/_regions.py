@@ -35,7 +35,8 @@ def pro_score(masks: Any, maps: Any, max_fpr: float = 0.3) -> float:
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is defective; a list holds arrays, paths, or None for a good image.
+        True is anomalous; a list holds masks of any kind that
+        `skad.images.read_mask` reads, or None for a normal image.
         Regions are connected over edges and corners.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
@@ -53,7 +54,7 @@ def pro_score(masks: Any, maps: Any, max_fpr: float = 0.3) -> float:
     Raises
     ------
     ValueError
-        If a mask and its map differ in size, a map has NaN, a mask is not binary or
+        If a mask and its map differ in size, a map has NaN, a mask cannot be read or
         `max_fpr` lies outside (0, 1].
 
     References
@@ -213,7 +214,8 @@ def aupimo_score(
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is defective; a list holds arrays, paths, or None for a good image.
+        True is anomalous; a list holds masks of any kind that
+        `skad.images.read_mask` reads, or None for a normal image.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
         .npy files.
@@ -232,7 +234,7 @@ def aupimo_score(
     Raises
     ------
     ValueError
-        If a mask and its map differ in size, a map has NaN, a mask is not binary or
+        If a mask and its map differ in size, a map has NaN, a mask cannot be read or
         the bounds are not ``0 < low < high <= 1``.
 
     References

@@ -184,7 +184,7 @@ def test_an_image_without_region_is_not_judged(network, parts, region):
     ("parameters", "regions", "message"),
     [
         ({"region": np.zeros((8, 8))}, None, "region is empty"),
-        ({"region": np.full((8, 8), 0.5)}, None, "float values that are no whole numbers"),
+        ({"region": np.full((8, 8), 0.5)}, None, "no whole numbers"),
         ({"region": "nowhere.png"}, None, "region.*nowhere.png"),
         ({}, np.ones((64, 64), bool), "regions is one mask"),
         ({}, [None, None], "2 entries for 3 images"),
