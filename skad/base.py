@@ -29,7 +29,12 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skad._checks import check_labels, check_size, require_attributes
+from skad._checks import (
+    BY_CROSS_VALIDATION,
+    check_labels,
+    check_size,
+    require_attributes,
+)
 from skad._maps import WHOLE, render
 from skad._patches import filled, inside_patches
 from skad._threshold import conformal_p_values, conformal_threshold
@@ -414,6 +419,15 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             self,
             self._needed_attributes(),
             "the constructor of a detector takes these parameters and stores them",
+        )
+
+    @property
+    def classes_(self):
+        """Not there: a detector is no classifier. Tools for these ask for it."""
+        raise AttributeError(
+            f"{type(self).__name__} has no classes_: it is an outlier detector, no "
+            f"classifier. {BY_CROSS_VALIDATION} Its threshold is set by contamination "
+            "and calibrate, not by tools that tune thresholds of classifiers."
         )
 
     # -- images that were learned from ---------------------------------------

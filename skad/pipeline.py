@@ -24,7 +24,7 @@ from skad._steps import has_bare, named
 
 def _final_has(method):
     def check(pipeline):
-        getattr(_unwrap(pipeline.steps[-1][1]), method)  # raises if it is absent
+        getattr(Chain(pipeline).final, method)  # raises if it is absent
         return True
 
     return check
