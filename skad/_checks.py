@@ -3,7 +3,6 @@
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
-
 # What to do about tools for classifiers, which number the labels anew.
 BY_CROSS_VALIDATION = (
     "sklearn's cross_val_predict(method='decision_function') replaces +1/-1 by 1/0: "

@@ -94,7 +94,7 @@ def test_fit_predict_needs_a_score_of_each_image():
         skad.PatchCoreDetector(calibration="split").fit_predict(X, y)
     with pytest.raises(ValueError, match="calibration='auto' of SimpleNetDetector"):
         skad.SimpleNetDetector().fit_predict(X, y)
-    with pytest.raises(ValueError, match="keeps 20.*calibration_size"):
+    with pytest.raises(ValueError, match=r"keeps 20.*calibration_size"):
         skad.PaDiMDetector(calibration_size=20).fit_predict(X, y)
 
 
@@ -227,7 +227,7 @@ def dumped(model):
     return file
 
 
-# -- searches and cross-validation ------------------------------------------------------
+# -- searches and cross-validation -----------------------------------------------------
 
 
 def test_searches(features, labelled):
@@ -311,7 +311,7 @@ def test_masks_reach_pixel_scorers_by_routing_alone(features, labelled):
     assert pro_scorer(model, X, stacked) == pro_scorer(model, X, masks=masks)
 
 
-# -- what a pipeline is asked beside fit -------------------------------------------------
+# -- what a pipeline is asked beside fit -----------------------------------------------
 
 
 def test_slices_copies_and_caches(features, labelled, tmp_path, capsys):
