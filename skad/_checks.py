@@ -3,6 +3,12 @@
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
+# What to do about tools for classifiers, which number the labels anew.
+BY_CROSS_VALIDATION = (
+    "sklearn's cross_val_predict(method='decision_function') replaces +1/-1 by 1/0: "
+    "pass it y=None and folds that were made with y, cv=list(cv.split(X, y))."
+)
+
 
 def check_labels(y):
     """Check labels of images: +1 is good, -1 is anomalous.
@@ -19,9 +25,10 @@ def check_labels(y):
     seen = np.unique(y)
     if y.dtype.kind not in "iuf" or not np.isin(seen, (1, -1)).all():
         shown = ", ".join(repr(value) for value in seen[:5].tolist())
+        hint = f" {BY_CROSS_VALIDATION}" if set(seen.tolist()) == {0, 1} else ""
         raise ValueError(
             f"y must be +1 for good and -1 for anomalous images, but holds {shown}. "
-            "Convert other labels with skad.datasets.to_outlier_labels."
+            f"Convert other labels with skad.datasets.to_outlier_labels.{hint}"
         )
     return y
 

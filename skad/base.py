@@ -33,7 +33,12 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skad._checks import check_labels, check_size, require_attributes
+from skad._checks import (
+    BY_CROSS_VALIDATION,
+    check_labels,
+    check_size,
+    require_attributes,
+)
 from skad._maps import WHOLE, render
 from skad._patches import filled, inside_patches
 from skad._peaks import peaks
@@ -57,6 +62,13 @@ def _can(hook):
         return hasattr(type(detector), hook)
 
     return check
+
+
+class NotHeldOutError(ValueError, AttributeError):
+    """There is no `fit_predict`, for want of held-out scores of every image.
+
+    An `AttributeError`, too: scikit-learn asks by `hasattr` what an estimator offers.
+    """
 
 
 class BaseDetector(OutlierMixin, BaseEstimator):
@@ -91,7 +103,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         # that no caller has to guess which hook a wrong shape came from.
         super().__init_subclass__(**kwargs)
         for hook in {"_score", "_score_left_out"} & set(vars(cls)):
-            setattr(cls, hook, _checked_hook(vars(cls)[hook], f"{cls.__name__}.{hook}"))
+            setattr(cls, hook, _checked_hook(vars(cls)[hook], cls.__name__, hook))
 
     def fit(self, X, y=None):
         """Learn from features of good images.
@@ -124,7 +136,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             self._learn(X, type(self)._fit, lambda: self._learned(given, y, X))
         return self
 
-    def fit_predict(self, X, y=None, **fit_params):
+    @property
+    def fit_predict(self):
         """Learn from images, and decide for each of them.
 
         Images that were learned from are judged as images to come would be: by their
@@ -155,6 +168,9 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             the model that has seen them, as by ``fit(X, y).predict(X)``.
         """
         self._check_holds_out_all()
+        return self._fit_predict
+
+    def _fit_predict(self, X, y=None, **fit_params):
         self.fit(X, y, **fit_params)
         decisions = self.decision_function(X)
         return self._labels_after_fit(decisions, self._learned_from(X, y, decisions))
@@ -478,11 +494,21 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             "the constructor of a detector takes these parameters and stores them",
         )
 
+    @property
+    def classes_(self):
+        """Not there: a detector is no classifier. Tools for these ask for it."""
+        raise AttributeError(
+            f"{type(self).__name__} has no classes_: it is an outlier detector, no "
+            f"classifier. {BY_CROSS_VALIDATION} Its threshold is set by contamination "
+            "and calibrate, not by tools that tune thresholds of classifiers."
+        )
+
     # -- images that were learned from ---------------------------------------
 
     def _check_holds_out_all(self):
-        if self._calibration() == "split":
-            raise ValueError(
+        how = getattr(self, "calibration", None)
+        if (self._auto_calibration if how == "auto" else how) == "split":
+            raise NotHeldOutError(
                 "fit_predict judges each image by a model that has not seen it, but "
                 f"calibration={self.calibration!r} of {type(self).__name__} holds out "
                 "a part of the images only. Use calibration='kfold', or fit(X, y) and "
@@ -556,8 +582,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         shape = getattr(X, "shape", ())
         dtype = str(getattr(X, "dtype", "")).removeprefix("torch.")
         if len(shape) == 4:
-            channels = _IMAGE_CHANNELS & {shape[1], shape[3]}
-            if channels and dtype in _IMAGE_DTYPES:
+            first = shape[1] in _IMAGE_CHANNELS and min(shape[2:]) >= 16
+            if dtype in _IMAGE_DTYPES and (first or shape[3] in _IMAGE_CHANNELS):
                 self._refuse_images(f"an array of shape {tuple(shape)} and {dtype}")
             return X
         if not isinstance(X, (list, tuple)) and (len(shape) != 1 or dtype == ""):
@@ -856,16 +882,16 @@ def check_scores(found, n, where, grid=None):
         )
 
 
-def _checked_hook(hook, where):
+def _checked_hook(hook, owner, name):
     @functools.wraps(hook)
     def checked(self, *args):
         found, X = hook(self, *args), args[0] if args else None
         # The scores left out may be those of more images than X, and an ImageReader
         # has no grid.
-        of_X = X is not None and hook.__name__ == "_score"
+        of_X = X is not None and name == "_score"
         shape = getattr(X, "shape", None) if of_X else None
         grid = None if shape is None else shape[1:3]
-        check_scores(found, len(X) if of_X else None, where, grid)
+        check_scores(found, len(X) if of_X else None, f"{owner}.{name}", grid)
         return found
 
     return checked

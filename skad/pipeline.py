@@ -24,7 +24,7 @@ from skad._steps import has_bare, named
 
 def _final_has(method):
     def check(pipeline):
-        getattr(_unwrap(pipeline.steps[-1][1]), method)  # raises if it is absent
+        getattr(Chain(pipeline).final, method)  # raises if it is absent
         return True
 
     return check
@@ -150,7 +150,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         self.steps = [*(before.steps if k else []), self.steps[k], *after.steps]
         return self
 
-    @available_if(_final_has("fit_predict"))
+    @available_if(lambda pipeline: hasattr(type(Chain(pipeline).final), "fit_predict"))
     def fit_predict(self, X, y=None, regions=None, **params):
         """Learn from images, and decide for each of them as if it were new.
 

@@ -44,7 +44,6 @@ from skad.detectors._prn_samples import (
     resized_mask,
 )
 from skad.image_detector import ImageDetector
-from skad.images import check_images
 from skad.images._reading import n_threads, remembered
 
 _COARSE = 4  # maps are kept at this fraction of the image
@@ -407,7 +406,7 @@ class PRNDetector(ImageDetector):
 
     def _defects_to_learn_from(self, X, y, masks):
         """Pairs of a function that reads a defective image, and its mask or None."""
-        X = check_images(X, n_channels=self._n_channels())
+        X = self._checked_images(X)
         masks = None if masks is None else list(masks)
         if masks is not None and len(masks) != len(X):
             raise ValueError(

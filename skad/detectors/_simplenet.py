@@ -5,6 +5,7 @@ noise on these makes negatives (Section 3.3); a small discriminator learns to te
 two apart (Section 3.4). What it says of a patch is the patch's score.
 """
 
+import warnings
 from itertools import pairwise
 from numbers import Integral, Real
 from pathlib import Path
@@ -354,6 +355,22 @@ class SimpleNetDetector(BaseDetector):
             float(e.mean()) for e in epochs if len(e)
         ]
         self.state_ = arrays(module)
+        self._warn_of_guessing()
+
+    def _warn_of_guessing(self):
+        """Say so where training has not come to more than a guess."""
+        guess = 2 * (np.log(2) if self.loss == "cross_entropy" else self.margin)
+        guess += np.log(2) * self.classification_head
+        if self.loss_curve_[-1] > 0.95 * guess:
+            warnings.warn(
+                "the discriminator does not tell features from features with noise: "
+                f"its last loss, {self.loss_curve_[-1]:.3g}, is about that of a guess, "
+                f"{guess:.3g}, and scores say little. Train longer (max_epochs="
+                f"{self.max_epochs}) or with more noise (noise_std={self.noise_std:g}; "
+                "rows of a table, which spread in all directions as patches of a "
+                "network do not, need about 1.5).",
+                stacklevel=5,
+            )
 
     def _start(self, module, X, seed):
         """Set the size of the noise, and the whitening, by good patches."""

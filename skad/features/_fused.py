@@ -132,6 +132,9 @@ class FusedFeatures(PatchFeatureTransformer):
         X = self._checked_images(X)
         self._fit_region()
         members = [clone(member) for member in self._members()]
+        # Images that one of the two skips are skipped for both.
+        if "on_error" in members[1].get_params(deep=False):
+            members[1].set_params(on_error=self.on_error)
         extracts = [
             member._fit_extract(X, y) or _extract_with(member) for member in members
         ]
