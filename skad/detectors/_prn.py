@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length
 
 from skad._checks import check_labels
+from skad._kept import prepared
 from skad._training import (
     arrays,
     contents,
@@ -27,6 +28,7 @@ from skad._training import (
     train_estimator,
     with_arrays,
 )
+from skad._training_images import TrainingImages
 from skad.detectors._prn_encoder import STRIDES, Arguments, built_encoder, identity
 from skad.detectors._prn_modules import (
     REDUCED,
@@ -50,7 +52,7 @@ _COARSE = 4  # maps are kept at this fraction of the image
 _AT_ONCE = 8  # images per pass when scoring
 
 
-class PRNDetector(ImageDetector):
+class PRNDetector(TrainingImages, ImageDetector):
     """Learn to mark defects from what differs from prototypes of good images.
 
     A few defects in training, best with masks, make it better; without any it learns
@@ -91,6 +93,8 @@ class PRNDetector(ImageDetector):
 
     texture_images : sequence of images, default=None
         Photographs of textures to make defects of. Without them, textures are drawn.
+        Clones share them. Images in memory do not travel in the pickle of a fitted
+        model: where it is loaded, set them again before another `fit`.
 
     foreground : {"auto"} or None, default=None
         "auto" puts made defects on the part only, where the background is plain
@@ -244,6 +248,7 @@ class PRNDetector(ImageDetector):
     # Searches and cross-validation then split masks together with the images.
     __metadata_request__fit = {"masks": True}
 
+    _training_images = ("texture_images",)
     loss_curve_: list[float]
     state_: dict[str, np.ndarray]
     _optimizer_state: dict[str, Any]
@@ -429,6 +434,7 @@ class PRNDetector(ImageDetector):
     # -- training ------------------------------------------------------------
 
     def _fit(self, reader):
+        self._check_training_images()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         device = torch_device(self.device)
         goes_on = self.warm_start and hasattr(self, "state_")
@@ -561,14 +567,26 @@ class PRNDetector(ImageDetector):
 
     # -- scores --------------------------------------------------------------
 
+    def _scoring_networks(self, device):
+        """The network and the prototypes, as they were made for an earlier call."""
+        import torch
+
+        def prepare():
+            network = rebuilt(self._network, self.state_).to(device)
+            return network, [torch.tensor(p, device=device) for p in self.prototypes_]
+
+        prototypes = {f"prototypes.{k}": p for k, p in enumerate(self.prototypes_)}
+        layout = self.model, self.attention, self._input_size()
+        state = {**self.state_, **prototypes}
+        return prepared(self, prepare, state, str(device), *layout)
+
     def _score_batch(self, batch):
         import torch
 
         device = torch_device(self.device)
         encoder = self._known_encoder(device)
+        network, prototypes = self._scoring_networks(device)
         with torch.inference_mode():
-            network = rebuilt(self._network, self.state_).to(device)
-            prototypes = [torch.tensor(p, device=device) for p in self.prototypes_]
             levels = encoder.levels(batch)
             maps = torch.sigmoid(network(levels, _nearest_of(levels, prototypes)))
             scores = image_scores(maps).double().cpu().numpy()
