@@ -125,7 +125,7 @@ def test_parameters_reach_the_index_and_its_search():
 @pytest.mark.parametrize("given", [{"n_neighbours": 5}, {"n_trees_": 3}])
 def test_unknown_parameters_are_named(given):
     X = np.random.default_rng(0).normal(size=(20, 2, 2, 3))
-    with pytest.raises(ValueError, match="nndescent_params=.*unexpected keyword"):
+    with pytest.raises(ValueError, match=r"nndescent_params=.*unexpected keyword"):
         fitted(X, nndescent_params=given)
 
 
