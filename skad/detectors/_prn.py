@@ -219,6 +219,12 @@ class PRNDetector(TrainingImages, ImageDetector):
     that was trained on says little: `fit` holds images out for the threshold. Do not
     test on defects that were passed to `fit`.
 
+    The network and the losses of ``model="full"`` are the paper's; these defaults are
+    not. AdamW takes the place of Adam; training ends after 5,000 steps, however many
+    images there are; of the 16 images of a batch that show seen defects, half are shown
+    as they are and half have the defect pasted into a good image; and the weights of
+    "resnet18" are those that timm gives to that name.
+
     Unlike in the code published for PRN, normalization in the frozen network keeps its
     statistics during training, a texture is blended on the scale of the image, the
     model is that of the last step, and every batch is composed alike. As in that code,

@@ -395,7 +395,7 @@ def _largest_side(n_rows, n_columns, figure):
         width, height = figure.bbox.width, figure.bbox.height
         dpi = figure.dpi
         inches = width / dpi / n_columns, height / dpi / n_rows
-    return max(32, int(_SHARPER * max(inches) * dpi))
+    return max(32, round(_SHARPER * max(inches) * dpi))
 
 
 def _figure_and_axes(plt, figure, n_rows, n_columns):
