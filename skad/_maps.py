@@ -4,10 +4,10 @@ Upsampling and Gaussian smoothing are linear and separable, so both together are
 one small matrix per image axis: a map of any size costs two thin matrix products.
 """
 
-from functools import lru_cache
-
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
+
+from skad._kept import byte_bounded
 
 WHOLE = ((0.0, 1.0), (0.0, 1.0))  # the window of a grid that covers its image
 
@@ -121,7 +121,7 @@ def masks_above(maps, threshold):
     return np.stack(masks) if isinstance(maps, np.ndarray) else masks
 
 
-@lru_cache(maxsize=512)
+@byte_bounded(2**26)
 def _axis_operator(n_cells, n_pixels, start, stop, sigma, taps):
     """Matrix (pixels inside the window, cells) and the first such pixel."""
     position = (np.arange(n_pixels) + 0.5) / n_pixels

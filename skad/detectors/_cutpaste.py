@@ -15,6 +15,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skad._kept import prepared
 from skad._training import (
     arrays,
     contents,
@@ -367,7 +368,12 @@ class CutPasteDetector(ImageDetector):
         import torch
 
         device = torch_device(self.device)
-        networks = rebuilt(self._networks, self.state_).to(device)
+        networks = prepared(
+            self,
+            lambda: rebuilt(self._networks, self.state_).to(device),
+            self.state_,
+            *(str(device), self.backbone, self.variant),
+        )
         with torch.inference_mode():
             maps = _maps(networks["backbone"], as_input(batch, device))
         return maps.permute(0, 2, 3, 1).cpu().double().numpy()

@@ -14,6 +14,7 @@ from scipy.ndimage import rotate
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skad._kept import prepared
 from skad._training import (
     arrays,
     contents,
@@ -26,6 +27,7 @@ from skad._training import (
     train_estimator,
     with_arrays,
 )
+from skad._training_images import TrainingImages
 from skad.detectors._unet import WIDTHS, discriminative, reconstructive
 from skad.image_detector import ImageDetector
 from skad.images._reading import n_threads, remembered
@@ -37,7 +39,7 @@ _DECAY_AT = (0.8, 0.9)  # shares of the steps after which the learning rate drop
 _DECAY = 0.2
 
 
-class DRAEMDetector(ImageDetector):
+class DRAEMDetector(TrainingImages, ImageDetector):
     """Detect anomalies by networks that learned to find synthetic ones.
 
     Parameters
@@ -49,7 +51,9 @@ class DRAEMDetector(ImageDetector):
     texture_images : sequence of images or path of a folder, default=None
         What synthetic anomalies are made of: photographs of textures of all kinds. Of
         a folder, those in the folders in it count, too. Without them, textures are
-        drawn.
+        sampled procedurally. Clones share them. Images in memory do not travel in the
+        pickle of a fitted model: where it is loaded, set them again before another
+        `fit`.
 
     max_epochs : int, default=700
         Passes over the training images.
@@ -174,6 +178,7 @@ class DRAEMDetector(ImageDetector):
     (64, 64)
     """
 
+    _training_images = ("texture_images",)
     loss_curve_: list[float]
     state_: dict[str, np.ndarray]
     _optimizer_state: dict[str, Any]
@@ -238,6 +243,7 @@ class DRAEMDetector(ImageDetector):
     # -- training ------------------------------------------------------------
 
     def _fit(self, reader):
+        self._check_training_images()
         if min(self._input_size()) < 64:
             raise ValueError(
                 f"image_size={self.image_size!r} leaves less than 64 pixels; the "
@@ -355,7 +361,13 @@ class DRAEMDetector(ImageDetector):
         import torch
 
         device = torch_device(self.device)
-        networks = rebuilt(self._networks, self.state_).to(device)
+        networks = prepared(
+            self,
+            lambda: rebuilt(self._networks, self.state_).to(device),
+            self.state_,
+            str(device),
+            self.model,
+        )
         with torch.inference_mode():
             batch = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
             return _compared(networks, batch)

@@ -6,6 +6,7 @@ the student also learns to give what that gives (Section 3.3). Both disagreement
 maps, brought to one scale by quantiles of good images (Section 3.4).
 """
 
+import copy
 import warnings
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
+from skad._kept import prepared
 from skad._training import (
     arrays,
     mixed,
@@ -25,6 +27,7 @@ from skad._training import (
     train_estimator,
     with_arrays,
 )
+from skad._training_images import TrainingImages
 from skad.detectors._pdn import AUTOENCODER_WIDTH, autoencoder, pdn, pdn_grid
 from skad.detectors._teacher import Teacher, as_input, colourless, distill_teacher
 from skad.image_detector import ImageDetector
@@ -38,14 +41,15 @@ _PENALTY_GREY = 0.3  # share of the penalty images that lose their colours
 _AT_ONCE = 8  # images per pass when scoring
 
 
-class EfficientADDetector(ImageDetector):
+class EfficientADDetector(TrainingImages, ImageDetector):
     """Detect anomalies where a student and an autoencoder fail to follow a teacher.
 
     Parameters
     ----------
     model : {"small", "medium", "tiny"}, default="small"
-        Layout of the student. "tiny", which is not the paper's, has a twentieth of
-        the operations of "small": two processor cores train it in minutes.
+        Layout of the student. "tiny", which is not the paper's, has a tenth of the
+        operations of "small" where the teacher has 64 channels (1/6.4 where it has
+        384): two processor cores train it in minutes.
 
     teacher : Teacher, path, torch.nn.Module or "distill"
         A `skad.detectors.Teacher`; the file of one, or of weights as others have
@@ -55,8 +59,10 @@ class EfficientADDetector(ImageDetector):
 
     penalty_images : sequence of images or path of a folder, default=None
         Photographs of anything: the student is kept from following the teacher on
-        these, so that it fails on what is not good. Of a folder, those in the folders
-        in it count, too. Without them, a warning.
+        these, so that it fails on what is not normal. Of a folder, those in the folders
+        in it count, too. Without them, a warning. Clones share them. Images in memory
+        do not travel in the pickle of a fitted model: where it is loaded, set them
+        again before another `fit`.
 
     max_steps : int, default=70000
         Steps of training.
@@ -196,6 +202,7 @@ class EfficientADDetector(ImageDetector):
     (64, 64)
     """
 
+    _training_images = ("penalty_images",)
     loss_curve_: list[float]
     state_: dict[str, np.ndarray]
     _optimizer_state: dict[str, Any]
@@ -269,6 +276,7 @@ class EfficientADDetector(ImageDetector):
     # -- training ------------------------------------------------------------
 
     def _fit(self, reader):
+        self._check_training_images()
         if min(self._input_size()) < 64:
             raise ValueError(
                 f"image_size={self.image_size!r} leaves less than 64 pixels; the "
@@ -305,6 +313,12 @@ class EfficientADDetector(ImageDetector):
         self._set_quantiles(
             [self._raw_maps(read(i)[None]) for i in validation],
         )
+
+    def _shared(self):
+        shared = super()._shared()
+        if isinstance(self.teacher, Teacher):  # nobody writes to its weights
+            shared["teacher"] = self.teacher
+        return shared
 
     def _teacher(self, reader, seed):
         if isinstance(self.teacher, Teacher) or hasattr(self.teacher, "forward"):
@@ -374,21 +388,26 @@ class EfficientADDetector(ImageDetector):
 
     def _teacher_network(self, device):
         if isinstance(self.teacher_, Teacher):
-            network = self.teacher_.network(padding=self.padding)
-        else:
-            network = self.teacher_
-        return network.to(device)
+            return self.teacher_.network(padding=self.padding).to(device)
+        tensors = [*self.teacher_.parameters(), *self.teacher_.buffers()]
+        if all(
+            t.device.type == device.type and device.index in (None, t.device.index)
+            for t in tensors
+        ):
+            return self.teacher_
+        return copy.deepcopy(self.teacher_).to(device)  # the user's own stays there
 
     def _taught(self, network, batch):
-        """Output of the teacher, without gradients; its mode is put back."""
+        """Output of the teacher, without gradients; the mode of each part stays."""
         import torch
 
-        training = network.training
+        training = [part for part in network.modules() if part.training]
         try:
             with torch.no_grad():
                 found = network.eval()(batch)
         finally:
-            network.train(training)
+            for part in training:
+                part.training = True
         if tuple(found.shape[2:]) != self._grid():
             raise ValueError(
                 f"teacher gives maps of {tuple(found.shape[2:])}, but the student "
@@ -506,18 +525,32 @@ class EfficientADDetector(ImageDetector):
                 stacklevel=6,
             )
 
+    def _scoring_networks(self, device):
+        """Teacher, student and autoencoder, as they were made for an earlier call."""
+
+        def prepare():
+            student, auto = (
+                rebuilt(lambda k=k: self._networks()[k], _part(self.state_, name))
+                for k, name in enumerate(("student", "autoencoder"))
+            )
+            return self._teacher_network(device), student.to(device), auto.to(device)
+
+        state, versions = dict(self.state_), ()
+        if isinstance(self.teacher_, Teacher):
+            weights = self.teacher_.state
+            state.update({f"teacher.{k}": v for k, v in weights.items()})
+        else:
+            versions = _versions(self.teacher_)
+        layout = self.model, self.padding, self._input_size(), versions
+        return prepared(self, prepare, state, str(device), *layout)
+
     def _raw_maps(self, batch):
         """Disagreement of student and teacher, and of student and autoencoder."""
         import torch
 
         device = torch_device(self.device)
-        teacher = self._teacher_network(device)
+        teacher, student, auto = self._scoring_networks(device)
         with torch.inference_mode():
-            student, auto = (
-                rebuilt(lambda k=k: self._networks()[k], _part(self.state_, name))
-                for k, name in enumerate(("student", "autoencoder"))
-            )
-            student, auto = student.to(device), auto.to(device)
             mean, std = (
                 torch.tensor(s, device=device)[:, None, None]
                 for s in (self.teacher_mean_, self.teacher_std_)
@@ -570,6 +603,14 @@ def _augmented(image, rng):
     """Brightness, contrast or saturation changed by up to a fifth."""
     kind = ("brightness", "contrast", "saturation")[rng.integers(3)]
     return recoloured(image, kind, np.float32(rng.uniform(0.8, 1.2)))
+
+
+def _versions(module):
+    """What changes when a module's tensors are replaced or written to."""
+    return id(module), *(
+        (id(tensor), 0 if tensor.is_inference() else tensor._version)
+        for tensor in (*module.parameters(), *module.buffers())
+    )
 
 
 def _part(state, name):

@@ -5,13 +5,27 @@ other. Scores apart, in deviations of good images, give each as much of a say as
 has earned: a kind that finds some good images very odd counts for little.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
 from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.metaestimators import available_if
 
+from skad._progress import progress
 from skad.base import BaseDetector
 from skad.detectors._combined import as_part, means_and_stds, patch_detector
+from skad.detectors._patchcore import PatchCoreDetector
+
+
+def _members_can(method):
+    """Whether the detectors of all kinds have a method."""
+
+    def check(fusion):
+        given = fusion.detector
+        return hasattr(PatchCoreDetector() if given is None else given, method)
+
+    return check
 
 
 class FusionDetector(BaseDetector):
@@ -55,7 +69,8 @@ class FusionDetector(BaseDetector):
         own.
 
     verbose : bool, default=False
-        Accepted as by every detector; `detector` reports on itself.
+        Report on the standard error stream which kind is being learned, and let every
+        detector report on itself.
 
     Attributes
     ----------
@@ -103,6 +118,11 @@ class FusionDetector(BaseDetector):
     With "loo", an image's own scores take part in the means and deviations that
     standardise them; over some tens of images that makes little difference.
 
+    `partial_fit` and `merge` are there where `detector` has them. With "loo", means,
+    deviations and held-out scores are then those of all images that the detectors
+    still hold out. Otherwise `partial_fit` keeps means and deviations, in which the
+    earlier scores are, and `merge` is refused.
+
     Examples
     --------
     >>> import numpy as np
@@ -114,6 +134,7 @@ class FusionDetector(BaseDetector):
     """
 
     _auto_calibration = "loo"
+    _keeps_images = True  # the detectors keep their left-out scores
     _parameter_constraints = {
         **BaseDetector._parameter_constraints,
         "detector": [BaseDetector, None],
@@ -184,10 +205,95 @@ class FusionDetector(BaseDetector):
 
     def _fit(self, X):
         inner = patch_detector(self.detector, "choose one of patch features")
-        how = "train"
-        if len(X) > 1:
-            how = "loo" if hasattr(inner, "_score_left_out") else "kfold"
-        self.detectors_ = [as_part(inner, how).fit(kind) for kind in self._kinds(X)]
+        parts = [as_part(inner, self._how(inner, len(X))) for _ in self.levels_]
+        self.detectors_ = self._each(parts, "fit", self._kinds(X))
+        self._standardise()
+
+    @staticmethod
+    def _how(inner, n_images):
+        """How a detector holds out scores."""
+        if n_images == 1:
+            return "train"
+        return "loo" if hasattr(inner, "_score_left_out") else "kfold"
+
+    def _each(self, detectors, method, arguments):
+        """The detectors, after a method of each has learned from its own argument."""
+        with progress(len(detectors), "kinds of features", self.verbose) as bar:
+            for i, (one, own) in enumerate(zip(detectors, arguments, strict=True)):
+                if self.verbose:
+                    one.set_params(verbose=self.verbose)
+                getattr(one, method)(own)
+                bar.reach(i + 1)
+        return detectors
+
+    @available_if(_members_can("partial_fit"))
+    def partial_fit(self, X, y=None):
+        """Learn from more good images, on top of those seen so far.
+
+        Each detector does, and the threshold follows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, h, w, d)
+            Patch features, on the same grid as before.
+
+        y : array-like of shape (n,), optional
+            Images labelled -1 are left out.
+
+        Returns
+        -------
+        self : object
+        """
+        return super().partial_fit(X, y)
+
+    @available_if(_members_can("merge"))
+    def merge(self, other):
+        """Take in what another detector has learned, in place.
+
+        Parameters
+        ----------
+        other : FusionDetector
+            Fitted, with the same detector, on features of the same kinds. It stays as
+            it is.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If kinds or grid of its features differ, or if `calibration` is not "loo".
+        """
+        return super().merge(other)
+
+    def _update(self, X):
+        n_images = self.n_samples_seen_ + len(X)
+        # Copies: an earlier copy of this detector stays as it was.
+        parts = [copy.copy(one) for one in self.detectors_]
+        for one in parts:
+            one.set_params(calibration=self._how(one, n_images))
+        self.detectors_ = self._each(parts, "partial_fit", self._kinds(X))
+        if self._calibration() == "loo":
+            self._standardise()
+
+    def _merge(self, other):
+        if other.levels_ != self.levels_:
+            raise ValueError(
+                f"other was fitted on kinds of {other.levels_} channels, this detector "
+                f"on {self.levels_}; fit both on features of the same kinds."
+            )
+        if self._calibration() != "loo":
+            raise ValueError(
+                f"calibration={self.calibration!r}: the scores that two detectors held "
+                "out are in deviations of their own images. Use 'loo', or fit again."
+            )
+        parts = [copy.copy(one) for one in self.detectors_]
+        self.detectors_ = self._each(parts, "merge", other.detectors_)
+        self._standardise()
+
+    def _standardise(self):
+        """Set means and deviations by what the detectors held out."""
         scores, maps = self._held_out()
         self.score_means_, self.score_stds_ = means_and_stds(scores)
         self.map_means_, self.map_stds_ = means_and_stds(maps)

@@ -31,18 +31,22 @@ class LeftOutBank:
     k : int
         Number of neighbours of each row.
 
+    nearest : callable
+        ``nearest(queries, k, groups)`` as of ``bank.search``, by which `found` is
+        searched for: the search that scores new images, where that is approximate.
+
     Attributes
     ----------
     rows : ndarray of shape (m + s, d)
         Those of the bank, then those that come back.
 
     found : (ndarray of shape (n, k), ndarray of shape (n, k))
-        What `search` finds for the rows of the images.
+        Squared distances and indices for the rows of the images.
     """
 
-    def __init__(self, bank, owner, rows, images, k):
+    def __init__(self, bank, owner, rows, images, k, nearest):
         self._bank, self._owner = bank, owner
-        squared, indices = bank.search(rows, k, groups=(images, owner))
+        squared, indices = nearest(rows, k, groups=(images, owner))
         returned = self._returned_rows(rows, images, squared[:, 0], indices[:, 0])
         self.rows = np.concatenate([bank.rows, *(rows[r] for r in returned.values())])
         ends = len(bank.rows) + np.cumsum([len(r) for r in returned.values()])

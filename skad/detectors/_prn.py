@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length
 
 from skad._checks import check_labels
+from skad._kept import prepared
 from skad._torch_state import own_torch_state
 from skad._training import (
     arrays,
@@ -28,6 +29,7 @@ from skad._training import (
     train_estimator,
     with_arrays,
 )
+from skad._training_images import TrainingImages
 from skad.detectors._prn_encoder import STRIDES, Arguments, built_encoder, identity
 from skad.detectors._prn_modules import (
     REDUCED,
@@ -50,7 +52,7 @@ _COARSE = 4  # maps are kept at this fraction of the image
 _AT_ONCE = 8  # images per pass when scoring
 
 
-class PRNDetector(ImageDetector):
+class PRNDetector(TrainingImages, ImageDetector):
     """Learn to mark defects from what differs from prototypes of good images.
 
     A few defects in training, best with masks, make it better; without any it learns
@@ -90,8 +92,10 @@ class PRNDetector(ImageDetector):
         for 224 of them.
 
     texture_images : sequence of images or path of a folder, default=None
-        Photographs of textures to make defects of. Of a folder, those in the folders
-        in it count, too. Without them, textures are drawn.
+        Photographs of textures to make synthetic anomalies of. Of a folder, those in
+        the folders in it count, too. Without them, textures are sampled procedurally.
+        Clones share them. Images in memory do not travel in the pickle of a fitted
+        model: where it is loaded, set them again before another `fit`.
 
     foreground : {"auto"} or None, default=None
         "auto" puts made defects on the part only, where the background is plain
@@ -225,6 +229,12 @@ class PRNDetector(ImageDetector):
     that was trained on says little: `fit` holds images out for the threshold. Do not
     test on defects that were passed to `fit`.
 
+    The network and the losses of ``model="full"`` are the paper's; these defaults are
+    not. AdamW takes the place of Adam; training ends after 5,000 steps, however many
+    images there are; of the 16 images of a batch that show seen defects, half are shown
+    as they are and half have the defect pasted into a good image; and the weights of
+    "resnet18" are those that timm gives to that name.
+
     Unlike in the code published for PRN, normalization in the frozen network keeps its
     statistics during training, a texture is blended on the scale of the image, the
     model is that of the last step, and every batch is composed alike. As in that code,
@@ -254,6 +264,7 @@ class PRNDetector(ImageDetector):
     # Searches and cross-validation then split masks together with the images.
     __metadata_request__fit = {"masks": True}
 
+    _training_images = ("texture_images",)
     loss_curve_: list[float]
     state_: dict[str, np.ndarray]
     _optimizer_state: dict[str, Any]
@@ -443,6 +454,7 @@ class PRNDetector(ImageDetector):
     # -- training ------------------------------------------------------------
 
     def _fit(self, reader):
+        self._check_training_images()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         device = torch_device(self.device)
         goes_on = self.warm_start and hasattr(self, "state_")
@@ -577,14 +589,26 @@ class PRNDetector(ImageDetector):
 
     # -- scores --------------------------------------------------------------
 
+    def _scoring_networks(self, device):
+        """The network and the prototypes, as they were made for an earlier call."""
+        import torch
+
+        def prepare():
+            network = rebuilt(self._network, self.state_).to(device)
+            return network, [torch.tensor(p, device=device) for p in self.prototypes_]
+
+        prototypes = {f"prototypes.{k}": p for k, p in enumerate(self.prototypes_)}
+        layout = self.model, self.attention, self._input_size()
+        state = {**self.state_, **prototypes}
+        return prepared(self, prepare, state, str(device), *layout)
+
     def _score_batch(self, batch):
         import torch
 
         device = torch_device(self.device)
         encoder = self._known_encoder(device)
+        network, prototypes = self._scoring_networks(device)
         with torch.inference_mode():
-            network = rebuilt(self._network, self.state_).to(device)
-            prototypes = [torch.tensor(p, device=device) for p in self.prototypes_]
             levels = encoder.levels(batch)
             maps = torch.sigmoid(network(levels, _nearest_of(levels, prototypes)))
             scores = image_scores(maps).double().cpu().numpy()

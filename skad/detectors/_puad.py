@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods
 
 from skad._patch_array import PatchArray
+from skad._training_images import TrainingImages
 from skad.base import BaseDetector
 from skad.detectors._combined import as_part, means_and_stds, patch_detector
 from skad.image_detector import ImageDetector
@@ -72,7 +73,7 @@ class _TwoScores(BaseDetector):
     def _fit_alone(self, X):
         self._fit_detector(X)
         self.location_ = self._means(X).mean(axis=0)
-        self.precision_ = np.zeros((X.shape[3], X.shape[3]))
+        self.precision_ = np.zeros((len(self.location_),) * 2)
         self.score_means_, self.score_stds_ = np.zeros(2), np.ones(2)
         self._is_alone = True
 
@@ -268,7 +269,7 @@ class PUADDetector(_TwoScores):
         return mean_features(X)
 
 
-class ImagePUADDetector(_TwoScores, ImageDetector):
+class ImagePUADDetector(TrainingImages, _TwoScores, ImageDetector):
     """`PUADDetector` for detectors that take images, such as EfficientAD.
 
     Parameters
@@ -350,6 +351,7 @@ class ImagePUADDetector(_TwoScores, ImageDetector):
     256
     """
 
+    _training_images = ("detector",)
     _parameter_constraints = {
         **PUADDetector._parameter_constraints,
         "detector": [ImageDetector],

@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skad._kept import prepared
 from skad._moments import Moments
 from skad._patches import image_scores, patch_maps, patch_rows
 from skad._training import (
@@ -464,20 +465,37 @@ class SimpleNetDetector(BaseDetector):
         total = losses[good].mean()
         return total if good.all() else total + losses[~good].mean()
 
+    def _scoring_layers(self, dtype):
+        """Layers, last layer and second head, as they were made for an earlier call."""
+
+        def prepare():
+            import torch
+
+            state = {k: v.astype(dtype) for k, v in self.state_.items()}
+            # Without noise in between, adaptor, layer and normalization are one matrix.
+            layers = _folded(state)
+            weight, offset = layers[0]
+            if "adaptor.bias" in state:
+                offset = offset + weight @ state["adaptor.bias"]
+            layers[0] = weight @ state["adaptor.weight"], offset
+            tail = state[f"discriminator.{3 * len(layers)}.weight"][0]
+            if not self.classification_head:
+                return layers, tail, None
+            d = state["adaptor.weight"].shape[1]
+            module = rebuilt(lambda: self._module(d), self.state_)
+            return layers, tail, module.to(getattr(torch, str(dtype)))
+
+        widths = self.hidden_dim, self.n_hidden_layers
+        layout = *widths, self.whiten, self.classification_head
+        return prepared(self, prepare, self.state_, str(dtype), *layout)
+
     def _score(self, X):
         grids, inside = _grids(X, self.upscale, dtype=X.dtype)
         rows = grids.reshape(-1, grids.shape[3]) if inside.all() else grids[inside]
-        state = {k: v.astype(X.dtype) for k, v in self.state_.items()}
-        # Without noise in between, adaptor, layer and normalization are one matrix.
-        layers = _folded(state)
-        weight, offset = layers[0]
-        if "adaptor.bias" in state:
-            offset = offset + weight @ state["adaptor.bias"]
-        layers[0] = weight @ state["adaptor.weight"], offset
+        layers, tail, _ = self._scoring_layers(X.dtype)
         slope = X.dtype.type(_SLOPE)
-        tail = state[f"discriminator.{3 * len(layers)}.weight"][0]
         said = np.empty(len(rows), X.dtype)
-        step = max(1, 2**22 // len(weight))
+        step = max(1, 2**22 // len(layers[0][0]))
         for lo in range(0, len(rows), step):
             hidden = rows[lo : lo + step]
             for weight, offset in layers:
@@ -494,8 +512,7 @@ class SimpleNetDetector(BaseDetector):
         """What the second head says of images."""
         import torch
 
-        module = rebuilt(lambda: self._module(grids.shape[-1]), self.state_)
-        module = module.to(getattr(torch, str(grids.dtype)))
+        module = self._scoring_layers(grids.dtype)[2]
         scores = np.empty(len(grids))
         with torch.inference_mode():
             for i in range(len(grids)):

@@ -6,10 +6,11 @@ neighbours in a fixed order is a grouped convolution with fixed weights, which
 needs no unfolded copy.
 """
 
-from functools import lru_cache
 from math import gcd
 
 import numpy as np
+
+from skad._kept import byte_bounded
 
 
 def mean1d(levels, grid, patch_size, pretrain_dim, target_dim):
@@ -82,7 +83,7 @@ def _to_grid(level, grid):
     return interpolate(level, size=grid, mode="bilinear", align_corners=False)
 
 
-@lru_cache(maxsize=64)
+@byte_bounded(2**26)
 def _pooling(n_channels, patch_size, n_out, joined=1):
     """Adaptive average pooling over flattened patches, as convolution weights.
 

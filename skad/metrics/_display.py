@@ -2,7 +2,11 @@
 
 import numpy as np
 
-from skad.images import check_images, read_image, read_mask, to_float
+from skad.images import check_images, image_size, read_image, read_mask, to_float
+
+_INCHES = 2.3  # side of a picture in a new figure
+_SHARPER = 2  # pixels of a picture per pixel of the screen, for print and zoom
+_AT_ONCE = 2**26  # pixels of maps that are made together
 
 
 class AnomalyMapDisplay:
@@ -13,16 +17,24 @@ class AnomalyMapDisplay:
     defective; the contour follows it. Create it with `from_estimator` or
     `from_predictions`.
 
+    Images that are larger than their place in the figure are rendered at twice the
+    pixels of that place: a pixel of it shows the mean of the image, the largest value
+    of the map and any defect of the mask below it. Axes count the pixels of the image.
+
     Parameters
     ----------
-    images : list of ndarray of shape (H, W, 3)
-        Images, float in [0, 1].
+    images : sequence of images
+        Paths, PIL images, arrays or tensors.
 
-    maps : list of ndarray of shape (H, W)
-        Anomaly maps of the same sizes, larger is more anomalous.
+    maps : sequence of ndarray of shape (H, W)
+        Anomaly maps at the size of each image, larger is more anomalous.
 
-    masks : list of ndarray of shape (H, W), optional
-        True is defective.
+    masks : sequence of array, path or None, optional
+        Ground truth at the size of each image, True is defective; None for an image
+        without defects.
+
+    regions : sequence of array, path or None, optional
+        What was looked at in each image; None is all of it. The rest is shaded.
 
     thresholds : list of float, optional
         Pixel threshold of each map. Without it, colours show the maps as they
@@ -42,6 +54,13 @@ class AnomalyMapDisplay:
     colorbar_ : matplotlib.colorbar.Colorbar
         The colour bar that all maps share.
 
+    Notes
+    -----
+    As the displays of scikit-learn do, this one leaves its figure to pyplot, which
+    keeps it open until it is closed. In a loop, close it
+    (``matplotlib.pyplot.close(display.figure_)``), or pass one figure as `figure`
+    again and again.
+
     Examples
     --------
     >>> import numpy as np
@@ -54,16 +73,27 @@ class AnomalyMapDisplay:
     (1, 2)
     """
 
-    def __init__(self, images, maps, *, masks=None, thresholds=None, titles=None):
+    def __init__(
+        self, images, maps, *, masks=None, regions=None, thresholds=None, titles=None
+    ):
         self.images = images
         self.maps = maps
         self.masks = masks
+        self.regions = regions
         self.thresholds = thresholds
         self.titles = titles
 
     @classmethod
     def from_estimator(
-        cls, estimator, X, *, masks=None, titles=None, figure=None, cmap="RdBu_r"
+        cls,
+        estimator,
+        X,
+        *,
+        masks=None,
+        regions=None,
+        titles=None,
+        figure=None,
+        cmap="RdBu_r",
     ):
         """Plot what a fitted estimator sees in images.
 
@@ -78,11 +108,15 @@ class AnomalyMapDisplay:
         masks : list of array, path or None, optional
             Ground truth at the size of each image; None for a good image.
 
+        regions : sequence of n masks, optional
+            For pipelines: what to look at in each image, as in
+            `PatchFeatures.transform`.
+
         titles : list of str, optional
             One per image. Without it, the decision about each image.
 
         figure : matplotlib.figure.Figure, optional
-            Where to draw; a new figure by default.
+            Where to render, in place of what is there; a new figure by default.
 
         cmap : str, default="RdBu_r"
             Diverging colour map.
@@ -91,21 +125,27 @@ class AnomalyMapDisplay:
         -------
         display : AnomalyMapDisplay
         """
-        from skad.pipeline import anomaly_map
-
-        maps = list(anomaly_map(estimator, X))
+        images = check_images(X)
         inner = getattr(estimator, "best_estimator_", estimator)
-        thresholds = None
-        if hasattr(inner, "pixel_threshold"):
-            thresholds = [inner.pixel_threshold(m.shape) for m in maps]
+        maps, thresholds, limits = [], [], {}
+        most = _largest_side(len(images), 2 if masks is None else 3, figure)
+        for part, own in _parts(images, regions):
+            for full in _maps(estimator, part, own):
+                if hasattr(inner, "pixel_threshold"):
+                    if full.shape not in limits:
+                        limits[full.shape] = inner.pixel_threshold(full.shape)
+                    thresholds.append(limits[full.shape])
+                maps.append(_Shrunk(full, most, np.fmax))
         if titles is None:
+            given = {} if regions is None else {"regions": regions}
             words = {1: "good", -1: "defective", 0: "not scored"}
-            titles = [words[int(label)] for label in estimator.predict(X)]
+            titles = [words[int(label)] for label in estimator.predict(X, **given)]
         return cls.from_predictions(
-            X,
+            images,
             maps,
             masks=masks,
-            thresholds=thresholds,
+            regions=regions,
+            thresholds=thresholds or None,
             titles=titles,
             figure=figure,
             cmap=cmap,
@@ -118,6 +158,7 @@ class AnomalyMapDisplay:
         maps,
         *,
         masks=None,
+        regions=None,
         thresholds=None,
         titles=None,
         figure=None,
@@ -136,6 +177,9 @@ class AnomalyMapDisplay:
         masks : sequence of array, path or None, optional
             Ground truth at the size of each image; None for a good image.
 
+        regions : sequence of array, path or None, optional
+            What was looked at in each image; None is all of it. The rest is shaded.
+
         thresholds : float or sequence of float, optional
             Pixel threshold of all maps, or of each.
 
@@ -143,7 +187,7 @@ class AnomalyMapDisplay:
             One per image.
 
         figure : matplotlib.figure.Figure, optional
-            Where to draw; a new figure by default.
+            Where to render, in place of what is there; a new figure by default.
 
         cmap : str, default="RdBu_r"
             Diverging colour map.
@@ -164,6 +208,7 @@ class AnomalyMapDisplay:
         for name, values in (
             ("maps", maps),
             ("masks", masks),
+            ("regions", regions),
             ("thresholds", thresholds),
             ("titles", titles),
         ):
@@ -171,24 +216,22 @@ class AnomalyMapDisplay:
                 raise ValueError(
                     f"{name} has {len(values)} entries but there are {n} images."
                 )
-        pictures = [
-            to_float(read_image(images[i], where=f"images[{i}]")) for i in range(n)
-        ]
-        maps = [np.asarray(m) for m in maps]
-        for i, (picture, heat) in enumerate(zip(pictures, maps, strict=True)):
-            if heat.shape != picture.shape[:2]:
+        maps = [m if isinstance(m, _Shrunk) else np.asarray(m) for m in maps]
+        for i, heat in enumerate(maps):
+            size = image_size(images[i], where=f"images[{i}]")
+            if heat.shape != size:
                 raise ValueError(
-                    f"maps[{i}] has shape {heat.shape} but images[{i}] is "
-                    f"{picture.shape[:2]}; draw maps at the size of their image."
+                    f"maps[{i}] has shape {heat.shape} but images[{i}] is {size}; "
+                    "render maps at the size of their image."
                 )
-        if masks is not None:
-            masks = [
-                np.zeros(heat.shape, bool)
-                if mask is None
-                else read_mask(mask, where=f"masks[{i}]", size=heat.shape)
-                for i, (mask, heat) in enumerate(zip(masks, maps, strict=True))
-            ]
-        display = cls(pictures, maps, masks=masks, thresholds=thresholds, titles=titles)
+        display = cls(
+            images,
+            maps,
+            masks=masks,
+            regions=regions,
+            thresholds=thresholds,
+            titles=titles,
+        )
         return display.plot(figure=figure, cmap=cmap)
 
     def plot(self, *, figure=None, cmap="RdBu_r"):
@@ -197,7 +240,7 @@ class AnomalyMapDisplay:
         Parameters
         ----------
         figure : matplotlib.figure.Figure, optional
-            Where to draw; a new figure by default.
+            Where to render, in place of what is there; a new figure by default.
 
         cmap : str, default="RdBu_r"
             Diverging colour map.
@@ -214,25 +257,30 @@ class AnomalyMapDisplay:
         """
         plt = _pyplot()
         n_rows, n_columns = len(self.images), 2 if self.masks is None else 3
-        if figure is None:
-            figure = plt.figure(
-                figsize=(2.3 * n_columns + 0.9, 2.3 * n_rows + 0.4),
-                layout="constrained",
-            )
-        axes = figure.subplots(n_rows, n_columns, squeeze=False)
-        above = self._above()
-        norm, drawn = self._norm(above), None
-        for row, heat in enumerate(above):
-            left, middle = axes[row, 0], axes[row, 1]
-            left.imshow(self.images[row])
-            middle.imshow(self.images[row].mean(axis=2), cmap="gray", vmin=0, vmax=1)
-            drawn = middle.imshow(heat, cmap=cmap, norm=norm, alpha=0.7)
+        most = _largest_side(n_rows, n_columns, figure)
+        # Whatever is wrong with an image shows before there is a figure.
+        rows = [self._row(i, most) for i in range(n_rows)]
+        norm, shown = self._norm([row["heat"].values for row in rows]), None
+        figure, axes = _figure_and_axes(plt, figure, n_rows, n_columns)
+        for i, row in enumerate(rows):
+            left, middle = axes[i, 0], axes[i, 1]
+            extent = row["heat"].extent
+            left.imshow(row["picture"], extent=extent)
+            grey = row["picture"].mean(axis=2)
+            middle.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
+            heat = row["heat"].values
+            shown = middle.imshow(heat, cmap=cmap, norm=norm, alpha=0.7, extent=extent)
             if self.thresholds is not None and (heat > 0).any() and (heat < 0).any():
-                middle.contour(heat, levels=[0], colors="black", linewidths=1)
+                at = row["heat"].centres
+                middle.contour(*at, heat, levels=[0], colors="black", linewidths=1)
             if self.masks is not None:
-                axes[row, 2].imshow(self.masks[row], cmap="gray", vmin=0, vmax=1)
+                mask = row["mask"]
+                axes[i, 2].imshow(mask, cmap="gray", vmin=0, vmax=1, extent=extent)
+            if row["outside"] is not None:
+                for ax in axes[i]:
+                    ax.imshow(row["outside"], extent=extent)
             if self.titles is not None:
-                left.set_ylabel(self.titles[row])
+                left.set_ylabel(self.titles[i])
         for column, name in enumerate(("image", "anomaly map", "ground truth")):
             if column < n_columns:
                 axes[0, column].set_title(name)
@@ -241,26 +289,167 @@ class AnomalyMapDisplay:
         label = "anomaly score"
         if self.thresholds is not None:
             label += ", zero is the threshold"
-        self.colorbar_ = figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
+        self.colorbar_ = figure.colorbar(shown, label=label, **_bar(figure, axes))
         self.figure_, self.axes_ = figure, axes
         return self
 
-    def _above(self):
-        """Maps as distances above their threshold."""
-        if self.thresholds is None:
-            return self.maps
-        return [m - t for m, t in zip(self.maps, self.thresholds, strict=True)]
+    def _row(self, i, most):
+        """What is shown of an image: nothing larger than its place."""
+        image = read_image(self.images[i], where=f"images[{i}]")
+        size = image.shape[:2]
+        heat = self.maps[i]
+        if not isinstance(heat, _Shrunk):
+            heat = _Shrunk(np.asarray(heat), most, np.fmax)
+        if self.thresholds is not None:
+            heat = heat.above(self.thresholds[i])
+        row = {"heat": heat, "mask": None, "outside": None}
+        row["picture"] = to_float(_mean_shrunk(image, most))
+        if self.masks is not None:
+            row["mask"] = np.zeros(heat.values.shape, bool)
+            if self.masks[i] is not None:
+                mask = read_mask(self.masks[i], where=f"masks[{i}]", size=size)
+                row["mask"] = _Shrunk(mask, most, np.logical_or).values
+        if self.regions is not None and self.regions[i] is not None:
+            inside = read_mask(self.regions[i], where=f"regions[{i}]", size=size)
+            inside = _Shrunk(inside, most, np.logical_or).values
+            row["outside"] = np.zeros((*inside.shape, 4), np.float32)
+            row["outside"][~inside] = 0.5, 0.5, 0.5, 0.7
+        return row
 
-    def _norm(self, above):
+    def _norm(self, heats):
         from matplotlib.colors import Normalize
 
-        known = [heat for heat in above if np.isfinite(heat).any()]
+        known = [heat for heat in heats if np.isfinite(heat).any()]
         low = min((np.nanmin(heat) for heat in known), default=0.0)
         high = max((np.nanmax(heat) for heat in known), default=1.0)
         if self.thresholds is not None:
             high = max(abs(low), abs(high)) or 1.0
             low = -high
         return Normalize(low, high)
+
+
+class _Shrunk:
+    """An array (H, W) with at most so many pixels along its longer side.
+
+    Each takes what `combine` makes of those below it.
+    """
+
+    def __init__(self, array, most, combine):
+        self.shape = array.shape
+        self.values = array
+        for axis, starts in enumerate(_starts(array.shape, most)):
+            if len(starts) < array.shape[axis]:
+                self.values = combine.reduceat(self.values, starts, axis=axis)
+
+    def above(self, threshold):
+        """The distances above a threshold."""
+        other = object.__new__(_Shrunk)
+        other.shape, other.values = self.shape, self.values - threshold
+        return other
+
+    @property
+    def extent(self):
+        """Borders in pixels of the whole array, as for ``imshow``."""
+        height, width = self.shape
+        return -0.5, width - 0.5, height - 0.5, -0.5
+
+    @property
+    def centres(self):
+        """Column and row of the centre of each pixel, in those of the whole array."""
+        (height, width), (n, m) = self.shape, self.values.shape
+        return (
+            (np.arange(m) + 0.5) * width / m - 0.5,
+            (np.arange(n) + 0.5) * height / n - 0.5,
+        )
+
+
+def _starts(size, most):
+    """Where the pixels of a smaller array begin, along both axes."""
+    factor = max(1.0, max(size) / most)
+    counts = [max(1, round(side / factor)) for side in size]
+    return [
+        np.arange(count) * side // count
+        for side, count in zip(size, counts, strict=True)
+    ]
+
+
+def _mean_shrunk(image, most):
+    """Means over the pixels (H, W, C) below each of a smaller image, in its dtype."""
+    dtype = image.dtype
+    for axis, starts in enumerate(_starts(image.shape[:2], most)):
+        n = image.shape[axis]
+        if len(starts) < n:
+            image = np.add.reduceat(image, starts, axis=axis, dtype=np.float32)
+            counts = np.diff(starts, append=n).astype(np.float32)
+            image /= np.expand_dims(counts, [k for k in range(3) if k != axis])
+    if image.dtype != dtype and dtype.kind != "f":
+        image = np.rint(image)
+    return image.astype(dtype, copy=False)
+
+
+def _largest_side(n_rows, n_columns, figure):
+    """Pixels along the longer side of a picture that a figure can show."""
+    plt = _pyplot()
+    inches, dpi = (_INCHES, _INCHES), plt.rcParams["figure.dpi"]
+    if figure is not None:
+        width, height = figure.bbox.width, figure.bbox.height
+        dpi = figure.dpi
+        inches = width / dpi / n_columns, height / dpi / n_rows
+    return max(32, round(_SHARPER * max(inches) * dpi))
+
+
+def _figure_and_axes(plt, figure, n_rows, n_columns):
+    """A grid of axes, in a figure of fitting size or in the given one."""
+    if figure is not None:
+        figure.clear()
+        return figure, figure.subplots(n_rows, n_columns, squeeze=False)
+    left, right, bottom, top = 0.3, 1.2, 0.1, 0.35  # margins in inches
+    width, height = _INCHES * n_columns + left + right, _INCHES * n_rows + bottom + top
+    figure = plt.figure(figsize=(width, height))
+    # Laid out by hand: a solver takes seconds for a hundred axes.
+    place = {
+        "left": left / width,
+        "right": 1 - right / width,
+        "bottom": bottom / height,
+        "top": 1 - top / height,
+        "wspace": 0.04,
+        "hspace": 0.04,
+    }
+    return figure, figure.subplots(n_rows, n_columns, squeeze=False, gridspec_kw=place)
+
+
+def _bar(figure, axes):
+    """Where the colour bar goes: beside the first rows, however many there are."""
+    if figure.get_layout_engine() is not None or axes[0, 0].get_gridspec().left is None:
+        return {"ax": axes, "shrink": 0.8}
+    top = axes[0, -1].get_position()
+    bottom = axes[min(2, len(axes) - 1), -1].get_position()
+    width = 0.15 / figure.get_figwidth()
+    place = (top.x1 + width, bottom.y0, width, top.y1 - bottom.y0)
+    return {"cax": figure.add_axes(place)}
+
+
+def _parts(images, regions):
+    """The images, and their regions, some at a time: few where they are large."""
+    first, n_pixels = 0, 0
+    for i in range(len(images)):
+        height, width = image_size(images[i], where=f"X[{i}]")
+        if i > first and n_pixels + height * width > _AT_ONCE:
+            yield _part(images, regions, first, i)
+            first, n_pixels = i, 0
+        n_pixels += height * width
+    yield _part(images, regions, first, len(images))
+
+
+def _part(images, regions, first, last):
+    own = None if regions is None else regions[first:last]
+    return images[first:last], own
+
+
+def _maps(estimator, images, regions):
+    from skad.pipeline import anomaly_map
+
+    return anomaly_map(estimator, images, regions=regions)
 
 
 def _pyplot():

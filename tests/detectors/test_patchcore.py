@@ -162,7 +162,7 @@ def test_approximate_index_finds_most_neighbours():
     a, b = exact.anomaly_map(X[40:]), near.anomaly_map(X[40:])
     assert (b >= a - 1e-5).all()
     assert np.mean(np.isclose(a, b, rtol=1e-4)) > 0.8
-    assert near.offset_ == exact.offset_
+    assert near.offset_ == pytest.approx(exact.offset_, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,177 @@
+"""What is kept in memory for the next call: bounded by bytes, outside of estimators.
+
+A cache bounded by the number of its entries holds whatever these take: 512 matrices
+of one size are nothing, of another a gigabyte. Every cache of this package that
+outlives a call is a `ByteBounded`, or says beside it why it cannot grow.
+"""
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from functools import wraps
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+
+class ByteBounded:
+    """Values by key; the ones used longest ago go once all take too many bytes.
+
+    Threads may share one: a value is made once, and the others wait for it. A
+    process that was forked meanwhile goes on with a lock of its own.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes of all values together. A value that is larger is not kept.
+    """
+
+    def __init__(self, limit):
+        self.limit = limit
+        self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._renew_lock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self):
+        self._lock = threading.RLock()
+
+    @property
+    def n_bytes(self):
+        """Bytes of all values that are kept."""
+        return sum(size for _, size in list(self._entries.values()))
+
+    def get(self, key, make, *, is_current=None):
+        """The value kept for a key, or else a new one.
+
+        Parameters
+        ----------
+        key : hashable
+
+        make : callable
+            Makes the value.
+
+        is_current : callable, optional
+            Takes the value kept; False has it made anew.
+
+        Returns
+        -------
+        value : object
+        """
+        with self._lock:
+            value, _ = self._entries.get(key, (None, 0))
+            if value is not None and (is_current is None or is_current(value)):
+                self._entries.move_to_end(key)
+                return value
+            self.forget(key)
+            value = make()
+            size = size_in_bytes(value)
+            if size <= self.limit:
+                self._entries[key] = value, size
+                while self.n_bytes > self.limit:
+                    self._entries.popitem(last=False)
+            return value
+
+    def forget(self, key):
+        """Drop the value of a key, if there is one.
+
+        It takes no lock, since the garbage collector may call it at any time.
+        """
+        self._entries.pop(key, None)
+
+
+def byte_bounded(limit):
+    """Keep the results of a function of hashable arguments, up to `limit` bytes."""
+
+    def decorate(function):
+        cache = ByteBounded(limit)
+
+        @wraps(function)
+        def cached(*arguments):
+            return cache.get(arguments, lambda: function(*arguments))
+
+        cached.cache = cache
+        return cached
+
+    return decorate
+
+
+def size_in_bytes(value):
+    """Bytes of the arrays, tensors and weights in a value."""
+    if isinstance(value, (tuple, list)):
+        return sum(map(size_in_bytes, value))
+    if isinstance(value, dict):
+        return sum(map(size_in_bytes, value.values()))
+    if hasattr(value, "state_dict"):  # a module
+        return sum(map(size_in_bytes, (*value.parameters(), *value.buffers())))
+    return int(getattr(value, "nbytes", 0))
+
+
+_PREPARED = ByteBounded(2**30)
+_ROW = 256  # words of 8 bytes that are added up before they are hashed
+
+
+class _Prepared:
+    """What was prepared for an estimator, and what it depends on."""
+
+    def __init__(self, owner, known, value):
+        self.owner, self.known, self.value = owner, known, value
+        self.nbytes = size_in_bytes(value)
+
+
+def prepared(estimator, prepare, state, *settings):
+    """What scoring needs, made from the state of a fitted estimator, once.
+
+    It is kept outside of the estimator: neither written to it nor pickled with it,
+    and dropped with it. It is made anew where the state or a setting is another than
+    before, as after another fit. All estimators together keep up to a gigabyte.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Whose state it is. A copy has its own.
+
+    prepare : callable
+        Makes networks, tensors or arrays, alone or in a tuple, which must not refer
+        to the estimator.
+
+    state : dict of ndarray
+        What it makes them from.
+
+    *settings : object
+        Whatever else the result depends on, such as device and layout.
+
+    Returns
+    -------
+    value : object
+        As `prepare` gives it. Threads share it.
+    """
+    key, known = id(estimator), (digest_of(state), *settings)
+
+    def make():
+        owner = weakref.ref(estimator, lambda _: _PREPARED.forget(key))
+        return _Prepared(owner, known, prepare())
+
+    def is_current(kept):
+        return kept.owner() is estimator and kept.known == known
+
+    return _PREPARED.get(key, make, is_current=is_current).value
+
+
+def digest_of(state):
+    """What tells arrays by name from others, also after one was written to.
+
+    Hashing all bytes would take as long as making the networks. Sums of a few hundred
+    words are hashed instead, which takes a twentieth of that.
+    """
+    found = blake2b(digest_size=16)
+    for name, array in state.items():
+        found.update(f"{name}{array.shape}{array.dtype}".encode())
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        n_whole = len(flat) // (8 * _ROW) * (8 * _ROW)
+        words = flat[:n_whole].view(np.uint64).reshape(-1, _ROW)
+        found.update(words.sum(axis=1).tobytes())
+        found.update(flat[n_whole:].tobytes())
+    return found.digest()

@@ -1,0 +1,106 @@
+"""Parameters that hold images which only training needs.
+
+Neither the pickle of a fitted model nor the clones of any model hold copies of them:
+a hundred photographs would make a pickle of one megabyte one of twenty.
+"""
+
+import copy
+import os
+
+
+class LeftBehind:
+    """Stands, in a fitted model that was pickled, for the images that it learned with.
+
+    Parameters
+    ----------
+    n_images : int
+        How many there were.
+    """
+
+    def __init__(self, n_images):
+        self.n_images = n_images
+
+    def __repr__(self):
+        return f"<{self.n_images} images that were not pickled>"
+
+
+class TrainingImages:
+    """Mixin of estimators some parameters of which hold images for training only.
+
+    In the pickle of a fitted estimator, paths stay, as text, and a `LeftBehind` takes
+    the place of images in memory. Clones and copies share them.
+    """
+
+    # Names of these parameters, or of detectors that have some.
+    _training_images: tuple[str, ...] = ()
+
+    def _check_training_images(self):
+        """Refuse to train without what was left behind; for the start of `fit`."""
+        for name in self._training_images:
+            value = getattr(self, name)
+            if isinstance(value, LeftBehind):
+                raise ValueError(
+                    f"{name} is {value!r}: this model was pickled after it had been "
+                    f"fitted. Call set_params({name}=...) with the images, or with "
+                    "None to go without, before you fit again."
+                )
+
+    def _without_images(self):
+        """A copy as it goes into a pickle."""
+        twin = copy.copy(self)
+        for name in self._training_images:
+            setattr(twin, name, _portable(getattr(self, name)))
+        return twin
+
+    def __getstate__(self):
+        state = dict(super().__getstate__())
+        if "offset_" in state:
+            for name in self._training_images:
+                state[name] = _portable(state[name])
+        return state
+
+    def __copy__(self):
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo):
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        for value in self._shared().values():
+            memo[id(value)] = value
+        for name, value in self.__dict__.items():
+            twin.__dict__[name] = copy.deepcopy(value, memo)
+        return twin
+
+    def __sklearn_clone__(self):
+        shared = self._shared()
+        blank = copy.copy(self)
+        for name in shared:
+            setattr(blank, name, None)
+        twin = super(TrainingImages, blank).__sklearn_clone__()
+        for name, value in shared.items():
+            setattr(twin, name, value)
+        return twin
+
+    def _shared(self):
+        """Parameters that copies share, by name."""
+        known = {name: getattr(self, name) for name in self._training_images}
+        return {k: v for k, v in known.items() if not isinstance(v, TrainingImages)}
+
+
+def _portable(value):
+    """What a pickle holds in place of training images."""
+    if value is None or isinstance(value, LeftBehind):
+        return value
+    if isinstance(value, TrainingImages):
+        return value._without_images()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)) and all(
+        isinstance(item, (str, os.PathLike)) for item in value
+    ):
+        return [os.fspath(item) for item in value]
+    return LeftBehind(len(value)) if hasattr(value, "__len__") else value
