@@ -222,11 +222,9 @@ class PCANetFeatures(PatchFeatureTransformer):
                 others = positions.without(responses)
                 standardised = others.standardise(responses)
                 left = left.with_rows(standardised.reshape(-1, responses.shape[-1]))
-        values, vectors = np.linalg.eigh(left.covariance)
-        order = np.argsort(values)[::-1][: self.n_components]
-        values = np.maximum(values, 0)
-        spread = np.sqrt(values[order] + self.shrinkage * values.mean() + SILENCE)
-        self.whitening_ = _in_order(_signed(vectors[:, order]) / spread)
+        values, vectors, mean = _leading(left.covariance, self.n_components)
+        spread = np.sqrt(values + self.shrinkage * mean + SILENCE)
+        self.whitening_ = _in_order(vectors / spread)
         self.position_mean_, self.position_scale_ = positions.mean, positions.scale
         self.grid_shape_ = positions.mean.shape[:2]
         self.n_features_out_ = self.whitening_.shape[1]
@@ -330,12 +328,30 @@ def _filters(covariance, kernel_size, n_filters, first):
         centre = np.eye(window) - 1 / window
         projector = np.kron(np.eye(channels), centre)
         covariance = projector @ covariance @ projector
-    values, vectors = np.linalg.eigh(covariance)
-    order = np.argsort(values)[::-1][:n_filters]
+    values, vectors, _ = _leading(covariance, n_filters)
     floor = _QUANTISATION if first else SILENCE
-    scaled = _signed(vectors[:, order]) / np.sqrt(np.maximum(values[order], floor))
-    filters = scaled.T.reshape(len(order), -1, kernel_size, kernel_size)
+    scaled = vectors / np.sqrt(np.maximum(values, floor))
+    filters = scaled.T.reshape(len(values), -1, kernel_size, kernel_size)
     return _in_order(filters)
+
+
+def _leading(covariance, n):
+    """Leading variances and principal components, and the mean of all variances.
+
+    Directions in which nothing varies, as in equal images, are all alike: those among
+    the leading ones look into all of them, not into a few channels, so that what
+    differs from the images learned from does not escape.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+    silent = values <= 1e-10 * max(values[0], SILENCE)
+    leading = _signed(vectors[:, :n])
+    n_mixed = np.sum(silent[:n])
+    if n_mixed:
+        kept = np.sum(~silent)
+        mixture = np.random.default_rng(0).normal(size=(np.sum(silent), n_mixed))
+        leading[:, kept:] = vectors[:, kept:] @ np.linalg.qr(mixture)[0]
+    return values[:n], leading, values.mean()
 
 
 def _in_order(values):
