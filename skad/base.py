@@ -30,6 +30,7 @@ from sklearn.utils.validation import (
 from skad._checks import check_labels, check_size
 from skad._maps import WHOLE, render
 from skad._patches import filled, inside_patches
+from skad._portable import Portable
 from skad._threshold import conformal_p_values, conformal_threshold
 from skad._torch_state import own_torch_state
 
@@ -43,7 +44,7 @@ def _can(hook):
     return check
 
 
-class BaseDetector(OutlierMixin, BaseEstimator):
+class BaseDetector(Portable, OutlierMixin, BaseEstimator):
     """Base of the detectors that work on patch features.
 
     Subclasses define ``_fit(X)``, where X has shape (n, h, w, d), and

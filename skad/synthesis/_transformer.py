@@ -11,6 +11,7 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skad._checks import good_positions
+from skad._portable import Portable
 from skad.images import check_images, image_size, read_image, read_mask, resize_image
 from skad.synthesis._cutpaste import cutpaste, cutpaste_scar
 from skad.synthesis._draem import changed_texture, draem
@@ -30,7 +31,7 @@ _SET_HERE = {"texture", "mask", "foreground"}  # keyword arguments that are no o
 _TRIES = 100
 
 
-class SyntheticAnomalies(TransformerMixin, BaseEstimator):
+class SyntheticAnomalies(Portable, TransformerMixin, BaseEstimator):
     """Put a made defect into every image, and tell where it is.
 
     For a look at the anomalies that some detectors train on, and for a test set with
