@@ -117,10 +117,10 @@ def _as_float32():
                 or found.dtype != torch.get_default_dtype()
             ):
                 return found
-            leaves = _leaves((args, kwargs))
-            if any(isinstance(leaf, (np.ndarray, np.generic)) for leaf in leaves):
+            given = leaves((args, kwargs))
+            if any(isinstance(leaf, (np.ndarray, np.generic)) for leaf in given):
                 return found
-            tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
             if any(t.is_floating_point() or t.is_complex() for t in tensors):
                 return found
             if func in by_values:
@@ -139,10 +139,10 @@ def _as_float32():
     return AsFloat32
 
 
-def _leaves(value):
+def leaves(value):
     """All that is not a container, in nested tuples, lists and dicts."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (tuple, list)):
         return [value]
-    return [leaf for part in value for leaf in _leaves(part)]
+    return [leaf for part in value for leaf in leaves(part)]

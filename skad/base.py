@@ -42,6 +42,7 @@ from skad._checks import (
 from skad._maps import WHOLE, render
 from skad._patches import filled, inside_patches
 from skad._peaks import peaks
+from skad._portable import Portable
 from skad._threshold import (
     RULES,
     certifies,
@@ -71,7 +72,7 @@ class NotHeldOutError(ValueError, AttributeError):
     """
 
 
-class BaseDetector(OutlierMixin, BaseEstimator):
+class BaseDetector(Portable, OutlierMixin, BaseEstimator):
     """Base of the detectors that work on patch features.
 
     Subclasses define ``_fit(X)``, where X has shape (n, h, w, d), and

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from skad.features._small import WEIGHTS, SkadSmall
+from skad._small import WEIGHTS, SkadSmall
 
 EXPLAINED = 0.95, 0.94  # of the variance at strides 8 and 16; measured: 0.96 and 0.96
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -16,6 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._kept import prepared
+from skad._networks import build
 from skad._training import (
     arrays,
     contents,
@@ -386,43 +387,13 @@ class CutPasteDetector(ImageDetector):
 
 
 def _backbone(name, weights):
-    """A timm model without its classifier, with random weights unless told otherwise.
+    """A timm model without its classifier.
 
-    It draws them from the global generator of torch.
+    Random weights come from the global generator of torch.
     """
-    import timm
-
-    if weights is True:
-        raise ValueError(
-            "weights=True is ambiguous; False starts at random, a path names a file, "
-            "and None takes timm's pretrained weights."
-        )
-    if not timm.is_model(name.split(".")[0]):
-        raise ValueError(
-            f"backbone={name!r} is not a model of timm {timm.__version__}; "
-            "timm.list_models() tells their names."
-        )
-    if weights is False:
-        return timm.create_model(name, pretrained=False, num_classes=0)
-    overlay = None
-    if weights:
-        if not Path(weights).is_file():
-            raise FileNotFoundError(
-                f"weights={str(weights)!r} does not exist; pass a .safetensors or .pth "
-                "file, or False to start at random."
-            )
-        overlay = {"file": str(weights)}
-    try:
-        # Without its classifier from the start, timm would not mind if a file held
-        # none of the names that it looks for.
-        model: Any = timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay=overlay
-        )
-    except Exception as error:  # whatever torch, timm and safetensors raise here
-        raise ValueError(
-            f"backbone={name!r} could not be built with weights={weights!r}: {error}. "
-            "Pass a file that belongs to this model, or False to start at random."
-        ) from error
+    # Without its classifier from the start, timm would not mind if a file held none of
+    # the names that it looks for.
+    model: Any = build(name, weights, {"num_classes": 0} if weights is False else {})
     model.reset_classifier(0)
     return model
 

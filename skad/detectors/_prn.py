@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from skad._checks import check_labels
 from skad._kept import prepared
+from skad._networks import is_reproducible
 from skad._torch_state import own_torch_state
 from skad._training import (
     arrays,
@@ -30,7 +31,7 @@ from skad._training import (
     with_arrays,
 )
 from skad._training_images import TrainingImages
-from skad.detectors._prn_encoder import STRIDES, Arguments, built_encoder, identity
+from skad.detectors._prn_encoder import STRIDES, built_encoder, fitted_weights
 from skad.detectors._prn_modules import (
     REDUCED,
     cluster_means,
@@ -462,9 +463,11 @@ class PRNDetector(TrainingImages, ImageDetector):
         if not goes_on:
             self.loss_curve_ = []
             self._encoder_seed = seed
+            self.__dict__.pop("_encoder_weights", None)
             encoder = self._encoder(device)
             self.layers_ = encoder.names
             self.weights_sha256_ = encoder.sha256
+            self._keep_weights(encoder)
             self.prototypes_ = self._prototypes(encoder, read, len(reader), seed)
             self._bottom = encoder.channels[-1]
         else:
@@ -480,11 +483,18 @@ class PRNDetector(TrainingImages, ImageDetector):
         return built_encoder(
             self.backbone,
             self.layers if isinstance(self.layers, str) else tuple(self.layers),
-            identity(self.weights, self._encoder_seed),
-            repr(sorted((self.backbone_kwargs or {}).items())),
-            str(device),
-            Arguments(self.weights, self.backbone_kwargs or {}, self._encoder_seed),
+            self.weights,
+            self.backbone_kwargs or {},
+            self._encoder_seed,
+            device,
+            getattr(self, "_encoder_weights", None),
         )
+
+    def _keep_weights(self, encoder):
+        """Keep what is needed to build the network again where no file is at hand."""
+        if not is_reproducible(self.backbone, self.weights):
+            black = np.zeros((1, *self._input_size(), 3), np.float32)
+            self._encoder_weights = fitted_weights(encoder, black)
 
     def _known_encoder(self, device):
         """The encoder, which must be that of the fit."""
@@ -493,7 +503,7 @@ class PRNDetector(TrainingImages, ImageDetector):
             raise ValueError(
                 f"backbone={self.backbone!r} has other weights (sha256 "
                 f"{encoder.sha256[:12]}...) or layers than at fit ({known[:12]}...); "
-                "provide the same file or fit again."
+                "fit again."
             )
         return encoder
 

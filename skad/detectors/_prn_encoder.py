@@ -1,15 +1,18 @@
 """The frozen network of PRN: built once per process, and known by its weights."""
 
-from functools import lru_cache
+from collections import OrderedDict
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 
+from skad._networks import build, identity, used_arrays
+from skad._torch_state import running
 from skad._training import arrays, seeded
 from skad.detectors._teacher import as_input
 
 STRIDES = (4, 8, 16, 32)
+_KEPT = 2  # encoders kept in memory
+_encoders: "OrderedDict[tuple, Encoder]" = OrderedDict()
 
 
 class Encoder:
@@ -19,7 +22,7 @@ class Encoder:
         self.module = module.requires_grad_(False).eval().to(device)
         self.device = device
         self.sha256 = digest(module)
-        info = module.feature_info
+        info = getattr(module, "feature_info", None) or []
         info = info if isinstance(info, list) else info.info
         names = [level["module"] for level in info]
         if layers == "auto":
@@ -63,63 +66,62 @@ class Encoder:
             )
 
 
-class Arguments:
-    """What builds an encoder but does not tell it from others: all are equal."""
+def built_encoder(name, layers, weights, kwargs, seed, device, known=None):
+    """The encoder of a network, built once per process.
 
-    def __init__(self, weights, kwargs, seed):
-        self.weights, self.kwargs, self.seed = weights, kwargs, seed
+    Parameters
+    ----------
+    name, weights, kwargs
+        As of `skad._networks.build`.
 
-    def __eq__(self, other):
-        return isinstance(other, Arguments)
+    layers : "auto" or tuple of str
 
-    def __hash__(self):
-        return 0
+    seed : int
+        Of random weights.
+
+    device : torch.device
+
+    known : dict, optional
+        Of `fitted_weights`; `weights` and `seed` have no part then.
+    """
+    source = identity(weights, seed) if known is None else known["sha256"]
+    key = (name, layers, source, repr(sorted(kwargs.items())), str(device))
+    with running:
+        if key not in _encoders:
+            _encoders[key] = _build(name, layers, weights, kwargs, seed, device, known)
+        _encoders.move_to_end(key)
+        while len(_encoders) > _KEPT:
+            _encoders.popitem(last=False)
+        return _encoders[key]
 
 
-@lru_cache(maxsize=2)
-def built_encoder(name, layers, identity, kwargs_text, device, arguments):
-    """The encoder, built once per process."""
+def fitted_weights(encoder, batch):
+    """Weights of the part of an encoder that runs, with which to build it again."""
+    return {
+        "sha256": encoder.sha256,
+        "arrays": used_arrays(encoder.module, lambda: encoder.levels(batch)),
+    }
+
+
+def _build(name, layers, weights, kwargs, seed, device, known):
     import timm
+    import torch
 
-    kwargs = dict(arguments.kwargs)
-    if arguments.weights is not False:
-        kwargs["pretrained"] = True
-    if arguments.weights:
-        kwargs["pretrained_cfg_overlay"] = {"file": str(arguments.weights)}
-    try:
-        module = seeded(lambda: timm.create_model(name, **kwargs), arguments.seed)
-    except Exception as error:  # whatever torch, timm and safetensors raise here
-        raise ValueError(
-            f"backbone={name!r} could not be built with weights="
-            f"{arguments.weights!r}: {error}. Pass weights= a .safetensors or .pth "
-            "file of this model; None downloads them, or finds them in the cache."
-        ) from error
+    if known is None:
+        module = seeded(lambda: build(name, weights, kwargs), seed)
+    else:
+        module = seeded(lambda: build(name, False, kwargs), seed)
+        state = {k: torch.tensor(v) for k, v in known["arrays"].items()}
+        module.load_state_dict(state, strict=False)
+    encoder = Encoder(module, layers, device)
     if not hasattr(module, "forward_intermediates"):
         raise ValueError(
             f"backbone={name!r} does not give its levels (forward_intermediates of "
             f"timm {timm.__version__}); choose another one, such as 'resnet18'."
         )
-    return Encoder(module, layers, device)
-
-
-def identity(weights, seed):
-    """What tells weights from others within a process."""
-    if weights is True:
-        raise ValueError(
-            "weights=True is ambiguous; None takes the pretrained weights, a path "
-            "names a file."
-        )
-    if weights is None:
-        return "pretrained"
-    if weights is False:
-        return f"random {seed}"
-    if not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"weights={str(weights)!r} does not exist; set_params(weights=) to a "
-            ".safetensors or .pth file, or to None to download timm's weights."
-        )
-    stat = Path(weights).stat()
-    return f"{Path(weights).resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    if known is not None:
+        encoder.sha256 = known["sha256"]
+    return encoder
 
 
 def digest(module):

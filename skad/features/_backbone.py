@@ -4,13 +4,16 @@ from collections import OrderedDict
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+import skad._networks as networks
+from skad._networks import identity
 from skad._torch_state import running
-from skad._training import with_arrays
-from skad.features._folding import fold_norms
+from skad._training import seeded, with_arrays
+from skad.features._folding import fold_norms, fold_pairs
+from skad.features._layout import as_map, tensor_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,7 +26,7 @@ class Backbone:
     """A network with the levels that are taken from it.
 
     `changed` names the modules whose output is not what it was when the network
-    was made.
+    was made; `folded` the pairs of modules that became one.
     """
 
     def __init__(self, module, mean, std):
@@ -31,6 +34,7 @@ class Backbone:
         self.mean = mean
         self.std = std
         self.changed: frozenset[str] | None = frozenset()
+        self.folded: list[tuple[str, str]] = []
 
     @cached_property
     def sha256(self):
@@ -44,39 +48,44 @@ class Backbone:
             digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def levels(self, batch, names, last=None, pooled=False):
-        """Outputs of the named modules, as maps (b, c, h, w), in that order.
+    @cached_property
+    def dtype(self):
+        """Type of the network's weights, in which it computes."""
+        import torch
 
-        Runs the network up to the module `last`; without it, to the end.
-        Returns the maps, the name of the module that finished last, and one
-        vector (b, p) per image: the network's pooled output where `pooled` is
-        True, or the mean output of the module that it names; None otherwise.
+        kinds = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"backbone: its parameters are of {len(kinds)} dtypes, "
+                f"{', '.join(sorted(map(str, kinds)))}; convert your network to one of "
+                "them, as by .float()."
+            )
+        return kinds.pop() if kinds else torch.float32
+
+    def outputs(self, batch, names, last=None, pooled=False):
+        """Outputs of the named modules as they are, in the order in which they came.
+
+        Returns them by name, and the pooled output where `pooled` is True.
         """
-        taken, vector = {}, None
+        taken: dict[str, Any] = {}
+        vector = None
 
         def take(name):
             def hook(module, inputs, output):
                 if name not in taken:
-                    taken[name] = _as_map(output, name, self.module, batch.shape[2:])
+                    # A later layer may work in place.
+                    output = tensor_of(output)
+                    taken[name] = getattr(output, "clone", lambda: output)()
                 if name == last:
                     raise _Reached
 
             return hook
 
-        def describe(module, inputs, output):
-            nonlocal vector
-            vector = _as_vector(output, pooled, self.module, batch.shape[2:])
-
         with running, _evaluating(self.module):
             handles = [
                 self.module.get_submodule(name).register_forward_hook(take(name))
-                for name in names
+                for name in sorted(names, key=lambda name: name == last)
             ]
-            if isinstance(pooled, str):
-                # Before the hooks of the levels, the last of which may stop the run.
-                module = self.module.get_submodule(pooled)
-                handles.append(module.register_forward_hook(describe, prepend=True))
-                handles.append(module.register_forward_hook(take(pooled)))
             try:
                 if pooled is True:
                     features = self.module.forward_features(batch)
@@ -88,16 +97,15 @@ class Backbone:
             finally:
                 for handle in handles:
                     handle.remove()
-        wanted = [*names, *([pooled] if isinstance(pooled, str) else [])]
-        absent = [name for name in wanted if name not in taken]
+        absent = [name for name in names if name not in taken]
         if absent:
             raise ValueError(
                 f"layers: the network never runs {absent}; choose modules that take "
                 "part in its forward pass."
             )
-        return [taken[name] for name in names], list(taken)[-1], vector
+        return taken, vector
 
-    def vectors(self, batch, name):
+    def vectors(self, batch, name, layout):
         """Mean outputs (b, c) of one module, for training; no module after it runs.
 
         The network is in whichever mode it is, and gradients pass.
@@ -105,7 +113,10 @@ class Backbone:
         taken = []
 
         def take(module, inputs, output):
-            taken.append(_as_vector(output, name, self.module, batch.shape[2:]))
+            output = tensor_of(output)
+            if output.ndim != 2:
+                output = as_map(output, layout).mean(dim=(2, 3))
+            taken.append(output.float())
             raise _Reached
 
         handle = self.module.get_submodule(name).register_forward_hook(take)
@@ -137,138 +148,124 @@ def _evaluating(module):
             part.training = True
 
 
-def _as_map(output, name, module, image_size):
-    """The output of a layer as (b, c, h, w): tokens and channels-last included."""
-    if not hasattr(output, "ndim"):
-        raise ValueError(
-            f"layers: the output of {name!r} is a {type(output).__name__}, not a "
-            "tensor; choose a module inside or after it."
-        )
-    if output.ndim == 4:
-        if getattr(module, "output_fmt", "NCHW") == "NHWC":
-            output = output.permute(0, 3, 1, 2)
-        return output.float().clone()  # a later layer may work in place
-    if output.ndim == 3:
-        tokens = output[:, getattr(module, "num_prefix_tokens", 0) :]
-        height, width = _token_grid(tokens.shape[1], image_size, name)
-        return tokens.float().transpose(1, 2).unflatten(2, (height, width)).clone()
-    raise ValueError(
-        f"layers: the output of {name!r} has shape {tuple(output.shape)}; expected "
-        "maps (b, c, h, w) or tokens (b, n, c)."
-    )
-
-
-def _as_vector(output, name, module, image_size):
-    """The output of a layer as one vector per image: the mean over positions."""
-    if getattr(output, "ndim", 0) == 2:
-        return output.float().clone()
-    return _as_map(output, name, module, image_size).mean(dim=(2, 3))
-
-
-def _token_grid(n_tokens, image_size, name):
-    """Rows and columns of a token sequence, in the proportion of the image."""
-    height, width = image_size
-    rows = round((n_tokens * height / width) ** 0.5)
-    if rows < 1 or n_tokens % rows:
-        raise ValueError(
-            f"layers: {n_tokens} tokens of {name!r} do not form a grid for images of "
-            f"{height} x {width} pixels; choose an image_size that is a multiple of "
-            "the patch size."
-        )
-    return rows, n_tokens // rows
-
-
 def named_backbone(name, weights, kwargs, seed, device, wanted=(), *, fold=True):
     """A timm backbone from the cache of this process, built if it is not there.
 
     Its normalizations are folded into its convolutions unless the output of one of
     these is `wanted`, or `fold` is False.
     """
-    key = (name, _identity(weights, seed), repr(sorted(kwargs.items())), str(device))
+    key = (name, identity(weights, seed), repr(sorted(kwargs.items())), str(device))
+
+    def build(fold):
+        module = seeded(lambda: networks.build(name, weights, kwargs), seed)
+        return _as_backbone(module, kwargs, device, fold=fold)
+
     with running:
-        backbone = _kept(key, name, weights, kwargs, seed, device, fold=fold)
+        backbone = _kept((*key, fold), lambda: build(fold))
         if backbone.changed is None or backbone.changed.intersection(wanted):
-            backbone = _kept(key, name, weights, kwargs, seed, device, fold=False)
+            backbone = _kept((*key, False), lambda: build(False))
         return backbone
 
 
-def tuned_backbone(name, kwargs, state, device, wanted=()):
-    """A timm backbone that nobody else uses, with weights from arrays.
+def fitted_weights(backbone, name, run):
+    """All that `fitted_backbone` needs to build a network again, without a file.
 
-    Its normalizations are folded as those of `named_backbone` are.
+    Parameters
+    ----------
+    backbone : Backbone
+
+    name : str
+
+    run : callable
+        Runs the part of the network that is needed.
+
+    Returns
+    -------
+    weights : dict
     """
+    config = backbone.module.pretrained_cfg
+    # A name that points to a hub or to a folder stands for one of timm's models.
+    if ":" in name and config.get("architecture"):
+        name = config["architecture"]
+    return {
+        "name": name,
+        "arrays": networks.used_arrays(backbone.module, run),
+        "folded": list(backbone.folded),
+        "mean": tuple(backbone.mean),
+        "std": tuple(backbone.std),
+        "sha256": backbone.sha256,
+    }
+
+
+def fitted_backbone(weights, kwargs, device, built=None):
+    """The network of `fitted_weights`, from the cache of this process or built.
+
+    `built` is put there without building it.
+    """
+    arrays = weights["arrays"]
+    parts = sha256("\n".join(sorted(arrays)).encode()).hexdigest()
+    key = (weights["name"], weights["sha256"], parts, repr(sorted(kwargs.items())))
+
+    import torch
+
+    def build():
+        module = networks.build(weights["name"], False, kwargs)
+        fold_pairs(module.requires_grad_(False), weights["folded"])
+        module = _on_device(module, device)
+        module.load_state_dict(
+            {k: torch.tensor(v) for k, v in arrays.items()}, strict=False
+        )
+        backbone = Backbone(module, weights["mean"], weights["std"])
+        backbone.sha256 = weights["sha256"]
+        return backbone
+
+    def make():
+        return seeded(build, 0) if built is None else built
+
+    with running:
+        return _kept((*key, str(device)), make)
+
+
+def tuned_backbone(key, build, device):
+    """A network that one estimator has trained, from the cache of this process."""
+    with running:
+        return _kept(("tuned", *key, str(device)), build)
+
+
+def with_trained_weights(name, kwargs, state, device, wanted=()):
+    """A timm backbone with weights from arrays, folded as by `named_backbone`."""
     for fold in (True, False):
-        backbone = _build(name, False, kwargs, 0, device, fold=False)
-        with_arrays(backbone.module, state)
-        if fold:
-            _fold(backbone, kwargs)
+        module = seeded(lambda: networks.build(name, False, kwargs), 0)
+        with_arrays(module, state)
+        backbone = _as_backbone(module, kwargs, device, fold=fold)
         if backbone.changed is not None and not backbone.changed.intersection(wanted):
             break
     return backbone
 
 
-def _kept(key, *arguments, fold):
-    key = (*key, fold)
+def _kept(key, build):
     if key not in _backbones:
-        _backbones[key] = _build(*arguments, fold=fold)
+        _backbones[key] = build()
     _backbones.move_to_end(key)
     while len(_backbones) > _KEPT:
         _backbones.popitem(last=False)
     return _backbones[key]
 
 
-def _identity(weights, seed):
-    if weights is None:
-        return "pretrained"
-    if weights is False:
-        return f"random {seed}"
-    if not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"weights={str(weights)!r} does not exist; set_params(weights=) to a "
-            ".safetensors or .pth file, or to None to download timm's weights."
-        )
-    stat = Path(weights).stat()
-    return f"{Path(weights).resolve()} {stat.st_size} {stat.st_mtime_ns}"
-
-
-def _build(name, weights, kwargs, seed, device, *, fold):
-    import timm
+def _on_device(module, device):
+    """The module, frozen, as it runs fastest on a device."""
     import torch
 
-    from skad.features._small import WEIGHTS  # makes the name known to timm
-
-    if weights is None and name == "skad_small":
-        weights = WEIGHTS
-    if not timm.is_model(name.split(".")[0]) and ":" not in name:
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(
-            f"backbone={name!r} is not a model of timm {timm.__version__}."
-            + (f" Similar names: {', '.join(close)}." if close else "")
-        )
-    kwargs = dict(kwargs)
-    if weights is None:
-        _require_download(name)
-        kwargs["pretrained"] = True
-    try:
-        if weights:
-            source = _source(name, str(weights), kwargs.get("in_chans", 3))
-            kwargs.update(pretrained=True, pretrained_cfg_overlay=source)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = _create(name, kwargs)
-    except Exception as error:  # whatever torch, timm and safetensors raise here
-        source = "random weights" if weights is False else f"weights={weights!r}"
-        raise ValueError(
-            f"backbone={name!r} could not be built with {source}: {error}. Check that "
-            "the file belongs to this model and its backbone_kwargs."
-        ) from error
-    module.requires_grad_(False)
-    config = module.pretrained_cfg
-    config.pop("state_dict", None)  # a second copy of the weights
-    module = module.eval().to(device)
+    module = module.requires_grad_(False).eval().to(device)
     if torch.device(device).type == "cpu":
         module = module.to(memory_format=torch.channels_last)
-    backbone = Backbone(module, config["mean"], config["std"])
+    return module
+
+
+def _as_backbone(module, kwargs, device, *, fold):
+    config = module.pretrained_cfg
+    config.pop("state_dict", None)  # a second copy of the weights
+    backbone = Backbone(_on_device(module, device), config["mean"], config["std"])
     if fold:
         _fold(backbone, kwargs)
     return backbone
@@ -282,95 +279,7 @@ def _fold(backbone, kwargs):
         kwargs.get("img_size", size),
     )
     size = (size, size) if isinstance(size, int) else tuple(size)
-    backbone.changed = fold_norms(backbone.module, n_channels, size)
-
-
-def _source(name, file, n_channels):
-    """Where timm takes the weights from: a file, or what is made of it.
-
-    timm takes the first convolution of any file for one of three channels, starts
-    it at random where it cannot adapt that, and rounds the result to the type in
-    the file. So it is adapted here, by timm's own rule, and only if it must be.
-    """
-    import timm
-    from timm.models import adapt_input_conv, load_state_dict
-
-    config = timm.get_pretrained_cfg(name)
-    if n_channels == 3 or config is None or not config.first_conv or config.custom_load:
-        return {"file": file}
-    state = load_state_dict(file)
-    keys = [f"{conv}.weight" for conv in np.atleast_1d(config.first_conv)]
-    if any(key not in state for key in keys):  # a file whose names timm translates
-        return {"file": file}
-    for key in keys:
-        found = state[key].shape[1]
-        if found == n_channels:
-            continue
-        try:
-            state[key] = adapt_input_conv(n_channels, state[key].float())
-        except (NotImplementedError, AssertionError) as error:
-            raise ValueError(
-                f"its first convolution has {found} channels, which cannot be adapted "
-                f"to in_chans={n_channels}"
-            ) from error
-    return {"state_dict": state, "first_conv": None}
-
-
-def _create(name, kwargs):
-    import timm
-
-    try:  # transformers then take images of any multiple of their patch size
-        return timm.create_model(name, dynamic_img_size=True, **kwargs)
-    except TypeError as error:
-        if "dynamic_img_size" not in str(error):
-            raise
-        return timm.create_model(name, **kwargs)
-
-
-def _require_download(name):
-    """Fail at once, with what to do, where weights can be neither found nor fetched."""
-    import timm
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.has_weights:
-        raise ValueError(
-            f"timm has no pretrained weights for backbone={name!r}; pass weights= a "
-            "file, or weights=False for random ones."
-        )
-    if not config.hf_hub_id:
-        return
-    files = ("model.safetensors", "pytorch_model.bin")
-    if any(
-        isinstance(try_to_load_from_cache(config.hf_hub_id, file), str)
-        for file in files
-    ):
-        return
-    reason = "offline mode is set (HF_HUB_OFFLINE)"
-    if not constants.HF_HUB_OFFLINE:
-        reason = _unreachable(constants.ENDPOINT)
-    if reason:
-        raise OSError(
-            f"the pretrained weights of backbone={name!r} are not in the cache folder "
-            f"{constants.HF_HUB_CACHE} and cannot be downloaded: {reason}. Either pass "
-            "weights= a .safetensors or .pth file, or copy that cache folder from a "
-            "machine that has them (HF_HUB_CACHE names it), or use "
-            'backbone="skad_small", which comes with skad.'
-        )
-
-
-def _unreachable(endpoint):
-    """Why a host does not answer within seconds; an empty text if it does."""
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
-    try:
-        with urlopen(Request(endpoint, method="HEAD"), timeout=5):
-            return ""
-    except HTTPError:
-        return ""  # it answers, if only to refuse
-    except (OSError, ValueError) as error:
-        return f"{endpoint} does not answer ({error})"
+    backbone.changed, backbone.folded = fold_norms(backbone.module, n_channels, size)
 
 
 def automatic_layers(module):
@@ -379,12 +288,15 @@ def automatic_layers(module):
     For transformers, whose blocks all have one stride, blocks at half and
     three quarters of the depth.
     """
-    info = getattr(module, "feature_info", None)
-    if info is None:
-        raise ValueError(
-            "layers='auto' needs a timm model; name the modules of your own network."
-        )
+    info = module.feature_info
     info = info if isinstance(info, list) else info.info
+    known = dict(module.named_modules())
+    info = [level for level in info if level["module"] in known]
+    if not info:
+        raise ValueError(
+            "layers='auto': timm tells no modules of this network; name them. Choose "
+            f"from {', '.join(available_layers(module))} or any dotted module name."
+        )
     names = [level["module"] for level in info]
     strides = np.array([level["reduction"] for level in info])
     if len(set(strides.tolist())) == 1:
@@ -393,10 +305,45 @@ def automatic_layers(module):
     return tuple(chosen) or (names[-1],)
 
 
+def layers_by_stride(backbone, batch, names):
+    """The last modules at strides 8 and 16, or the deepest maps that there are."""
+    found: dict[float, str] = {}
+
+    def watch(name):
+        def hook(module, inputs, output):
+            output = tensor_of(output)
+            if getattr(output, "ndim", 0) == 4 and output.shape[2] > 1:
+                found[round(batch.shape[2] / output.shape[2])] = name
+
+        return hook
+
+    handles = [
+        backbone.module.get_submodule(name).register_forward_hook(watch(name))
+        for name in names
+    ]
+    try:
+        backbone.outputs(batch, [])
+    finally:
+        for handle in handles:
+            handle.remove()
+    chosen = [found[stride] for stride in (8, 16) if stride in found]
+    if not chosen and found:
+        chosen = [found[max(found)]]
+    if not chosen:
+        raise ValueError(
+            "layers='auto': no module of your network puts out maps (b, c, h, w); name "
+            "the modules to take."
+        )
+    return tuple(chosen)
+
+
 def available_layers(module):
     """Names to offer in an error message."""
+    known = [name for name, _ in module.named_modules()]
     info = getattr(module, "feature_info", None)
     if info is not None:
         info = info if isinstance(info, list) else info.info
-        return [level["module"] for level in info]
-    return [name for name, _ in module.named_modules() if name.count(".") <= 1][1:30]
+        names = [level["module"] for level in info if level["module"] in known]
+        if names:
+            return names
+    return [name for name in known if name.count(".") <= 1][1:30]

@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skad._checks import good_positions, require_attributes
 from skad._patch_array import PatchArray
+from skad._portable import Portable
 from skad._progress import progress
 from skad._torch_state import own_torch_state
 from skad.features._cache import Cache
@@ -16,7 +17,7 @@ from skad.features._regions import Regions, read_region
 from skad.images._input import ImageInput
 
 
-class PatchFeatureTransformer(ImageInput, TransformerMixin, BaseEstimator):
+class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstimator):
     """Base of the transformers from images to patch features.
 
     Subclasses define ``_fit_extractor(images)``, which learns from an

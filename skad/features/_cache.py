@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import warnings
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,6 +18,7 @@ class Cache:
     def __init__(self, folder, signature):
         self.folder = folder
         self.signature = signature
+        self.gone = False
 
     @classmethod
     def of(cls, transformer):
@@ -52,13 +54,27 @@ class Cache:
         return np.array(found, np.intp), np.array(rows), missing
 
     def store(self, rows, indices, keys):
-        for index, row in zip(indices, rows, strict=True) if keys else ():
-            path = self._path(keys[index])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, row)
-            os.replace(partial, path)  # readers see a whole file or none
+        """Keep the rows; a folder that cannot be written to is no reason to stop."""
+        if not keys or self.gone:
+            return
+        try:
+            for index, row in zip(indices, rows, strict=True):
+                self._write(self._path(keys[index]), row)
+        except OSError as error:
+            self.gone = True
+            warnings.warn(
+                f"cache_dir={str(self.folder)!r} cannot be written to: {error}. "
+                "Features are extracted anew each time; set_params(cache_dir=None) "
+                "says that this is meant.",
+                stacklevel=6,
+            )
+
+    def _write(self, path, row):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, row)
+        os.replace(partial, path)  # readers see a whole file or none
 
     def _path(self, key):
         return self.folder / key[:2] / f"{key}.npy"

@@ -31,24 +31,33 @@ def fold_norms(module, n_channels, size):
         Names of the modules whose output is another now: those that end with a
         folded convolution. None if the network's output changed by more than
         rounding; the module must not be used then.
+
+    pairs : list of (str, str)
+        Names of the convolutions and of the normalizations that went into them, for
+        `fold_pairs`.
     """
     import torch
     from torch.nn import BatchNorm2d
 
     if not any(isinstance(part, BatchNorm2d) for part in module.modules()):
-        return frozenset()
+        return frozenset(), []
     generator = torch.Generator().manual_seed(0)
     probe = torch.rand((1, n_channels, *size), generator=generator)
     probe = probe.to(next(module.parameters()).device)
     with torch.inference_mode():
         before, pairs, owners = _watched(module, probe)
-        for conv, norm in pairs:
-            _fold(module, conv, norm)
+        fold_pairs(module, pairs)
         after = module(probe)
     for old, new in zip(_tensors(before), _tensors(after), strict=True):
         if not torch.allclose(old, new, rtol=0, atol=1e-3 * float(old.abs().max())):
-            return None
-    return frozenset(name for conv, _ in pairs for name in owners[conv])
+            return None, []
+    return frozenset(name for conv, _ in pairs for name in owners[conv]), pairs
+
+
+def fold_pairs(module, pairs):
+    """Fold normalizations into convolutions, in place, by their names."""
+    for conv, norm in pairs:
+        _fold(module, conv, norm)
 
 
 def _tensors(output):

@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
+from skad._networks import is_reproducible
 from skad._patch_array import PatchArray
 from skad._training import torch_device
 from skad.features._backbone import (
@@ -15,10 +16,14 @@ from skad.features._backbone import (
     Backbone,
     automatic_layers,
     available_layers,
+    fitted_backbone,
+    fitted_weights,
+    layers_by_stride,
     named_backbone,
 )
 from skad.features._base import PatchFeatureTransformer
 from skad.features._embedding import concat, mean1d, replicate
+from skad.features._layout import as_map, measured_layouts
 from skad.images._input import pair
 
 
@@ -29,15 +34,18 @@ class PatchFeatures(PatchFeatureTransformer):
     ----------
     backbone : str or torch.nn.Module, default="wide_resnet50_2"
         Name of a timm model, optionally with its weight tag
-        ("wide_resnet50_2.tv_in1k" has the weights of the papers), or
+        ("wide_resnet50_2.tv_in1k" has the weights of the papers; the bare name
+        stands for timm's own choice, "racm_in1k"), or
         "skad_small", a small network that comes with skad and needs no download,
         or your own network, which is used in evaluation mode as it is.
 
     layers : sequence of str or "auto", default=("layer2", "layer3")
         Modules whose outputs are taken: names from timm's ``feature_info``, or
         any dotted module name. "auto" takes strides 8 and 16 of a convnet, or
-        blocks at half and three quarters of a transformer. The network runs no
-        further than the last of them.
+        blocks at half and three quarters of a transformer; of your own network, the
+        last modules at strides 8 and 16. The network runs no further than the last
+        of them. `fit` measures on a probe image where their outputs belong, and
+        refuses those that are not in the order of the image.
 
     weights : None, path or False, default=None
         None takes timm's pretrained weights, downloaded once, or those that come
@@ -63,11 +71,12 @@ class PatchFeatures(PatchFeatureTransformer):
     patch_size : int, default=3
         Side p, odd, of the neighbourhood that a patch feature averages over.
 
-    embedding : {"mean1d", "concat", "replicate"}, default="mean1d"
+    embedding : {"auto", "mean1d", "concat", "replicate"}, default="auto"
         "mean1d" pools as the official PatchCore code does; "concat" keeps the
         channels of every level, averaged over the neighbourhood; "replicate"
         repeats coarse levels to the finest grid without averaging, as PaDiM
-        does.
+        does. "auto" is "concat" for "skad_small", whose 128 channels mean1d would
+        blow up to 1,024, and "mean1d" for every other network.
 
     pretrain_dim, target_dim : int, default=1024
         Sizes of the two poolings of "mean1d".
@@ -137,8 +146,7 @@ class PatchFeatures(PatchFeatureTransformer):
         The modules taken.
 
     weights_sha256_ : str
-        SHA-256 of the network's parameters. A loaded estimator refuses to run
-        with other ones.
+        SHA-256 of the network's parameters.
 
     components_ : ndarray of shape (n_components,) or None
         Dimensions kept.
@@ -151,8 +159,11 @@ class PatchFeatures(PatchFeatureTransformer):
 
     Notes
     -----
-    A backbone given by name is not part of the pickle; it is built again, once
-    per process. A network of your own travels with the estimator.
+    A fitted estimator is complete: its pickle holds the weights of the part of the
+    network that runs, 100 MB for "wide_resnet50_2" with its default `layers`, and
+    needs neither file nor download. Where `weights` is False, or the network is
+    "skad_small" as it comes with skad, there is no need: these are built again. A
+    network of your own travels with the estimator, its tensors on the CPU.
 
     References
     ----------
@@ -179,7 +190,7 @@ class PatchFeatures(PatchFeatureTransformer):
         "weights": [str, Path, None, bool],
         "backbone_kwargs": [dict, None],
         "patch_size": [Interval(Integral, 1, None, closed="left")],
-        "embedding": [StrOptions({"mean1d", "concat", "replicate"})],
+        "embedding": [StrOptions({"auto", "mean1d", "concat", "replicate"})],
         "pretrain_dim": [Interval(Integral, 1, None, closed="left")],
         "target_dim": [Interval(Integral, 1, None, closed="left")],
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
@@ -213,7 +224,7 @@ class PatchFeatures(PatchFeatureTransformer):
         image_size=224,
         crop_size=None,
         patch_size=3,
-        embedding="mean1d",
+        embedding="auto",
         pretrain_dim=1024,
         target_dim=1024,
         n_components=None,
@@ -280,18 +291,20 @@ class PatchFeatures(PatchFeatureTransformer):
 
     def _fit_extractor(self, images):
         self._check_settings()
+        for name in ("_weights", "layers_"):
+            self.__dict__.pop(name, None)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.layers_ = self._check_layers(self._backbone().module)
+        self.layers_ = self._check_layers(self._backbone())
         backbone = self._backbone()
         self._check_pooled(backbone.module)
         self.weights_sha256_ = backbone.sha256
         self.components_ = None
-        # A black image tells the shapes, and which layer the network ends with.
+        self._embedding = self._chosen_embedding()
+        self._measure(backbone)
+        # A black image tells the shapes.
         shape = (1, *self._input_size(), self._n_channels())
         probe = np.zeros(shape, np.float32)
-        levels, self._last_layer, pooled = self._levels(backbone, probe)
-        if self.pooled is True:
-            self._last_layer = None  # the pooled output comes at the very end
+        levels, pooled = self._levels(backbone, probe, self._last_layer)
         self._n_pooled = 0 if pooled is None else pooled.shape[1]
         self.grid_shape_ = self._grid(levels)
         n_features = self._embed(levels).shape[1]
@@ -305,17 +318,51 @@ class PatchFeatures(PatchFeatureTransformer):
             self.components_ = np.sort(draw[: self.n_components])
         self.n_features_out_ = self.n_components or n_features
         self._own_levels = self._describe_levels(levels)
+        self._keep_weights(backbone, probe)
+
+    def _chosen_embedding(self):
+        if self.embedding != "auto":
+            return self.embedding
+        own = not isinstance(self.backbone, str)
+        return "concat" if not own and self.backbone == "skad_small" else "mean1d"
+
+    def _measure(self, backbone):
+        """Find out how to read the outputs, and which module the network ends with."""
+        names = self._wanted()
+
+        def run(images):
+            return self._outputs(backbone, images, names)
+
+        self._layouts, self._last_layer = measured_layouts(
+            backbone, run, names, self.pooled, self._input_size(), self._n_channels()
+        )
+        if self.pooled is True:
+            self._last_layer = None  # the pooled output comes at the very end
+
+    def _keep_weights(self, backbone, probe):
+        """Keep what is needed to build the network again where no file is at hand."""
+        if not isinstance(self.backbone, str):
+            return
+        if is_reproducible(self.backbone, self.weights):
+            return
+        self._weights = fitted_weights(
+            backbone,
+            self.backbone,
+            lambda: self._levels(backbone, probe.copy(), self._last_layer),
+        )
+        kwargs = self.backbone_kwargs or {}
+        fitted_backbone(self._weights, kwargs, self._device(), backbone)
 
     def _describe_levels(self, levels):
         """Number of channels and grid of each level, where they are kept apart."""
-        if self.embedding == "mean1d":
+        if self._embedding == "mean1d":
             return ()
         counts = [level.shape[1] for level in levels]
         if self.components_ is not None:
             ends = np.searchsorted(self.components_, np.cumsum(counts))
             counts = np.diff(ends, prepend=0).tolist()
         grids = [self.grid_shape_] * len(levels)
-        if self.embedding == "replicate":
+        if self._embedding == "replicate":
             grids = [tuple(level.shape[2:]) for level in levels]
         return tuple(
             (count, grid) for count, grid in zip(counts, grids, strict=True) if count
@@ -329,10 +376,11 @@ class PatchFeatures(PatchFeatureTransformer):
             raise ValueError(
                 f"backbone={self.backbone!r} has other weights (sha256 "
                 f"{backbone.sha256[:12]}...) than at fit "
-                f"({self.weights_sha256_[:12]}...); provide the same file or fit again."
+                f"({self.weights_sha256_[:12]}...): this version of torch, timm or "
+                "skad builds it differently; fit again."
             )
         with torch.inference_mode():
-            levels, _, pooled = self._levels(backbone, batch, self._last_layer)
+            levels, pooled = self._levels(backbone, batch, self._last_layer)
             embedded = self._embed(levels)
             if self.components_ is not None:
                 embedded = embedded[:, torch.as_tensor(self.components_)]
@@ -350,6 +398,7 @@ class PatchFeatures(PatchFeatureTransformer):
         # On the CPU that is the reader's own array, which nobody needs any more.
         batch.sub_(torch.from_numpy(mean).to(batch.device))
         batch.div_(torch.from_numpy(std).to(batch.device))
+        batch = batch.to(backbone.dtype)
         # Channels stay last in memory: the layout of images, and faster on CPUs.
         return batch.permute(0, 3, 1, 2)
 
@@ -367,19 +416,41 @@ class PatchFeatures(PatchFeatureTransformer):
         return values.astype(np.float32)
 
     def _levels(self, backbone, batch, last=None):
-        """Levels of a batch, in the arithmetic that `precision` asks for."""
+        """Maps of the layers, and the pooled output or None."""
+        taken, vector = self._outputs(backbone, batch, list(self._layouts), last)
+        with self._arithmetic():
+            maps = {n: as_map(taken[n], k) for n, k in self._layouts.items() if k}
+            if isinstance(self.pooled, str):
+                vector = taken[self.pooled].float()
+                if self._layouts[self.pooled] is not None:
+                    vector = maps[self.pooled].mean(dim=(2, 3))
+        return [maps[name] for name in self.layers_], vector
+
+    def _outputs(self, backbone, batch, names, last=None):
+        """What modules put out for a batch, and the pooled output where it is True."""
+        with self._arithmetic():
+            batch = self._as_input(batch, backbone)
+            try:
+                return backbone.outputs(batch, names, last, self.pooled)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the network cannot run on images of image_size="
+                    f"{self.image_size!r}, crop_size={self.crop_size!r} "
+                    f"({tuple(batch.shape[2:])} pixels, {batch.dtype}): {error}"
+                ) from error
+
+    def _arithmetic(self):
+        """The arithmetic that `precision` asks for."""
         import torch
 
-        with torch.autocast(
+        return torch.autocast(
             self._device().type,
             dtype=getattr(torch, self.precision),
             enabled=self.precision != "float32",
-        ):
-            batch = self._as_input(batch, backbone)
-            return backbone.levels(batch, self.layers_, last, self.pooled)
+        )
 
     def _embed(self, levels):
-        if self.embedding == "mean1d":
+        if self._embedding == "mean1d":
             return mean1d(
                 levels,
                 self.grid_shape_,
@@ -387,7 +458,7 @@ class PatchFeatures(PatchFeatureTransformer):
                 self.pretrain_dim,
                 self.target_dim,
             )
-        if self.embedding == "concat":
+        if self._embedding == "concat":
             return concat(levels, self.grid_shape_, self.patch_size)
         return replicate(levels, self.grid_shape_)
 
@@ -404,10 +475,13 @@ class PatchFeatures(PatchFeatureTransformer):
             return Backbone(
                 self.backbone.to(self._device()), IMAGENET_MEAN, IMAGENET_STD
             )
+        kwargs = self.backbone_kwargs or {}
+        if hasattr(self, "_weights"):
+            return fitted_backbone(self._weights, kwargs, self._device())
         return named_backbone(
             self.backbone,
             self.weights,
-            self.backbone_kwargs or {},
+            kwargs,
             self._seed,
             self._device(),
             self._wanted(),
@@ -415,10 +489,8 @@ class PatchFeatures(PatchFeatureTransformer):
 
     def _wanted(self):
         """Names of the modules whose outputs are taken."""
-        return [
-            *getattr(self, "layers_", ()),
-            *([self.pooled] if isinstance(self.pooled, str) else ()),
-        ]
+        pooled = [self.pooled] if isinstance(self.pooled, str) else []
+        return list(dict.fromkeys([*getattr(self, "layers_", ()), *pooled]))
 
     def _check_settings(self):
         self._device()
@@ -426,11 +498,6 @@ class PatchFeatures(PatchFeatureTransformer):
             raise ValueError(
                 f"patch_size={self.patch_size} is even; a neighbourhood has a centre "
                 "only if it is odd."
-            )
-        if self.weights is True:
-            raise ValueError(
-                "weights=True is ambiguous; None takes the pretrained weights, a path "
-                "names a file."
             )
         if not isinstance(self.backbone, str) and self.weights is not None:
             raise ValueError(
@@ -452,9 +519,12 @@ class PatchFeatures(PatchFeatureTransformer):
                     f"{', '.join(available_layers(module))} or any dotted module name."
                 )
 
-    def _check_layers(self, module):
+    def _check_layers(self, backbone):
+        module = backbone.module
         if self.layers == "auto":
-            return automatic_layers(module)
+            if hasattr(module, "feature_info"):
+                return automatic_layers(module)
+            return self._measured_layers(backbone)
         known = dict(module.named_modules())
         absent = [name for name in self.layers if name not in known or name == ""]
         if absent or len(self.layers) == 0:
@@ -466,10 +536,19 @@ class PatchFeatures(PatchFeatureTransformer):
             )
         return tuple(self.layers)
 
+    def _measured_layers(self, backbone):
+        """Layers of strides 8 and 16, by the outputs of a network of one's own."""
+        names = [name for name, _ in backbone.module.named_modules() if name]
+        image = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
+        with self._arithmetic():
+            batch = self._as_input(image, backbone)
+            return layers_by_stride(backbone, batch, names)
+
     def _signature(self):
         settings = self.get_params()
         for irrelevant in self._unsigned:
             del settings[irrelevant]
+        settings["embedding"] = self._embedding
         backbone = self._backbone()
         components = None if self.components_ is None else self.components_.tolist()
         return (

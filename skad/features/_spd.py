@@ -8,7 +8,6 @@ import copy
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -31,6 +30,7 @@ from skad.features._backbone import (
     Backbone,
     named_backbone,
     tuned_backbone,
+    with_trained_weights,
 )
 from skad.features._network import PatchFeatures
 from skad.images._reading import n_threads, remembered
@@ -94,7 +94,7 @@ class SPDPatchFeatures(PatchFeatures):
     image_size, crop_size : default=224, None
         As of `PatchFeatures`; for training, too.
 
-    patch_size, embedding : default=3, "mean1d"
+    patch_size, embedding : default=3, "auto"
         As of `PatchFeatures`.
 
     pretrain_dim, target_dim, n_components, grid, pooled, region :
@@ -190,7 +190,6 @@ class SPDPatchFeatures(PatchFeatures):
 
     state_: dict[str, np.ndarray]
     loss_curve_: list[float]
-    _tuned: Any = None  # device and network, built when needed
 
     _parameter_constraints = {
         **PatchFeatures._parameter_constraints,
@@ -229,7 +228,7 @@ class SPDPatchFeatures(PatchFeatures):
         image_size=224,
         crop_size=None,
         patch_size=3,
-        embedding="mean1d",
+        embedding="auto",
         pretrain_dim=1024,
         target_dim=1024,
         n_components=None,
@@ -283,9 +282,6 @@ class SPDPatchFeatures(PatchFeatures):
         self.projection_dim = projection_dim
         self.checkpoint_dir = checkpoint_dir
 
-    def __getstate__(self):
-        return {k: v for k, v in super().__getstate__().items() if k != "_tuned"}
-
     def _backbone(self):
         """The trained network; before training, the one that it starts from."""
         device, own = self._device(), not isinstance(self.backbone, str)
@@ -297,30 +293,36 @@ class SPDPatchFeatures(PatchFeatures):
             return named_backbone(
                 self.backbone, self.weights, kwargs, self._seed, device, fold=False
             )
-        if self._tuned is None or self._tuned[0] != device:
+        # The module of one's own is told from others by its weights.
+        key = self.weights_sha256_, repr(sorted(kwargs.items())), *self._wanted()
+        name = type(self.backbone).__name__ if own else self.backbone
+
+        def build():
             if own:
                 module = with_arrays(copy.deepcopy(self.backbone), self.state_)
-                network = Backbone(module.to(device), IMAGENET_MEAN, IMAGENET_STD)
-            else:
-                network = tuned_backbone(
-                    self.backbone, kwargs, self.state_, device, self._wanted()
-                )
-            self._tuned = device, network
-        return self._tuned[1]
+                return Backbone(module.to(device), IMAGENET_MEAN, IMAGENET_STD)
+            return with_trained_weights(
+                self.backbone, kwargs, self.state_, device, self._wanted()
+            )
+
+        return tuned_backbone((name, *key), build, device)
 
     # -- training ------------------------------------------------------------
 
     def _fit_extractor(self, images):
-        for name in ("state_", "loss_curve_", "_tuned"):
+        for name in ("state_", "loss_curve_"):
             self.__dict__.pop(name, None)
         super()._fit_extractor(images)
         start = self._backbone()
         black = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
-        last = start.levels(self._as_input(black, start), self.layers_)[1]
+        last = list(self._outputs(start, black, list(self.layers_))[0])[-1]
         backbone = Backbone(copy.deepcopy(start.module), start.mean, start.std)
         self.loss_curve_ = self._train(backbone, last, images)
         self.state_ = arrays(backbone.module)
-        self.weights_sha256_ = self._backbone().sha256
+        self.weights_sha256_ = Backbone(backbone.module, None, None).sha256
+
+    def _keep_weights(self, backbone, probe):
+        """All weights are in `state_`."""
 
     def _train(self, backbone, last, images):
         import torch
@@ -365,7 +367,9 @@ class SPDPatchFeatures(PatchFeatures):
             ]
 
         def embedded(network, head, images):
-            return head(Backbone(network, None, None).vectors(images, last))
+            return head(
+                Backbone(network, None, None).vectors(images, last, self._layouts[last])
+            )
 
         def step(number):
             rate = rate_at_first * cosine(number, n_steps)
@@ -407,7 +411,9 @@ class SPDPatchFeatures(PatchFeatures):
 
         black = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
         with torch.no_grad():
-            n_in = backbone.vectors(self._as_input(black, backbone), last).shape[1]
+            n_in = backbone.vectors(
+                self._as_input(black, backbone), last, self._layouts[last]
+            ).shape[1]
         dim = self.projection_dim
         networks = nn.ModuleDict({"network": backbone.module})
         if self.base == "supervised":

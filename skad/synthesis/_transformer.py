@@ -11,6 +11,7 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skad._checks import good_positions
+from skad._portable import Portable
 from skad.images import check_images, image_size, read_image, read_mask, resize_image
 from skad.images._folders import images_or_folder
 from skad.images._limits import CarriesPixelLimit
@@ -33,7 +34,7 @@ _SET_HERE = {"texture", "mask", "foreground"}  # keyword arguments that are no o
 _TRIES = 100
 
 
-class SyntheticAnomalies(CarriesPixelLimit, TransformerMixin, BaseEstimator):
+class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEstimator):
     """Put a made defect into every image, and tell where it is.
 
     For a look at the anomalies that some detectors train on, and for a test set with

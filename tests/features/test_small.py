@@ -9,8 +9,8 @@ import pytest
 from safetensors import safe_open
 
 from skad import PatchCoreDetector, PatchFeatures, Pipeline
+from skad._small import WEIGHTS
 from skad.datasets import load_mvtec, make_textures
-from skad.features._small import WEIGHTS
 from skad.metrics import image_auroc, pixel_metrics
 
 

@@ -34,6 +34,7 @@ class SkadSmall(nn.Module):
     def __init__(self, in_chans=3, num_classes=0):
         super().__init__()
         self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = 96
         self.stem = nn.Sequential(
             _layer(in_chans, 32, 4, stride=2, act=True),
             _layer(32, 32, 3, groups=32, act=True),
@@ -64,6 +65,10 @@ class SkadSmall(nn.Module):
         """Both maps."""
         level2 = self.layer2(self.layer1(self.layer0(self.stem(x))))
         return level2, self.layer3(level2)
+
+    def reset_classifier(self, num_classes, global_pool=None):
+        """There is none."""
+        self.num_classes = num_classes
 
     def forward_features(self, x):
         """The map at stride 16."""

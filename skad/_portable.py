@@ -1,0 +1,65 @@
+"""What an estimator's pickle holds can be loaded on any machine."""
+
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+
+class Portable:
+    """Mixin of all estimators: their pickles hold nothing of the machine.
+
+    A path of this system cannot be loaded on another one, and becomes a str. A tensor
+    on a GPU cannot be loaded without one: of a network there, a copy on the CPU
+    travels. The estimator itself stays as it is.
+    """
+
+    def __getstate__(self):
+        """State for a pickle."""
+        return portable(super().__getstate__())
+
+
+def portable(value, _memo=None):
+    """A value without paths and without tensors on a device other than the CPU.
+
+    Containers are copied only if something in them changes, and equal objects stay one
+    object.
+    """
+    memo: dict[int, Any] = {} if _memo is None else _memo
+    if id(value) in memo:
+        return memo[id(value)][1]
+    if isinstance(value, PurePath):
+        return str(value)
+    found = value
+    if type(value) is dict:
+        parts = {portable(k, memo): portable(v, memo) for k, v in value.items()}
+        if any(
+            new_key is not key or new is not old
+            for (new_key, new), (key, old) in zip(
+                parts.items(), value.items(), strict=True
+            )
+        ):
+            found = parts
+    elif type(value) in (list, tuple, set, frozenset):
+        items = [portable(item, memo) for item in value]
+        if any(new is not old for new, old in zip(items, value, strict=True)):
+            found = type(value)(items)
+    elif isinstance(value, np.ndarray) and value.dtype == object:
+        items = [portable(item, memo) for item in value.flat]
+        if any(new is not old for new, old in zip(items, value.flat, strict=True)):
+            found = np.empty(value.shape, object)
+            found.ravel()[:] = items
+    elif hasattr(value, "state_dict") and hasattr(value, "parameters"):
+        found = _on_cpu(value)
+    memo[id(value)] = value, found  # the value is kept: its id stays its own
+    return found
+
+
+def _on_cpu(module):
+    """A network, or a copy of it on the CPU if it is elsewhere."""
+    import copy
+
+    tensors = module.state_dict(keep_vars=True).values()
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return module
+    return copy.deepcopy(module).to("cpu")
