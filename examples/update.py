@@ -92,7 +92,7 @@ print(f"{len(old)} images to begin with, {len(new)} new ones")
 # account: each is scored as if the model had not seen it.
 
 if options.backbone is None:
-    features = PCANetFeatures(image_size=96)
+    features = PCANetFeatures(image_size=128)
 else:
     features = PatchFeatures(
         options.backbone,
