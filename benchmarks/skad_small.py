@@ -371,7 +371,7 @@ def distilled(options):
     files = sorted(f for f in images.rglob("*") if f.suffix.lower() in SUFFIXES)
     if len(files) < 40:
         raise SystemExit(f"--images {images} holds {len(files)} images; pass more.")
-    steps = [20, 20] if options.small else list(options.steps)
+    steps = [3, 3] if options.small else list(options.steps)
     n_apart, n_steps = np.cumsum(steps).tolist()
     seed = options.seed
 

@@ -4,7 +4,7 @@ Choose layers, method and bank size by grid search
 
 Which layers of the network, which detector, how large a bank? One `GridSearchCV`
 compares them all, by image labels and by masks of the defects. As it stands, this runs
-in about a minute on generated images, with features that need no download::
+in less than a minute on generated images, with features that need no download::
 
     python examples/grid_search.py
 
@@ -59,7 +59,7 @@ options = parser.parse_args()
 # it is worth is measured on the other half.
 
 if options.data is None:
-    data = make_textures(30, 12, texture="metal", size=128, random_state=0)
+    data = make_textures(24, 12, texture="metal", size=96, random_state=0)
 else:
     folder = options.data.resolve()
     data = load_mvtec(folder.parent, folder.name)
@@ -84,7 +84,7 @@ print(f"{np.sum(y == 1)} good and {np.sum(y == -1)} defective images to search o
 cache = TemporaryDirectory()
 if options.backbone is None:
     features = PCANetFeatures()
-    name, values = "image_size", [64, 128]
+    name, values = "image_size", [48, 96]
 else:
     features = PatchFeatures(
         options.backbone,

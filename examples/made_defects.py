@@ -4,7 +4,7 @@ DRAEM and CutPaste: learning from defects that are made
 
 Both put defects into good images, each in its own way, and train a network to find
 them. Nothing else is needed: no defective images, no pretrained network. As it stands,
-this runs in about a minute on generated images::
+this runs in less than a minute on generated images::
 
     python examples/made_defects.py
 
@@ -30,14 +30,14 @@ from skad.synthesis import cutpaste, cutpaste_scar, draem
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", type=Path, help="folder in the layout of MVTec AD")
 parser.add_argument("--size", type=int, default=64, help="of images, in pixels")
-parser.add_argument("--steps", type=int, default=300, help="of DRAEM")
-parser.add_argument("--cutpaste-steps", type=int, default=100)
+parser.add_argument("--steps", type=int, default=150, help="of DRAEM")
+parser.add_argument("--cutpaste-steps", type=int, default=60)
 parser.add_argument("--seed", type=int, default=1, help="of the defects shown")
 parser.add_argument("--output", default="made_defects.png", help="picture to write")
 options = parser.parse_args()
 
 if options.data is None:
-    data = make_textures(60, 16, texture="metal", size=options.size, random_state=0)
+    data = make_textures(40, 12, texture="metal", size=options.size, random_state=0)
 else:
     folder = options.data.resolve()
     data = load_mvtec(folder.parent, folder.name)

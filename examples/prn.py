@@ -4,7 +4,7 @@ Learn from a few defects: PRN
 
 Ten defects of two kinds are known, with masks. PRN learns from them, and from defects
 that it makes itself, so that it finds the known kinds well and others, too. As it
-stands, this runs in about a minute on generated images, through a frozen network of
+stands, this runs in less than a minute on generated images, through a frozen network of
 random weights, which need no download::
 
     python examples/prn.py
@@ -36,8 +36,8 @@ parser.add_argument("--weights", type=Path, help=".safetensors or .pth file")
 parser.add_argument(
     "--backbone-kwargs", type=json.loads, help='for timm, as JSON: {"pad_type": "same"}'
 )
-parser.add_argument("--steps", type=int, default=150)
-parser.add_argument("--size", type=int, default=128, help="of the images")
+parser.add_argument("--steps", type=int, default=100)
+parser.add_argument("--size", type=int, default=96, help="of the images")
 parser.add_argument("--output", default="prn.png", help="picture to write")
 options = parser.parse_args()
 
@@ -48,7 +48,7 @@ options = parser.parse_args()
 # be judged by what it was shown.
 
 if options.data is None:
-    data = make_textures(100, 40, texture="fabric", size=128, random_state=0)
+    data = make_textures(60, 40, texture="fabric", size=96, random_state=0)
 else:
     folder = options.data.resolve()
     data = load_mvtec(folder.parent, folder.name)

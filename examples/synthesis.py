@@ -53,7 +53,7 @@ options = parser.parse_args()
 
 if options.data is None:
     sets = [
-        make_textures(30, 12, texture=material, size=192, random_state=0)
+        make_textures(20, 8, texture=material, size=192, random_state=0)
         for material in ("fabric", "metal")
     ]
 else:

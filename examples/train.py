@@ -4,7 +4,7 @@ Methods that train: curves, maps, and a teacher of your own
 
 SimpleNet trains a discriminator between good features and noise, EfficientAD a student
 that follows a teacher on good images only. The teacher is made here, too, from the
-images at hand. As it stands, this runs in a minute or two on generated images, with
+images at hand. As it stands, this runs in less than a minute on generated images, with
 features that need no download::
 
     python examples/train.py
@@ -47,7 +47,7 @@ parser.add_argument(
 )
 parser.add_argument("--noise", type=float, default=0.1, help="of SimpleNet")
 parser.add_argument("--epochs", type=int, default=20, help="of SimpleNet")
-parser.add_argument("--steps", type=int, default=600, help="of EfficientAD")
+parser.add_argument("--steps", type=int, default=400, help="of EfficientAD")
 parser.add_argument("--output", default="train.png", help="picture to write")
 options = parser.parse_args()
 
@@ -56,16 +56,18 @@ options = parser.parse_args()
 # -------------------
 
 if options.data is None:
-    data = make_textures(60, 16, texture="fabric", size=128, random_state=0)
+    data = make_textures(40, 12, texture="fabric", size=128, random_state=0)
+    size = 64
 else:
     folder = options.data.resolve()
     data = load_mvtec(folder.parent, folder.name)
+    size = 128
 
 
-def features(size):
+def features(side):
     """Patch features for images of a size."""
     if options.backbone is None:
-        return PCANetFeatures(image_size=size, kernel_sizes=(5, 3), n_filters=(8, 8))
+        return PCANetFeatures(image_size=side, kernel_sizes=(5, 3), n_filters=(8, 8))
     return PatchFeatures(
         options.backbone,
         layers="auto",
@@ -73,7 +75,7 @@ def features(size):
         backbone_kwargs=options.backbone_kwargs,
         embedding="concat",
         n_components=64,
-        image_size=size,
+        image_size=side,
     )
 
 
@@ -117,11 +119,11 @@ photographs = data.train
 if options.photographs is not None:
     photographs = sorted(options.photographs.glob("*.jpg"))
 teacher = distill_teacher(
-    features(256).fit(data.train),
+    features(2 * size).fit(data.train),
     photographs,
     model="tiny",
     max_steps=options.steps // 4,
-    image_size=128,
+    image_size=size,
     learning_rate=1e-3,
     batch_size=8,
 )
@@ -135,7 +137,7 @@ with warnings.catch_warnings():
         teacher,
         None if options.photographs is None else photographs,
         max_steps=options.steps,
-        image_size=128,
+        image_size=size,
         learning_rate=1e-3,
         padding=True,
     ).fit(data.train)
@@ -162,11 +164,11 @@ axes[1, 0].set_title("a defect")
 for axis, (name, model) in zip(
     axes[1, 1:], (("SimpleNet", simplenet), ("EfficientAD", efficientad)), strict=True
 ):
-    size = read_image(shown[0]).shape[:2]
+    shape = read_image(shown[0]).shape[:2]
     axis.imshow(
         model.anomaly_map(shown)[0],
         cmap="inferno",
-        vmax=model.pixel_threshold(size) * 2,
+        vmax=model.pixel_threshold(shape) * 2,
     )
     axis.set_title(name)
 for axis in axes[1]:

@@ -4,8 +4,8 @@ Learn from 50 new good images
 
 The camera was changed, good parts look a little different, and many of them are now
 called defective. Fifty good images from the new camera are enough to update the model,
-in seconds. As it stands, this runs in about a minute on generated images, with features
-that need no download::
+in seconds. As it stands, this runs in less than a minute on generated images, with
+features that need no download::
 
     python examples/update.py
 
@@ -92,7 +92,7 @@ print(f"{len(old)} images to begin with, {len(new)} new ones")
 # account: each is scored as if the model had not seen it.
 
 if options.backbone is None:
-    features = PCANetFeatures()
+    features = PCANetFeatures(image_size=128)
 else:
     features = PatchFeatures(
         options.backbone,

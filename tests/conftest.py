@@ -34,7 +34,23 @@ def pytest_configure(config):
 
 # Files that take longest, slowest first. They start first, so that all processes end
 # together; the order of the others hardly matters.
-LONGEST = ()
+LONGEST = (
+    "tests/test_real_data.py",
+    "tests/test_benchmarks.py",
+    "tests/test_examples.py",
+    "tests/detectors/test_efficientad.py",
+    "tests/detectors/test_prn.py",
+    "tests/features/test_spd.py",
+    "tests/detectors/test_draem.py",
+    "tests/detectors/test_cutpaste.py",
+    "tests/features/test_fused.py",
+    "tests/detectors/test_fusion.py",
+    "tests/features/test_small.py",
+    "tests/detectors/test_puad.py",
+    "tests/test_common.py",
+    "tests/test_pipeline.py",
+    "tests/features/test_patch_features.py",
+)
 
 
 def pytest_collection_modifyitems(items):

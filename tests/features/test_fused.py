@@ -19,7 +19,7 @@ SIDE = 64
 
 @pytest.fixture(scope="module")
 def data():
-    return make_textures(n_normal=30, n_anomalous=12, size=SIDE, random_state=0)
+    return make_textures(n_normal=20, n_anomalous=4, size=SIDE, random_state=0)
 
 
 def network(**parameters):
@@ -43,7 +43,7 @@ def total_variance(features):
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.7, 1.0])
 def test_each_kind_has_its_share_of_the_variance(data, share):
     features = fused(share).fit_transform(data.train)
-    assert features.shape == (30, 8, 8, 192)
+    assert features.shape == (20, 8, 8, 192)
     assert features.dtype == np.float32
     first, second = blocks(features)
     assert total_variance(first) == pytest.approx(1 - share, abs=1e-3)
