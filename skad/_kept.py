@@ -25,11 +25,16 @@ class ByteBounded:
     Parameters
     ----------
     limit : int
-        Bytes of all values together. A value that is larger is not kept.
+        Bytes of all values together.
+
+    keep_last : bool, default=False
+        Whether the value used last stays even where it alone exceeds the limit, for
+        what is too costly to make at every call. Otherwise it is not kept.
     """
 
-    def __init__(self, limit):
+    def __init__(self, limit, *, keep_last=False):
         self.limit = limit
+        self.keep_last = keep_last
         self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
         self._renew_lock()
         if hasattr(os, "register_at_fork"):
@@ -68,9 +73,9 @@ class ByteBounded:
             self.forget(key)
             value = make()
             size = size_in_bytes(value)
-            if size <= self.limit:
+            if size <= self.limit or self.keep_last:
                 self._entries[key] = value, size
-                while self.n_bytes > self.limit:
+                while self.n_bytes > self.limit and len(self._entries) > 1:
                     self._entries.popitem(last=False)
             return value
 
@@ -80,6 +85,10 @@ class ByteBounded:
         It takes no lock, since the garbage collector may call it at any time.
         """
         self._entries.pop(key, None)
+
+    def clear(self):
+        """Drop all values."""
+        self._entries.clear()
 
 
 def byte_bounded(limit):
@@ -109,7 +118,7 @@ def size_in_bytes(value):
     return int(getattr(value, "nbytes", 0))
 
 
-_PREPARED = ByteBounded(2**30)
+_PREPARED = ByteBounded(2**30, keep_last=True)
 _ROW = 256  # words of 8 bytes that are added up before they are hashed
 
 
@@ -126,7 +135,8 @@ def prepared(estimator, prepare, state, *settings):
 
     It is kept outside of the estimator: neither written to it nor pickled with it,
     and dropped with it. It is made anew where the state or a setting is another than
-    before, as after another fit. All estimators together keep up to a gigabyte.
+    before, as after another fit. All estimators together keep up to a gigabyte, or the
+    networks of one of them.
 
     Parameters
     ----------

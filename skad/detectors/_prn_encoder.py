@@ -1,18 +1,17 @@
 """The frozen network of PRN: built once per process, and known by its weights."""
 
-from collections import OrderedDict
 from hashlib import sha256
 
 import numpy as np
 
+from skad._kept import ByteBounded, size_in_bytes
 from skad._networks import build, identity, used_arrays
 from skad._torch_state import running
 from skad._training import arrays, seeded
 from skad.detectors._teacher import as_input
 
 STRIDES = (4, 8, 16, 32)
-_KEPT = 2  # encoders kept in memory
-_encoders: "OrderedDict[tuple, Encoder]" = OrderedDict()
+_encoders = ByteBounded(2**29, keep_last=True)
 
 
 class Encoder:
@@ -52,6 +51,11 @@ class Encoder:
         self.channels = [info[i]["num_chs"] for i in chosen]
         self._chosen = chosen
 
+    @property
+    def nbytes(self):
+        """Bytes of the weights, for the cache."""
+        return size_in_bytes(self.module)
+
     def levels(self, batch, n=4):
         """The first n levels (b, c, h, w) of images (b, H, W, 3) in [0, 1]."""
         import torch
@@ -87,12 +91,9 @@ def built_encoder(name, layers, weights, kwargs, seed, device, known=None):
     source = identity(weights, seed) if known is None else known["sha256"]
     key = (name, layers, source, repr(sorted(kwargs.items())), str(device))
     with running:
-        if key not in _encoders:
-            _encoders[key] = _build(name, layers, weights, kwargs, seed, device, known)
-        _encoders.move_to_end(key)
-        while len(_encoders) > _KEPT:
-            _encoders.popitem(last=False)
-        return _encoders[key]
+        return _encoders.get(
+            key, lambda: _build(name, layers, weights, kwargs, seed, device, known)
+        )
 
 
 def fitted_weights(encoder, batch):

@@ -1,6 +1,5 @@
 """Frozen networks: built once per process, run no further than needed."""
 
-from collections import OrderedDict
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import skad._networks as networks
+from skad._kept import ByteBounded, size_in_bytes
 from skad._networks import identity
 from skad._torch_state import running
 from skad._training import seeded, with_arrays
@@ -18,8 +18,8 @@ from skad.features._layout import as_map, tensor_of
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_KEPT = 4  # backbones kept in memory
-_backbones: "OrderedDict[tuple, Backbone]" = OrderedDict()
+# Those of several estimators together, or the one of a single estimator.
+_backbones = ByteBounded(2**30, keep_last=True)
 
 
 class Backbone:
@@ -35,6 +35,11 @@ class Backbone:
         self.std = std
         self.changed: frozenset[str] | None = frozenset()
         self.folded: list[tuple[str, str]] = []
+
+    @property
+    def nbytes(self):
+        """Bytes of the weights, for the cache."""
+        return size_in_bytes(self.module)
 
     @cached_property
     def sha256(self):
@@ -161,9 +166,9 @@ def named_backbone(name, weights, kwargs, seed, device, wanted=(), *, fold=True)
         return _as_backbone(module, kwargs, device, fold=fold)
 
     with running:
-        backbone = _kept((*key, fold), lambda: build(fold))
+        backbone = _backbones.get((*key, fold), lambda: build(fold))
         if backbone.changed is None or backbone.changed.intersection(wanted):
-            backbone = _kept((*key, False), lambda: build(False))
+            backbone = _backbones.get((*key, False), lambda: build(False))
         return backbone
 
 
@@ -223,13 +228,13 @@ def fitted_backbone(weights, kwargs, device, built=None):
         return seeded(build, 0) if built is None else built
 
     with running:
-        return _kept((*key, str(device)), make)
+        return _backbones.get((*key, str(device)), make)
 
 
 def tuned_backbone(key, build, device):
     """A network that one estimator has trained, from the cache of this process."""
     with running:
-        return _kept(("tuned", *key, str(device)), build)
+        return _backbones.get(("tuned", *key, str(device)), build)
 
 
 def with_trained_weights(name, kwargs, state, device, wanted=()):
@@ -241,15 +246,6 @@ def with_trained_weights(name, kwargs, state, device, wanted=()):
         if backbone.changed is not None and not backbone.changed.intersection(wanted):
             break
     return backbone
-
-
-def _kept(key, build):
-    if key not in _backbones:
-        _backbones[key] = build()
-    _backbones.move_to_end(key)
-    while len(_backbones) > _KEPT:
-        _backbones.popitem(last=False)
-    return _backbones[key]
 
 
 def _on_device(module, device):

@@ -59,6 +59,16 @@ def test_a_value_above_the_limit_is_given_but_not_kept():
     assert cache.n_bytes == 10
 
 
+def test_the_value_used_last_stays_where_it_is_asked_for():
+    cache = ByteBounded(50, keep_last=True)
+    cache.get("small", lambda: np.zeros(10, np.uint8))
+    large = cache.get("large", lambda: np.zeros(100, np.uint8))
+    assert cache.get("large", lambda: None) is large
+    assert cache.n_bytes == 100
+    cache.get("small", lambda: np.zeros(10, np.uint8))
+    assert cache.n_bytes == 10
+
+
 def test_bytes_of_arrays_tensors_and_modules_are_counted():
     module = torch.nn.BatchNorm1d(4)  # two parameters, two buffers and a counter
     values = [np.zeros(3), (torch.zeros(5), {"a": np.zeros(2, np.uint8)}), module, "x"]
