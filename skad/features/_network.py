@@ -552,6 +552,6 @@ class PatchFeatures(PatchFeatureTransformer):
         backbone = self._backbone()
         components = None if self.components_ is None else self.components_.tolist()
         return (
-            f"2 {backbone.sha256} {backbone.module} {self.layers_} {components} "
+            f"3 {backbone.sha256} {backbone.module} {self.layers_} {components} "
             f"{sorted(settings.items())}"
         )

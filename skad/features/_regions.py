@@ -7,6 +7,7 @@ from PIL import Image
 
 from skad._patch_array import PatchArray
 from skad.images import read_mask
+from skad.images._kinds import has_base
 from skad.images._limits import PILLOW_LIMIT, carried_limit
 
 
@@ -62,6 +63,8 @@ class Regions:
             )
         if len(each) != n:
             raise ValueError(f"regions has {len(each)} entries for {n} images.")
+        if has_base(type(each), "pandas", "Series"):  # its index is no position
+            self.each = each.to_numpy(dtype=object)
 
     def __bool__(self):
         return self.common is not None or self.each is not None

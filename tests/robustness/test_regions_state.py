@@ -120,6 +120,15 @@ def test_regions_of_single_images_may_be_files(X, file):
     assert np.isfinite(scores).all()
 
 
+def test_regions_of_a_table_keep_their_order(X, file):
+    pandas = pytest.importorskip("pandas")
+    features = small().fit(X)
+    regions = [file, None, np.zeros((8, 8), bool)]
+    expected = features.transform(X[:3], regions=regions)
+    series = pandas.Series(regions, index=[2, 0, 1])
+    np.testing.assert_array_equal(features.transform(X[:3], regions=series), expected)
+
+
 def test_before_fit(X, file):
     features = small(region=file)
     for call in (

@@ -220,7 +220,7 @@ def test_bad_settings_are_errors(parameters, message, images):
 def test_bad_defects_are_errors(images, seen):
     defects, masks = seen["defects"], seen["masks"]
     for bad, message in (
-        (masks[:1], "inconsistent numbers"),
+        (masks[:1], "masks has 1 entries, but defects 2"),
         ([masks[0], np.zeros((40, 50), bool)], r"masks\[1\] is empty"),
         ([masks[0], masks[1][:5]], r"masks\[1\].*its image \(40, 50\)"),
     ):
