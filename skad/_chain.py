@@ -6,6 +6,7 @@ asks of such a model goes through here.
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import sklearn.pipeline
@@ -43,9 +44,10 @@ class Chain:
     def __init__(self, estimator):
         row = list(_row(estimator))
         steps = [step for step, _ in row[:-1]]
-        self.final, self.is_frozen = row[-1] if row else (None, False)
+        self.final: Any = row[-1][0] if row else None
+        self.is_frozen = bool(row) and row[-1][1]
         k = next((k for k, step in enumerate(steps) if reads_images(step)), None)
-        self.images = None if k is None else steps[k]
+        self.images: Any = None if k is None else steps[k]
         self.before = steps if k is None else steps[:k]
         self.after = [] if k is None else steps[k + 1 :]
 

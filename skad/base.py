@@ -580,7 +580,7 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
 
     def _features(self, X):
         """X, where a list of patch grids becomes an array; images are refused."""
-        shape = getattr(X, "shape", ())
+        shape: tuple = getattr(X, "shape", ())
         dtype = str(getattr(X, "dtype", "")).removeprefix("torch.")
         if len(shape) == 4:
             first = shape[1] in _IMAGE_CHANNELS and min(shape[2:]) >= 16
@@ -886,7 +886,8 @@ def check_scores(found, n, where, grid=None):
 def _checked_hook(hook, owner, name):
     @functools.wraps(hook)
     def checked(self, *args):
-        found, X = hook(self, *args), args[0] if args else None
+        found = hook(self, *args)
+        X: Any = args[0] if args else None
         # The scores left out may be those of more images than X, and an ImageReader
         # has no grid.
         of_X = X is not None and name == "_score"

@@ -9,12 +9,11 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import sklearn.pipeline
 from scipy.stats import binomtest
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
+from skad._chain import Chain
 from skad._threshold import certifies, conformal_p_values, threshold_of
-from skad.pipeline import _unwrap
 
 __all__ = ["RecallReport", "RecallRow", "recall_report"]
 
@@ -277,8 +276,7 @@ def recall_report(
     if kinds is not None:
         kinds = np.asarray(kinds)
         check_consistent_length(X_defects, kinds)
-    looked_at = {} if regions is None else {"regions": regions}
-    scores = _unwrap(model).score_samples(X_defects, **looked_at)
+    scores = Chain(model).ask("score_samples", X_defects, regions)
     if np.isnan(scores).any():
         skipped = np.flatnonzero(np.isnan(scores)).tolist()
         raise ValueError(
@@ -318,9 +316,7 @@ def _is_number(value):
 def _final(model):
     """The fitted detector that gives the scores."""
     check_is_fitted(model)
-    detector = _unwrap(model)
-    while isinstance(detector, sklearn.pipeline.Pipeline):
-        detector = _unwrap(detector.steps[-1][1])
+    detector = Chain(model).final
     check_is_fitted(detector)
     return detector
 

@@ -140,7 +140,7 @@ class ImageInput(CarriesPixelLimit):
         return check_images(X, n_channels=self._n_channels())
 
     def _refuse_features(self, X):
-        shape = getattr(X, "shape", ())
+        shape: tuple = getattr(X, "shape", ())
         if len(shape) != 4 or not isinstance(X, np.ndarray) or X.dtype.kind != "f":
             return
         accepted = accepted_channels(self._n_channels())

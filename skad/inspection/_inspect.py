@@ -123,7 +123,7 @@ def inspect(model, X, *, size=None, maps=True):
     --------
     >>> import skad
     >>> from skad.datasets import make_textures
-    >>> data = make_textures(n_normal=24, n_anomalous=2, size=64, random_state=0)
+    >>> data = make_textures(n_normal=24, n_anomalous=4, size=64, random_state=0)
     >>> features = skad.PatchFeatures("skad_small", embedding="concat", image_size=64)
     >>> model = skad.make_pipeline(features, skad.PatchCoreDetector()).fit(data.train)
     >>> for result in skad.inspect(model, data.test[-1:]):
@@ -171,7 +171,7 @@ def _parts(X, n):
         for lo in range(0, len(X), n):
             yield X[lo : lo + n]
     else:
-        images = iter(X)
+        images: Iterator[Any] = iter(X)  # type: ignore[call-overload]
         while part := list(islice(images, n)):
             yield part
 
@@ -204,7 +204,7 @@ class _Judge:
         labels = decide(decisions)
         p_values = conformal_p_values(scores, self.detector.calibration_scores_)
         for i, item in enumerate(part):
-            found = {}
+            found: dict[str, Any] = {}
             if labels[i] == -1 or (labels[i] == 1 and self.maps is True):
                 found = {} if grids is None else self._mapped(images[i], grids[i])
             yield Inspection(

@@ -18,6 +18,7 @@ from sklearn.model_selection import (
 )
 
 import skad
+from skad.calibration import recall_report
 from skad.datasets import make_textures
 from skad.metrics import image_auroc_scorer, pro_scorer
 from skad.model_selection import OneClassSplit
@@ -312,6 +313,18 @@ def test_masks_reach_pixel_scorers_by_routing_alone(features, labelled):
 
 
 # -- what a pipeline is asked beside fit -----------------------------------------------
+
+
+def test_reports_of_any_wrapper(features, labelled):
+    X, y, _ = labelled
+    model = skad.Pipeline([features(), skad.PatchCoreDetector()]).fit(X, y)
+    region = np.zeros((64, 64), bool)
+    region[:, 16:] = True
+    options = {"regions": [region] * 8}
+    expected = recall_report(model, X[-8:], **options).p_values
+    for wrapped in (FrozenEstimator(model), sklearn.pipeline.Pipeline(model.steps)):
+        found = recall_report(wrapped, X[-8:], **options).p_values
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_slices_copies_and_caches(features, labelled, tmp_path, capsys):
