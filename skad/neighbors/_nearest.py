@@ -100,6 +100,12 @@ class Bank:
         self._plan: dict | None = None
         self._bounds: Any = None
 
+    def __getstate__(self):
+        return self.rows  # the rest comes again, and must not tell copies apart
+
+    def __setstate__(self, rows):
+        self.__init__(rows)  # type: ignore[misc]
+
     def _prepare(self, n_queries):
         self._n_queries += n_queries
         needed = plan(self.rows.shape, self._n_queries)
