@@ -13,6 +13,7 @@ RULES = ("tail", "rank")
 
 _LIMIT = 3.0  # robust deviations; what lies farther out counts as if it lay there
 _TRUST = 4  # scores beyond the quantile at which they and the tail count alike
+_ROUNDING = 1e-5  # of a score, computed in float32 by other ways
 _FAR, _ALONE = 8.0, 4.0  # robust deviations of an outlier over median and next score
 _FEWEST = 8  # scores among which one can be called an outlier
 
@@ -35,6 +36,9 @@ def threshold_of(scores, contamination, rule="tail"):
     -------
     threshold : float
     """
+    if len(scores) and np.ptp(scores) <= _ROUNDING * np.abs(scores).max():
+        # All alike: what is like them stays on their side, whatever rounding does.
+        return float(scores.max() + _ROUNDING * np.abs(scores).max())
     if rule == "rank" and certifies(len(scores), contamination):
         rank = _rank(len(scores), contamination)
         return float(np.partition(scores, rank - 1)[rank - 1])

@@ -173,6 +173,7 @@ class SubspaceDetector(BaseDetector):
     def _score(self, X):
         rows, inside = patch_rows(X)
         length = np.empty(len(rows))
+        floor = _rounding(self._moments) / self._moments.n  # no residual but rounding
         step = max(1, _CHUNK // rows.shape[1])
         for lo in range(0, len(rows), step):
             residual = rows[lo : lo + step] - self.mean_.astype(rows.dtype)
@@ -181,7 +182,9 @@ class SubspaceDetector(BaseDetector):
                 residual = along
             else:
                 residual -= along @ self._axes.T
-            length[lo : lo + step] = np.sqrt(np.einsum("ij,ij->i", residual, residual))
+            squared = np.einsum("ij,ij->i", residual, residual)
+            squared[squared <= floor] = 0
+            length[lo : lo + step] = np.sqrt(squared)
         maps = patch_maps(length, inside, X.shape[:3])
         return image_scores(maps, self.top_ratio), maps
 
@@ -203,4 +206,4 @@ class SubspaceDetector(BaseDetector):
 def _rounding(moments):
     """Sum of squares along a direction that is no more than rounding of features."""
     size = moments.n * np.sum(moments.mean**2) + np.trace(moments.squares)
-    return np.finfo(np.float32).eps ** 2 * size
+    return (32 * np.finfo(np.float32).eps) ** 2 * size

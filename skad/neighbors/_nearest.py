@@ -103,6 +103,12 @@ class Bank:
     def __init__(self, rows):
         self.rows = rows
 
+    def __getstate__(self):
+        return self.rows  # the rest comes again, and must not tell copies apart
+
+    def __setstate__(self, rows):
+        self.__init__(rows)  # type: ignore[misc]
+
     def _prepare(self, n_queries):
         """Bounds that pay for these queries on top of those before."""
         n_before, known, bounds = _PREPARED.get(self, (0, None, None))
