@@ -120,7 +120,8 @@ def _candidates(shape, module, image_size):
         return [Layout(order) for order in orders]
     own = getattr(module, "num_prefix_tokens", 0)
     own = own if isinstance(own, int) else 0
-    certain, possible = [], []
+    certain: list[Layout] = []
+    possible: list[Layout] = []
     for order, n in (("NLC", shape[1]), ("NCL", shape[2])):
         others = (k for k in range(_MOST_PREFIX + 1) if k != own)
         for extra in (own, *others):
