@@ -5,6 +5,7 @@ weights, from a file or from a seed.
 """
 
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def build(name, weights, kwargs):
 
     identity(weights, None)
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        close = get_close_matches(name, timm.list_models(), n=5)
         raise ValueError(
             f"backbone={name!r} is not a model of timm {timm.__version__}."
             + (f" Similar names: {', '.join(close)}." if close else "")
@@ -120,7 +121,8 @@ def _recorded(module):
     import torch
     from torch.overrides import TorchFunctionMode
 
-    called, passed = set(), set()
+    called: set[str] = set()
+    passed: set[int] = set()
 
     class Passed(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):

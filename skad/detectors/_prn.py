@@ -62,14 +62,16 @@ class PRNDetector(TrainingImages, ImageDetector):
     Parameters
     ----------
     backbone : str, default="resnet18"
-        A network of timm with levels of strides 4, 8, 16 and 32.
+        A network of timm with levels of strides 4, 8, 16 and 32. The bare name stands
+        for the weights that timm prefers, "resnet18.a1_in1k"; the paper's are those of
+        "resnet18.tv_in1k".
 
     layers : "auto" or sequence of four str, default="auto"
         Names of its levels of these strides; "auto" takes the last one of each.
 
     weights : path, None or False, default=None
         File of its weights (.safetensors or .pth); None downloads those of timm; False
-        is random.
+        is random. A fitted detector holds them, as far as the network runs.
 
     backbone_kwargs : dict, default=None
         More arguments of ``timm.create_model``.

@@ -6,17 +6,18 @@ layout is right if the positions that lie there change most.
 """
 
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-_MOST_KNOWN = 256  # measurements that are remembered
-_known: dict[tuple, tuple] = {}
+_known: "WeakKeyDictionary[Any, dict[tuple, tuple]]" = WeakKeyDictionary()
 _lock = threading.Lock()
 _BANDS = 3  # of rows and of columns that are changed
 # Correlation of positions with the bands that they react to. Networks with their
 # positions in order have 0.89 or more, also on grids of 4 x 4; others 0.4 or less.
 _LEAST = 0.6
+_CERTAIN = 0.95  # there is no need to try other layouts
 _MOST_PREFIX = 16  # tokens before or after those of the image
 
 
@@ -49,10 +50,10 @@ def tensor_of(output):
 
 
 def probes(size, n_channels):
-    """A black image, and the same with bands of noise: (1 + 6, H, W, c), float32."""
+    """An image of noise, and the same with other bands: (1 + 6, H, W, c), float32."""
     height, width = size
-    noise = np.random.default_rng(0).random((height, width, n_channels), np.float32)
-    images = np.zeros((1 + 2 * _BANDS, height, width, n_channels), np.float32)
+    plain, noise = np.random.default_rng(0).random((2, *size, n_channels), np.float32)
+    images = np.repeat(plain[None], 1 + 2 * _BANDS, axis=0)
     for k in range(_BANDS):
         rows = slice(k * height // _BANDS, (k + 1) * height // _BANDS)
         columns = slice(k * width // _BANDS, (k + 1) * width // _BANDS)
@@ -88,10 +89,12 @@ def measured(outputs, name, module, image_size):
     best, highest = None, -1.0
     for layout in _candidates(tuple(outputs.shape), module, image_size):
         agreement = _agreement(as_map(outputs, layout).cpu().numpy())
-        if agreement >= _LEAST:
-            return layout
-        if agreement > highest:
+        if best is None or agreement > highest + 0.01:
             best, highest = layout, agreement
+        if highest >= _CERTAIN:
+            break
+    if best is not None and highest >= _LEAST:
+        return best
     shape = tuple(outputs.shape[1:])
     if best is None:
         raise ValueError(
@@ -117,7 +120,8 @@ def _candidates(shape, module, image_size):
         return [Layout(order) for order in orders]
     own = getattr(module, "num_prefix_tokens", 0)
     own = own if isinstance(own, int) else 0
-    certain, possible = [], []
+    certain: list[Layout] = []
+    possible: list[Layout] = []
     for order, n in (("NLC", shape[1]), ("NCL", shape[2])):
         others = (k for k in range(_MOST_PREFIX + 1) if k != own)
         for extra in (own, *others):
@@ -228,10 +232,12 @@ def measured_layouts(backbone, run, names, pooled, image_size, n_channels):
     """
     import torch
 
-    key = (backbone.sha256, str(type(backbone.module)), *names, pooled, image_size)
+    # The weights of one's own network may have changed since.
+    key = (backbone.sha256, *names, pooled, image_size)
     with _lock:
-        if key in _known:
-            return _known[key]
+        known = _known.setdefault(backbone.module, {})
+    if key in known:
+        return known[key]
     outputs: dict[str, list] = {name: [] for name in names}
     for image in probes(image_size, n_channels):
         taken, _ = run(image[None])
@@ -246,8 +252,5 @@ def measured_layouts(backbone, run, names, pooled, image_size, n_channels):
         else None
         for name, found in outputs.items()
     }
-    with _lock:
-        if len(_known) >= _MOST_KNOWN:
-            _known.clear()
-        _known[key] = layouts, list(taken)[-1]
-    return layouts, list(taken)[-1]
+    known[key] = layouts, list(taken)[-1]
+    return known[key]

@@ -432,7 +432,7 @@ class PatchFeatures(PatchFeatureTransformer):
             batch = self._as_input(batch, backbone)
             try:
                 return backbone.outputs(batch, names, last, self.pooled)
-            except RuntimeError as error:
+            except (RuntimeError, AssertionError, IndexError) as error:
                 raise ValueError(
                     f"the network cannot run on images of image_size="
                     f"{self.image_size!r}, crop_size={self.crop_size!r} "

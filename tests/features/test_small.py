@@ -31,7 +31,7 @@ def unplugged(monkeypatch):
 
 def test_no_download(unplugged, images):
     features = PatchFeatures(backbone="skad_small")
-    assert features.fit_transform(images).shape == (5, 28, 28, 1024)
+    assert features.fit_transform(images).shape == (5, 28, 28, 128)
     assert features.layers_ == ("layer2", "layer3")
     assert small(layers="auto").fit_transform(images).shape == (5, 28, 28, 128)
 
