@@ -234,7 +234,8 @@ class PCANetFeatures(PatchFeatureTransformer):
 
         It keeps as many as fit into half a gigabyte.
         """
-        kept, done, room = [], 0, _KEPT_BYTES
+        kept: list[np.ndarray] = []
+        done, room = 0, _KEPT_BYTES
 
         def every_batch():
             nonlocal done, room
