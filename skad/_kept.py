@@ -97,12 +97,12 @@ def byte_bounded(limit):
     def decorate(function):
         cache = ByteBounded(limit)
 
-        @wraps(function)
         def cached(*arguments):
             return cache.get(arguments, lambda: function(*arguments))
 
-        cached.cache = cache
-        return cached
+        result: Any = wraps(function)(cached)
+        result.cache = cache
+        return result
 
     return decorate
 

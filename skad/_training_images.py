@@ -6,6 +6,7 @@ a hundred photographs would make a pickle of one megabyte one of twenty.
 
 import copy
 import os
+from typing import Any
 
 
 class LeftBehind:
@@ -53,7 +54,8 @@ class TrainingImages:
         return twin
 
     def __getstate__(self):
-        state = dict(super().__getstate__())
+        inherited: Any = super().__getstate__()
+        state = dict(inherited)
         if "offset_" in state:
             for name in self._training_images:
                 state[name] = _portable(state[name])
@@ -78,7 +80,8 @@ class TrainingImages:
         blank = copy.copy(self)
         for name in shared:
             setattr(blank, name, None)
-        twin = super(TrainingImages, blank).__sklearn_clone__()
+        beyond: Any = super(TrainingImages, blank)
+        twin = beyond.__sklearn_clone__()
         for name, value in shared.items():
             setattr(twin, name, value)
         return twin

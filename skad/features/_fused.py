@@ -19,6 +19,7 @@ from skad.features._network import PatchFeatures
 from skad.features._pcanet import PCANetFeatures
 from skad.features._statistics import SILENCE
 
+_KEPT_BYTES = 2**28  # of features that need not be extracted again
 _N_IMAGES = 100  # good images behind the variance of each kind
 
 
@@ -146,23 +147,34 @@ class FusedFeatures(PatchFeatureTransformer):
             with own_torch_state():
                 return [one(index, batch.copy()) for one in extracts]
 
-        self._learn_variances(X, good_positions(X, y), extract)
-        return lambda index, batch: self._side_by_side(extract(index, batch))
+        kept = self._learn_variances(X, good_positions(X, y), extract)
+
+        def side_by_side(index, batch):
+            parts = kept.pop(tuple(index.tolist()), None)  # each is asked for once
+            return self._side_by_side(parts or extract(index, batch))
+
+        return side_by_side
 
     def _learn_variances(self, X, good, extract):
+        """Set the variances; returns the features of batches by their indices."""
         reader = self._reader(X)
         drawn = good[
             np.linspace(0, len(good) - 1, min(len(good), _N_IMAGES)).astype(int)
         ]
-        both = [Moments(), Moments()]
+        both, kept, room = [Moments(), Moments()], {}, _KEPT_BYTES
         for index, batch in reader.indexed_batches(self._images_at_once(), drawn):
+            parts = extract(index, batch)
             both = [
                 moments.with_rows(np.asarray(part).reshape(-1, part.shape[-1]))
-                for moments, part in zip(both, extract(index, batch), strict=True)
+                for moments, part in zip(both, parts, strict=True)
             ]
+            room -= sum(part.nbytes for part in parts)
+            if room >= 0:
+                kept[tuple(index.tolist())] = parts
         if both[0].n == 0:
             self._warn_of_skipped(reader, len(drawn))
         self.variances_ = tuple(float(np.trace(m.covariance)) for m in both)
+        return kept
 
     def _extract(self, batch):
         return self._side_by_side(

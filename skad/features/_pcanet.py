@@ -17,6 +17,7 @@ from skad.features._base import PatchFeatureTransformer
 from skad.features._statistics import SILENCE, Positions
 from skad.images._input import pair
 
+_KEPT_BYTES = 2**29  # of responses that a second pass finds
 _N_PATCHES = 50_000  # patches behind the filters of one stage
 _QUANTISATION = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
 
@@ -213,12 +214,12 @@ class PCANetFeatures(PatchFeatureTransformer):
 
     def _learn_positions(self, images):
         """Statistics of each position, then the whitening of what they leave."""
-        positions = Positions()
-        for batch in images.batches(self.batch_size):
-            positions.add(self._responses(batch))
+        positions, every_batch = Positions(), self._twice(images)
+        for batch in every_batch():
+            positions.add(batch)
         left = Moments()
-        for batch in images.batches(self.batch_size):
-            for responses in self._responses(batch):
+        for batch in every_batch():
+            for responses in batch:
                 others = positions.without(responses)
                 standardised = others.standardise(responses)
                 left = left.with_rows(standardised.reshape(-1, responses.shape[-1]))
@@ -229,6 +230,28 @@ class PCANetFeatures(PatchFeatureTransformer):
         self.grid_shape_ = positions.mean.shape[:2]
         self.n_features_out_ = self.whitening_.shape[1]
         return positions
+
+    def _twice(self, images):
+        """Responses of all images in batches, which a second pass need not compute.
+
+        It keeps as many as fit into half a gigabyte.
+        """
+        kept: list[np.ndarray] = []
+        done, room = 0, _KEPT_BYTES
+
+        def every_batch():
+            nonlocal done, room
+            yield from list(kept)
+            rest = range(done, len(images))
+            for index, batch in images.indexed_batches(self.batch_size, rest):
+                responses = self._responses(batch)
+                room -= responses.nbytes
+                if room >= 0:
+                    kept.append(responses)
+                    done = int(index[-1]) + 1
+                yield responses
+
+        return every_batch
 
     def _extract(self, batch):
         return self._standardise(self._responses(batch)) @ self.whitening_
