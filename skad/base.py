@@ -103,8 +103,9 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         # What a detector of the user's own returns is checked where it returns it, so
         # that no caller has to guess which hook a wrong shape came from.
         super().__init_subclass__(**kwargs)
-        for hook in {"_score", "_score_left_out"} & set(vars(cls)):
-            setattr(cls, hook, _checked_hook(vars(cls)[hook], cls.__name__, hook))
+        for name in ("_score", "_score_left_out"):
+            if callable(hook := vars(cls).get(name)):
+                setattr(cls, name, _checked_hook(hook, cls.__name__, name))
 
     def fit(self, X, y=None):
         """Learn from features of good images.
@@ -642,11 +643,17 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         X, present = self._check_features(X, reset=False)
         scores = np.full(len(X), np.nan)
-        maps = np.full(X.shape[:3], np.nan, np.float32)
-        if present.any():
-            found = self._score_and_map(X if present.all() else X[present])
-            scores[present], maps[present] = -found[0], filled(found[1])
+        if not present.any():
+            return scores, self._no_maps(len(X))
+        found = self._score_and_map(X if present.all() else X[present])
+        scores[present], some = -found[0], filled(found[1])
+        maps = np.full((len(X), *some.shape[1:]), np.nan, np.float32)
+        maps[present] = some
         return scores, maps
+
+    def _no_maps(self, n):
+        """Maps of n images that could not be read, on the grid of all others."""
+        return np.full((n, *self.calibration_maps_.shape[1:]), np.nan, np.float32)
 
     def _score_images(self, X):
         """Scores alone, where these can be had for less."""
@@ -664,9 +671,8 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
             with own_torch_state():
                 return score(X)
         if not present.any():
-            return np.full(
-                len(X) if score == self._score_images else X.shape[:3], np.nan
-            )
+            no_scores = score == self._score_images
+            return np.full(len(X), np.nan) if no_scores else self._no_maps(len(X))
         with own_torch_state():
             found = score(X[present])
         result = np.full((len(X), *found.shape[1:]), np.nan, found.dtype)
@@ -859,7 +865,7 @@ def decide(decision):
     return labels
 
 
-def check_scores(found, n, where, grid=None):
+def check_scores(found, n, where):
     """Check what a hook returns: anomaly scores (n,) and maps (n, h, w)."""
     wanted = (
         "it must return two arrays, one anomaly score per image, (n,), and one map per "
@@ -873,10 +879,8 @@ def check_scores(found, n, where, grid=None):
         or len(maps) != 3
         or scores[0] != maps[0]
         or (n is not None and scores[0] != n)
-        or (grid is not None and maps[1:] != tuple(grid))
     ):
         of = "" if n is None else f" for n={n} images"
-        of += "" if grid is None else f" of {grid[0]} x {grid[1]} patches"
         raise ValueError(
             f"{where} returned scores of shape {scores} and maps of shape {maps}{of}; "
             f"{wanted}."
@@ -888,12 +892,9 @@ def _checked_hook(hook, owner, name):
     def checked(self, *args):
         found = hook(self, *args)
         X: Any = args[0] if args else None
-        # The scores left out may be those of more images than X, and an ImageReader
-        # has no grid.
-        of_X = X is not None and name == "_score"
-        shape = getattr(X, "shape", None) if of_X else None
-        grid = None if shape is None else shape[1:3]
-        check_scores(found, len(X) if of_X else None, f"{owner}.{name}", grid)
+        # The scores left out may be those of more images than X.
+        n = len(X) if X is not None and name == "_score" else None
+        check_scores(found, n, f"{owner}.{name}")
         return found
 
     return checked

@@ -296,9 +296,7 @@ class ImageDetector(ImageInput, BaseDetector):
         if maps is None:  # no image could be read
             if not hasattr(self, "calibration_maps_"):
                 self._warn_of_skipped(reader, len(reader))  # raises: in fit
-            maps = np.full(
-                (len(reader), *self.calibration_maps_.shape[1:]), np.nan, np.float32
-            )
+            maps = self._no_maps(len(reader))
         return scores, maps
 
     def _score_images(self, reader):

@@ -92,6 +92,17 @@ def test_descriptors_of_unreadable_images(textures, features, damaged):
     assert np.isfinite(among[1])
 
 
+def test_maps_of_nothing_have_the_grid_of_others():
+    X = np.random.default_rng(0).normal(size=(12, 4, 4, 3))
+    model = skad.SimpleNetDetector(max_epochs=1, hidden_dim=8, upscale=2).fit(X)
+    X[0] = np.nan
+    assert model.anomaly_map(X[:1]).shape == (1, 8, 8)
+    assert model.anomaly_map(X[:2]).shape == (2, 8, 8)
+    found = list(skad.inspect(model, X[:2]))
+    assert [one.label == 0 for one in found] == [True, False]
+    assert found[1].anomaly_map.shape == (8, 8)
+
+
 @pytest.mark.filterwarnings("ignore::skad.features.SkippedImageWarning")
 def test_scorers_leave_out_what_was_skipped(features, textures, damaged):
     model = skad.Pipeline([features(on_error="skip"), skad.SubspaceDetector()])

@@ -180,11 +180,6 @@ def column(self, X):
     return scores[:, None], maps
 
 
-def other_grid(self, X):
-    scores, maps = Own._score(self, X)
-    return scores, maps.transpose(0, 2, 1)
-
-
 def one_less(self, X):
     scores, maps = Own._score(self, X)
     return scores[1:], maps[1:]
@@ -196,7 +191,7 @@ def nothing(self, X):
 
 @pytest.mark.parametrize(
     "score",
-    [scores_only, transposed, flat_maps, column, other_grid, one_less, nothing],
+    [scores_only, transposed, flat_maps, column, one_less, nothing],
 )
 def test_what_own_scores_have_to_be(score):
     Wrong = type("Wrong", (Own,), {"_score": score})
