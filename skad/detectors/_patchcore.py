@@ -308,7 +308,8 @@ class PatchCoreDetector(BaseDetector):
         def around(rows, worst, b):
             return bank.search(rows, images[worst], min(b, n_left))[1]
 
-        return self._scores(X, inside, queries, *bank.found, bank.rows, around)
+        squared, indices = bank.found
+        return self._scores(X, inside, queries, squared, indices, bank.rows, around)
 
     def _scores(self, X, inside, queries, squared, indices, bank=None, around=None):
         """Image scores and maps from the neighbours found.
