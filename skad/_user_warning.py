@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from types import FrameType
 
 _INSIDE = ("skad", "sklearn", "joblib", "contextlib")
 
@@ -12,7 +13,8 @@ def warn_user(message, category=UserWarning):
     Methods reach each other through base classes and pipelines, so that no fixed
     number of frames leads to the caller.
     """
-    frame, level = sys._getframe(1), 2
+    level = 2
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and _package(frame) in _INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)

@@ -99,11 +99,13 @@ class Gaussians:
 
     def finish(self):
         """Turn the statistics into what scoring needs."""
-        arrived = np.argsort(self.numbers[: self.n_used])
-        if (arrived == np.arange(self.n_used)).all():
-            arrived = slice(self.n_used)  # a view takes no memory
-        self.images, self.keys = self.images[arrived], self.keys[arrived]
-        self.numbers = self.numbers[arrived]
+        self.images = self.images[: self.n_used]
+        self.keys = self.keys[: self.n_used]
+        self.numbers = self.numbers[: self.n_used]
+        if (np.diff(self.numbers) < 0).any():  # else a view, which takes no memory
+            arrived = np.argsort(self.numbers)
+            self.images, self.keys = self.images[arrived], self.keys[arrived]
+            self.numbers = self.numbers[arrived]
         n_rows = self.mean.shape[1]
         if self.squares is None:
             n_rows = self.n_used

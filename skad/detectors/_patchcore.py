@@ -322,7 +322,8 @@ class PatchCoreDetector(BaseDetector):
         def around(rows, worst, b):
             return bank.search(rows, images[worst], min(b, n_left))[1]
 
-        return self._scores(X, inside, queries, *bank.found, bank.rows, around)
+        squared, indices = bank.found
+        return self._scores(X, inside, queries, squared, indices, bank.rows, around)
 
     def _nearest(self, queries, k, groups=None):
         """Squared distances and indices of the k nearest rows, as `algorithm` says."""

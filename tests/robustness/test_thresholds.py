@@ -26,6 +26,7 @@ from skad import (
 from skad._maps import render
 from skad._threshold import outlier, threshold_of
 from skad.calibration import recall_report
+from skad.datasets import load_mvtec
 from skad.image_detector import ImageDetector
 
 DETECTORS = [
@@ -453,6 +454,36 @@ def test_warnings_point_at_the_caller():
         with pytest.warns(UserWarning, match="cannot certify") as told:
             call()
         assert {warning.filename for warning in told} == {__file__}
+
+
+# -- photographs -------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_bottles_from_few_images(shared):
+    """31 of 229 normal bottles to learn from, 10 times over; then one odd one more."""
+    data = load_mvtec(shared / "data", "mvtec_bottle_256")
+    test = np.asarray(data.test, object)
+    normal = [*data.train, *test[data.y_test == 1]]
+    X = small().fit_transform([*normal, *test[data.y_test == -1]])
+    X, bad = np.asarray(X[: len(normal)]), np.asarray(X[len(normal) :])
+    for detector in (PatchCoreDetector(), PaDiMDetector(), SubspaceDetector()):
+        found, possible, alarms, p, with_odd = [], [], [], [], []
+        for split in range(10):
+            order = np.random.default_rng(split).permutation(len(X))
+            train, new = X[order[:31]], X[order[31:]]
+            model = fitted(detector, train)
+            alarms.append(np.mean(model.predict(new) < 0))
+            found.append(np.mean(model.predict(bad) < 0))
+            best = np.quantile(model.score_samples(new), 0.05)
+            possible.append(np.mean(model.score_samples(bad) < best))
+            p.append(model.p_value(new).mean())
+            train[7] = train[7][::-1] * 1.5  # on another tray
+            with_odd.append(np.mean(fitted(detector, train).predict(bad) < 0))
+        assert 0.02 < np.mean(alarms) < 0.09
+        assert 0.45 < np.mean(p) < 0.65
+        assert np.mean(found) > 0.85 * np.mean(possible)
+        assert np.mean(with_odd) > 0.75 * np.mean(possible)
 
 
 # -- images -------------------------------------------------------------------------
