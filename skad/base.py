@@ -645,7 +645,8 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         scores = np.full(len(X), np.nan)
         if not present.any():
             return scores, self._no_maps(len(X))
-        found = self._score_and_map(X if present.all() else X[present])
+        with own_torch_state():
+            found = self._score_and_map(X if present.all() else X[present])
         scores[present], some = -found[0], filled(found[1])
         maps = np.full((len(X), *some.shape[1:]), np.nan, np.float32)
         maps[present] = some
