@@ -495,7 +495,9 @@ def test_a_missing_file_is_skipped_from_the_cache_too(features, files, tmp_path)
 def test_nothing_but_bad_files_is_an_error(features, files):
     features.set_params(on_error="skip").fit(files)
     with pytest.raises(ImageError, match="none of the 1 images"):
-        features.transform(files[3:4])
+        features.fit_transform(files[3:4])
+    with pytest.warns(SkippedImageWarning, match="1 of 1 images"):
+        assert np.isnan(features.transform(files[3:4])).all()
 
 
 @pytest.mark.parametrize(
