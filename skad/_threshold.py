@@ -7,7 +7,6 @@ on average from few.
 """
 
 import numpy as np
-from scipy.stats import t as student
 
 RULES = ("tail", "rank")
 
@@ -57,22 +56,23 @@ def _rank(n, contamination):
 def _tail_quantile(scores, contamination):
     """Quantile of new scores, from the upper half of the known ones.
 
-    The median, and the root mean square excess over it times a quantile of Student's
-    t. At a rate of 5 % the same multiple is right for the upper half of a normal
-    distribution and for an exponential one, so that no shape has to be chosen. Of a
-    normal distribution the mean square has n / 2 degrees of freedom, of an
-    exponential one n / 5. The quantile moves and stretches as the scores do. With
-    more scores, those near the quantile tell where it is, and the weight passes on to
-    them.
+    Excesses over the median are taken for exponential, of a scale that their root mean
+    square tells; at a rate of 5 % that is right for the upper half of a normal
+    distribution, too. The scale counts as the mean of n / 3 excesses, since the mean
+    square of n / 2 varies more than their mean. The quantile moves and stretches as
+    the scores do. With more scores, those near the quantile tell where it is, and the
+    weight passes on to them.
     """
     n = len(scores)
     if n == 0:
         return np.inf
     scores = np.sort(scores)
     median = float(np.median(scores))
-    factor = student.ppf(1 - contamination, max(n / 3, 1))
-    factor *= np.sqrt(1 + np.pi / 2 / n)  # of a new score, and of the median
-    quantile = median + factor * _upper_deviation(scores, median)
+    n_known = max(n / 3, 1)
+    # Of a new excess, where the scale is the mean of so many known ones.
+    factor = n_known * np.expm1(-np.log(2 * contamination) / n_known)
+    scale = _upper_deviation(scores, median) / np.sqrt(2)
+    quantile = median + factor * scale
     n_beyond = (n + 1) * contamination - 2  # so that the largest score has no say
     if n_beyond > 0:
         weight = n_beyond / (n_beyond + _TRUST)
