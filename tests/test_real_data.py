@@ -184,7 +184,7 @@ def test_draem_on_bottles(bottles):
     losses = np.array(model.loss_curve_)
     assert losses[-25:].mean() < 0.5 * losses[:25].mean()
     result = evaluate(model, bottles)
-    assert result.image_auroc >= 0.65  # 0.74 to 0.95 by the number of threads
+    assert result.image_auroc >= 0.65  # 0.90 when written
     assert result.pixel_auroc >= 0.65
 
 
