@@ -184,7 +184,7 @@ def test_draem_on_bottles(bottles):
     losses = np.array(model.loss_curve_)
     assert losses[-25:].mean() < 0.5 * losses[:25].mean()
     result = evaluate(model, bottles)
-    assert result.image_auroc >= 0.65  # 0.74 to 0.95 by the number of threads
+    assert result.image_auroc >= 0.65  # 0.90 when written
     assert result.pixel_auroc >= 0.65
 
 
@@ -194,9 +194,9 @@ def test_cutpaste_on_bottles(shared, bottles):
         weights=shared / "weights" / "mobilenetv2_100_imagenet.safetensors",
         max_steps=60,
         learning_rate=3e-3,
-        batch_size=8,
+        batch_size=16,
         image_size=128,
-    ).fit(bottles.train)
+    ).fit(load_mvtec(shared / "data", "mvtec_bottle_256").train)
     losses = np.array(model.loss_curve_)
     assert losses[-10:].mean() < 0.95 * losses[:10].mean()
     assert evaluate(model, bottles).image_auroc >= 0.9
