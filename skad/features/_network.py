@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from skad._networks import is_reproducible
+from skad._networks import identity, is_reproducible
 from skad._patch_array import PatchArray
 from skad._training import torch_device
 from skad.features._backbone import (
@@ -499,6 +499,8 @@ class PatchFeatures(PatchFeatureTransformer):
                 f"patch_size={self.patch_size} is even; a neighbourhood has a centre "
                 "only if it is odd."
             )
+        if isinstance(self.backbone, str) or self.weights is True:
+            identity(self.weights, None)
         if not isinstance(self.backbone, str) and self.weights is not None:
             raise ValueError(
                 f"weights={self.weights!r} goes with a backbone given by name; load "

@@ -310,6 +310,7 @@ class SPDPatchFeatures(PatchFeatures):
     # -- training ------------------------------------------------------------
 
     def _fit_extractor(self, images):
+        self._check_settings()  # a fit that is refused leaves the last one as it is
         for name in ("state_", "loss_curve_"):
             self.__dict__.pop(name, None)
         super()._fit_extractor(images)

@@ -454,9 +454,6 @@ def test_weights_from_a_file(data, seen, tmp_path):
     scores = detector.score_samples(data.test[:2])
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "other.pth")
     detector.set_params(weights=tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="other weights"):
-        detector.score_samples(data.test[:2])
-    detector.set_params(weights=file)
     np.testing.assert_array_equal(detector.score_samples(data.test[:2]), scores)
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
     with pytest.raises(ValueError, match="could not be built with weights"):
@@ -473,7 +470,7 @@ def test_weights_from_a_file(data, seen, tmp_path):
         ({"model": "large"}, "model"),
         ({"schedule": "step"}, "schedule"),
         ({"weights": True}, "weights=True is ambiguous"),
-        ({"backbone": "resnet1"}, "backbone='resnet1' could not be built"),
+        ({"backbone": "resnet1"}, "backbone='resnet1' is not a model of timm"),
         ({"backbone": "vit_tiny_patch16_224"}, "layers='auto'"),
         ({"layers": ("layer1", "layer2")}, "must be four of"),
         ({"layers": ("layer1", "layer1", "layer3", "layer4")}, "have the strides"),

@@ -539,8 +539,9 @@ def test_a_weights_file_that_is_gone_is_named(images, tmp_path):
     loaded = pickle.loads(pickle.dumps(features))
     np.testing.assert_array_equal(loaded.transform(images), expected)
     path.unlink()
+    np.testing.assert_array_equal(loaded.transform(images), expected)
     with pytest.raises(FileNotFoundError, match=r"weights=.*weights\.pth"):
-        loaded.transform(images)
+        loaded.fit(images)
 
 
 def test_weights_of_another_network_are_refused(images, tmp_path):

@@ -405,29 +405,3 @@ assert np.array_equal(model.score_samples(X), expected)
 """
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_fork_while_another_thread_predicts():
-    done = run(
-        FORK
-        + """
-import threading
-busy = threading.Event()
-def predict():
-    while not busy.is_set():
-        model.score_samples(X)
-thread = threading.Thread(target=predict)
-thread.start()
-for _ in range(5):
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)
-        os._exit(0 if np.allclose(model.score_samples(X), expected, rtol=1e-4) else 1)
-    _, status = os.waitpid(child, 0)
-    assert status == 0, status
-busy.set()
-thread.join()
-"""
-    )
-    assert done.returncode == 0, done.stderr
