@@ -818,6 +818,14 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         """Which of the n images learned from last `_score_left_out` scores."""
         return np.arange(n)
 
+    def _held_out_positions(self, n):
+        """Ascending places, among the n images learned from last, of held-out images.
+
+        Those behind `calibration_scores_`; negative for images of earlier calls.
+        """
+        n_held_out = len(self.calibration_scores_)
+        return np.arange(n_held_out) - (n_held_out - n)
+
     def _warn_of_outlier(self, scores, positions, chosen=None):
         """Name the image whose held-out score is far from those of all others.
 

@@ -6,6 +6,7 @@ has earned: a kind that finds some good images very odd counts for little.
 """
 
 import copy
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,10 @@ class FusionDetector(BaseDetector):
     deviations and held-out scores are then those of all images that the detectors
     still hold out. Otherwise `partial_fit` keeps means and deviations, in which the
     earlier scores are, and `merge` is refused.
+
+    Held-out scores are those of images that the detectors of all feature types hold
+    out. `PaDiMDetector` holds out `calibration_size` images, of each type others: set
+    it to the number of training images if these are more.
 
     Examples
     --------
@@ -299,10 +304,27 @@ class FusionDetector(BaseDetector):
         self.map_means_, self.map_stds_ = means_and_stds(maps)
 
     def _held_out(self):
-        """Each detector's anomaly scores and maps of images that it held out."""
+        """Each detector's anomaly scores and maps of images that all of them held out.
+
+        Each chooses by itself which images it keeps, where these are too many.
+        """
+        positions = [one._held_out_positions(0) for one in self.detectors_]
+        common = reduce(np.intersect1d, positions)
+        if len(common) == 0:
+            raise ValueError(
+                "detector: no image is held out by the detectors of all feature types; "
+                "raise its calibration_size to the number of training images."
+            )
+        rows = [np.searchsorted(own, common) for own in positions]
+        pairs = list(zip(self.detectors_, rows, strict=True))
         return (
-            [-one.calibration_scores_ for one in self.detectors_],
-            [one.calibration_maps_ for one in self.detectors_],
+            [-one.calibration_scores_[kept] for one, kept in pairs],
+            [one.calibration_maps_[kept] for one, kept in pairs],
+        )
+
+    def _left_out_images(self, n):
+        return reduce(
+            np.intersect1d, [one._held_out_positions(n) for one in self.detectors_]
         )
 
     def _score_left_out(self, X):

@@ -251,6 +251,11 @@ class PaDiMDetector(BaseDetector):
     def _left_out_images(self, n):
         return self._gaussians.numbers - self._gaussians.start
 
+    def _held_out_positions(self, n):
+        if self._calibration() != "loo":
+            return super()._held_out_positions(n)
+        return self._left_out_images(n)
+
     def _score_left_out(self, X=None):
         """Score the images kept, each by the Gaussians of all others."""
         maps = self._gaussians.left_out().reshape(-1, *self.mean_.shape[:2])

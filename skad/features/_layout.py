@@ -6,10 +6,14 @@ layout is right if the positions that lie there change most.
 """
 
 import threading
+from collections import OrderedDict
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
+
+from skad._torch_state import running
 
 _known: "WeakKeyDictionary[Any, dict[tuple, tuple]]" = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -239,13 +243,14 @@ def measured_layouts(backbone, run, names, pooled, image_size, n_channels):
     if key in known:
         return known[key]
     outputs: dict[str, list] = {name: [] for name in names}
-    for image in probes(image_size, n_channels):
-        taken, _ = run(image[None])
-        for name in names:
-            output = taken[name]
-            if name != pooled or getattr(output, "ndim", 0) != 2:
-                check_output(output, name)
-                outputs[name].append(output)
+    with running, _without_hooks(backbone.module):
+        for image in probes(image_size, n_channels):
+            taken, _ = run(image[None])
+            for name in names:
+                output = taken[name]
+                if name != pooled or getattr(output, "ndim", 0) != 2:
+                    check_output(output, name)
+                    outputs[name].append(output)
     layouts = {
         name: measured(torch.cat(found), name, backbone.module, image_size)
         if found
@@ -254,3 +259,17 @@ def measured_layouts(backbone, run, names, pooled, image_size, n_channels):
     }
     known[key] = layouts, list(taken)[-1]
     return known[key]
+
+
+@contextmanager
+def _without_hooks(module):
+    """Keep a network's own hooks from seeing the probes: they may count images."""
+    parts = list(module.modules())
+    hooks = [part._forward_hooks for part in parts]
+    for part in parts:
+        part._forward_hooks = OrderedDict()
+    try:
+        yield
+    finally:
+        for part, own in zip(parts, hooks, strict=True):
+            part._forward_hooks = own

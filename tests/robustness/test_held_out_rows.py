@@ -228,3 +228,28 @@ def test_all_rows_left_out(features, textures):
         model.fit(["a.png", "b.png"])
     with pytest.warns(SkippedImageWarning), pytest.raises(ValueError, match="no good"):
         model.fit(["a.png", textures.train[0]], [1, -1])
+
+
+def test_fusion_sums_the_scores_of_the_same_images():
+    X = np.random.default_rng(0).normal(size=(60, 3, 3, 4))
+    padim = skad.PaDiMDetector(calibration_size=25)
+    fusion = skad.FusionDetector(padim, levels=(2, 2)).fit(X)
+    kept = fusion._left_out_images(len(X))
+    assert 0 < len(kept) < 25  # each type keeps 25 images of its own
+    total = 0.0
+    for one, kind in zip(fusion.detectors_, (X[..., :2], X[..., 2:]), strict=True):
+        alone = skad.PaDiMDetector(calibration_size=60).fit(kind)
+        held_out = -alone.calibration_scores_[kept]
+        total = total + (held_out - held_out.mean()) / held_out.std() / 2
+        np.testing.assert_allclose(
+            -one.calibration_scores_[np.isin(one._left_out_images(60), kept)], held_out
+        )
+    np.testing.assert_allclose(-fusion.calibration_scores_, total)
+
+
+def test_fusion_names_an_outlier_among_updates():
+    X = np.random.default_rng(0).normal(size=(60, 3, 3, 4))
+    X[45] *= 40
+    fusion = skad.FusionDetector(skad.SubspaceDetector(), levels=(2, 2)).fit(X[:30])
+    with pytest.warns(UserWarning, match=r"X\[15\] scores far"):
+        fusion.partial_fit(X[30:])
