@@ -53,6 +53,10 @@ LONGEST = (
 )
 
 
+# Takes as long as the rest of its file.
+ALONE = ("tests/test_real_data.py::test_simplenet_on_magnetic_tiles",)
+
+
 def pytest_collection_modifyitems(items):
     """Begin with the files that take longest."""
 
@@ -70,8 +74,12 @@ def pytest_xdist_make_scheduler(config, log):
         return None  # told otherwise on the command line
     from xdist.scheduler import LoadFileScheduling
 
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if nodeid in ALONE else super()._split_scope(nodeid)
+
     config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

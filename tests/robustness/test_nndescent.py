@@ -133,12 +133,13 @@ def test_unknown_parameters_are_named(given):
 def test_the_real_index_keeps_the_promise():
     X = np.random.default_rng(0).normal(size=(500, 4, 4, 16)).astype(np.float32)
     poor = {"n_candidates": 1, "epsilon": 0.0, "n_neighbors": 5}
-    for params in (None, poor):
+    for params, calibration in ((None, "loo"), (poor, "split")):
         detector = fitted(
             X[:200],
             coreset_ratio=1.0,
             reweight=None,
             contamination=0.1,
+            calibration=calibration,
             nndescent_params=params,
         )
         assert np.mean(detector.predict(X[200:]) == -1) < 0.15
