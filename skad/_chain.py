@@ -111,10 +111,10 @@ class Chain:
         X = self.entering(X)
         grids = self._ask("anomaly_map", X, regions)
         sizes = self.images.image_sizes(X) if size is None else [size] * len(grids)
-        return self.drawn(grids, sizes, self.images.regions(regions, len(grids)))
+        return self.rendered(grids, sizes, self.images.regions(regions, len(grids)))
 
-    def drawn(self, grids, sizes, looked_at=False):
-        """Patch scores as maps of these sizes; `looked_at` are `Regions`, or False."""
+    def rendered(self, grids, sizes, looked_at=False):
+        """Patch scores as maps of these sizes; `looked_at` is `Regions`, or False."""
         maps = draw_each(
             getattr(self.final, "_draw", partial(render, sigma=0.0)),
             grids,

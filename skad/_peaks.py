@@ -1,17 +1,14 @@
 """Largest values of maps at pixel size, without rendering all of their pixels."""
 
-from collections import OrderedDict
 from hashlib import blake2b
-from threading import Lock
 
 import numpy as np
 
+from skad._kept import ByteBounded
 from skad._maps import WHOLE, axis_operators
 
 _AT_ONCE = 8  # pixel rows of a map to render
-_ROOM = 2**20  # bytes of peaks to remember
-_known: OrderedDict = OrderedDict()
-_lock = Lock()
+_known = ByteBounded(2**20)
 
 
 def peaks(grids, size, *, sigma=4.0, window=WHOLE, interpolation="bilinear"):
@@ -36,16 +33,8 @@ def peaks(grids, size, *, sigma=4.0, window=WHOLE, interpolation="bilinear"):
     grids = np.ascontiguousarray(grids, np.float32)
     digest = blake2b(grids, digest_size=16).digest()
     key = digest, grids.shape, tuple(size), float(sigma), window, interpolation
-    with _lock:
-        if key in _known:
-            _known.move_to_end(key)
-            return _known[key].copy()
-    found = _peaks(grids, size, sigma, window, interpolation)
-    with _lock:
-        _known[key] = found.copy()
-        while sum(values.nbytes for values in _known.values()) > _ROOM:
-            _known.popitem(last=False)
-    return found
+    found = _known.get(key, lambda: _peaks(grids, size, sigma, window, interpolation))
+    return found.copy()
 
 
 def _peaks(grids, size, sigma, window, interpolation):

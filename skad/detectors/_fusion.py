@@ -223,7 +223,7 @@ class FusionDetector(BaseDetector):
 
     def _each(self, detectors, method, arguments):
         """The detectors, after a method of each has learned from its own argument."""
-        with progress(len(detectors), "kinds of features", self.verbose) as bar:
+        with progress(len(detectors), "feature types", self.verbose) as bar:
             for i, (one, own) in enumerate(zip(detectors, arguments, strict=True)):
                 if self.verbose:
                     one.set_params(verbose=self.verbose)

@@ -272,22 +272,22 @@ class _Judge:
         size = self.size
         if size is None and self.reading is not None:
             size = image_size(image)
-        drawn = self._drawn(grid[None], size)[0]
+        heat = self._rendered(grid[None], size)[0]
         if size not in self._thresholds:
             self._thresholds[size] = self.chain.pixel_threshold(size)
-        mask = drawn > self._thresholds[size]
+        mask = heat > self._thresholds[size]
         return {
-            "anomaly_map": drawn,
+            "anomaly_map": heat,
             "mask": mask,
-            "defects": find_defects(mask, drawn),
+            "defects": find_defects(mask, heat),
         }
 
-    def _drawn(self, grids, size):
+    def _rendered(self, grids, size):
         if self.reading is None:
             return grids if size is None else self.detector._draw(grids, size)
         if self.reading is self.detector:
             return self.detector._draw(grids, size, self.detector.window())
-        return self.chain.drawn(grids, [size], self.looked_at)
+        return self.chain.rendered(grids, [size], self.looked_at)
 
 
 class _Numbered:

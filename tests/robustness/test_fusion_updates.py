@@ -144,5 +144,5 @@ def test_other_kinds_are_refused(X):
 def test_time_is_shown(X, capfd):
     FusionDetector(levels=LEVELS, verbose=True).fit(X).partial_fit(X[:4])
     shown = capfd.readouterr().err
-    assert shown.count("kinds of features: 2/2") == 2
+    assert shown.count("feature types: 2/2") == 2
     assert "coreset" in shown

@@ -366,10 +366,10 @@ def test_peaks_are_rendered_once_per_size_and_kept_within_bounds(monkeypatch):
     assert len(calls) == 1
     model.set_params(sigma=1.0).predict_mask(features(2, 1), (40, 50))
     assert len(calls) == 2
-    monkeypatch.setattr(_peaks, "_ROOM", 3 * 30 * 4)
+    monkeypatch.setattr(_peaks._known, "limit", 3 * 30 * 4)
     for width in range(10, 30):
         model.pixel_threshold((10, width))
-    assert sum(values.nbytes for values in _peaks._known.values()) <= 360
+    assert _peaks._known.n_bytes <= 360
 
 
 def test_another_model_of_the_same_size_has_its_own_peaks():
