@@ -16,6 +16,7 @@ import functools
 import os
 from functools import partial
 from numbers import Real
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,22 @@ class NotHeldOutError(ValueError, AttributeError):
 
     An `AttributeError`, too: scikit-learn asks by `hasattr` what an estimator offers.
     """
+
+
+class _IfAllAreHeldOut:
+    """Decorate a method to be there only if every image is held out.
+
+    As `available_if` of scikit-learn, but the error says why.
+    """
+
+    def __init__(self, method):
+        self.method = method
+
+    def __get__(self, detector, owner=None):
+        if detector is None:
+            return self.method
+        detector._check_holds_out_all()
+        return MethodType(self.method, detector)
 
 
 class BaseDetector(Portable, OutlierMixin, BaseEstimator):
@@ -138,8 +155,8 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
             self._learn(X, type(self)._fit, lambda: self._learned(given, y, X))
         return self
 
-    @property
-    def fit_predict(self):
+    @_IfAllAreHeldOut
+    def fit_predict(self, X, y=None, **fit_params):
         """Learn from images, and decide for each of them.
 
         Images that were learned from are judged as images to come would be: by their
@@ -169,10 +186,6 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
             score, as with ``calibration="split"``. With "train", images are judged by
             the model that has seen them, as by ``fit(X, y).predict(X)``.
         """
-        self._check_holds_out_all()
-        return self._fit_predict
-
-    def _fit_predict(self, X, y=None, **fit_params):
         self.fit(X, y, **fit_params)
         decisions = self.decision_function(X)
         return self._labels_after_fit(decisions, self._learned_from(X, y, decisions))
