@@ -45,13 +45,21 @@ def own_torch_state():
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in _AUTOCAST:
-            if torch.is_autocast_enabled(kind):
+            if _autocasts(torch, kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device().type != "cpu":
+        if torch.empty(0).device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
         if torch.get_default_dtype() != torch.float32:
             stack.enter_context(_as_float32()())
         yield
+
+
+def _autocasts(torch, kind):
+    try:
+        return torch.is_autocast_enabled(kind)
+    except TypeError:  # before torch 2.4, each kind of device has a function
+        names = {"cuda": "is_autocast_enabled", "cpu": "is_autocast_cpu_enabled"}
+        return kind in names and getattr(torch, names[kind])()
 
 
 def in_own_torch_state(function):
