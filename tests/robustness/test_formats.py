@@ -294,7 +294,11 @@ MAPS = TRUE + np.linspace(0, 1, TRUE.size).reshape(SHAPE)
 
 @pytest.mark.parametrize(("values", "container"), CASES)
 def test_one_contract_of_masks(values, container, tmp_path):
+    import torch
+
     array = {**VALUES, **IN_MEMORY}[values]
+    if container == "tensor" and not hasattr(torch, str(array.dtype)):
+        pytest.skip(f"this version of torch has no {array.dtype}")
     mask = CONTAINERS[container](array, tmp_path)
     np.testing.assert_array_equal(read_mask(mask, size=SHAPE), TRUE)
     np.testing.assert_array_equal(read_region(mask), TRUE)

@@ -184,6 +184,10 @@ def test_a_fitted_model_of_a_folder_of_timm(folder, images, tmp_path):
 
     import timm
 
+    try:
+        timm.models.parse_model_name(f"local-dir:{tmp_path}")
+    except AssertionError:
+        pytest.skip("this version of timm takes no folders")
     source = tmp_path / "model"
     source.mkdir()
     shutil.copy(folder / "weights.pth", source / "pytorch_model.bin")

@@ -27,7 +27,7 @@ from skad import (
     SPADEDetector,
     SPDPatchFeatures,
 )
-from skad._torch_state import own_torch_state
+from skad._torch_state import _autocasts, own_torch_state
 from skad.detectors import distill_teacher
 from skad.features import _backbone
 
@@ -82,10 +82,10 @@ STATES = {
 def settings():
     return (
         torch.get_default_dtype(),
-        torch.get_default_device(),
+        torch.empty(0).device,
         torch.is_inference_mode_enabled(),
         torch.is_grad_enabled(),
-        torch.is_autocast_enabled("cpu"),
+        _autocasts(torch, "cpu"),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_num_threads(),
         torch.random.get_rng_state().tolist(),
