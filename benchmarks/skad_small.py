@@ -33,9 +33,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from skad import PatchFeatures, __version__
-from skad._small import SkadSmall
-from skad._training import checkpoint_file, cosine, mixed, seeded, train
 from skad.features._backbone import IMAGENET_MEAN, IMAGENET_STD, named_backbone
+from skad.networks._small import SkadSmall
+from skad.networks._training import checkpoint_file, cosine, mixed, seeded, train
 from skad.synthesis import perlin_noise
 
 SIZES = ((128, 16), (160, 10), (224, 5))  # pixels of a side, and images of a step

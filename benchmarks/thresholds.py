@@ -18,7 +18,7 @@ from harness import limit_threads, optional, parser, publish
 
 from skad import PaDiMDetector, PatchCoreDetector, PatchFeatures, SubspaceDetector
 from skad._maps import render
-from skad._threshold import conformal_p_values, threshold_of
+from skad.base._threshold import conformal_p_values, threshold_of
 from skad.datasets import load_mvtec
 
 RATE, SIZE = 0.05, 112

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skad._chain import Chain
-from skad._threshold import certifies, conformal_p_values, threshold_of
+from skad.base._threshold import certifies, conformal_p_values, threshold_of
 
 __all__ = ["RecallReport", "RecallRow", "recall_report"]
 

@@ -232,15 +232,15 @@ FIT_AND_DIE = """
 import os, signal, sys
 import joblib
 import torch
-import skad._training
+import skad.networks._training
 torch.set_num_threads(1)
-skad._training._EVERY = 0.0
-save = skad._training._save
+skad.networks._training._EVERY = 0.0
+save = skad.networks._training._save
 def deadly(checkpoint, parts, losses):
     save(checkpoint, parts, losses)
     if len(losses) == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-skad._training._save = deadly
+skad.networks._training._save = deadly
 estimator, arguments = joblib.load(sys.argv[1])
 estimator.fit(*arguments)
 """
@@ -273,7 +273,7 @@ def interrupt_training(monkeypatch):
 
     A real signal would be lost where the process was started with it ignored.
     """
-    from skad import _training
+    from skad.networks import _training
 
     def interrupt(after):
         class Bar:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skad import PatchCoreDetector
-from skad._threshold import certifies, threshold_of
 from skad.base import BaseDetector
+from skad.base._threshold import certifies, threshold_of
 
 
 def features(n, seed=0, shape=(4, 4, 6)):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from skad._small import WEIGHTS, SkadSmall
+from skad.networks._small import WEIGHTS, SkadSmall
 
 EXPLAINED = 0.95, 0.94  # of the variance at strides 8 and 16; measured: 0.96 and 0.96
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -100,7 +100,7 @@ def test_layers_are_at_the_level_that_they_imitate(making, shared):
 
 def test_checkpoint_keeps_the_log(making, tmp_path, monkeypatch):
     """A run that goes on has the rows before the cut, and those after."""
-    monkeypatch.setattr("skad._training._EVERY", 0)
+    monkeypatch.setattr("skad.networks._training._EVERY", 0)
 
     def run(log, killed_at=None):
         def step(number):

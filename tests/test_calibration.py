@@ -22,10 +22,9 @@ from skad import (
     PUADDetector,
     SubspaceDetector,
 )
-from skad.base import BaseDetector
+from skad.base import BaseDetector, ImageDetector
 from skad.calibration import recall_report
 from skad.datasets import load_mvtec, make_textures
-from skad.image_detector import ImageDetector
 
 
 class Numbers(BaseDetector):

@@ -12,8 +12,7 @@ from sklearn.utils import estimator_checks, estimator_html_repr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skad
-from skad.base import BaseDetector
-from skad.image_detector import ImageDetector
+from skad.base import BaseDetector, ImageDetector
 from skad.synthesis import SyntheticAnomalies
 
 

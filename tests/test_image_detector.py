@@ -11,9 +11,9 @@ from sklearn.utils import get_tags
 
 from skad import Pipeline, anomaly_map
 from skad._maps import render
-from skad._threshold import threshold_of
+from skad.base import ImageDetector
+from skad.base._threshold import threshold_of
 from skad.features import SkippedImageWarning
-from skad.image_detector import ImageDetector
 from skad.images import ImageError
 from skad.images._reading import ImageReader
 from skad.metrics import image_auroc_scorer, pro_scorer

@@ -3,8 +3,8 @@
 import numpy as np
 from sklearn.base import clone
 
+from skad.base import ImageDetector
 from skad.detectors._patchcore import PatchCoreDetector
-from skad.image_detector import ImageDetector
 
 
 def patch_detector(given, advice):

@@ -16,8 +16,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._kept import prepared
-from skad._networks import build
-from skad._training import (
+from skad.base import ImageDetector
+from skad.images._reading import n_threads, remembered
+from skad.networks._backbone import build
+from skad.networks._input import as_input
+from skad.networks._training import (
     arrays,
     contents,
     made_ahead,
@@ -29,9 +32,6 @@ from skad._training import (
     train_estimator,
     with_arrays,
 )
-from skad.detectors._teacher import as_input
-from skad.image_detector import ImageDetector
-from skad.images._reading import n_threads, remembered
 from skad.synthesis import cutpaste, cutpaste_scar
 from skad.synthesis._image import jittered
 

@@ -15,7 +15,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._kept import prepared
-from skad._training import (
+from skad._training_images import TrainingImages
+from skad.base import ImageDetector
+from skad.images._reading import n_threads, remembered
+from skad.networks._training import (
     arrays,
     contents,
     made_ahead,
@@ -27,10 +30,7 @@ from skad._training import (
     train_estimator,
     with_arrays,
 )
-from skad._training_images import TrainingImages
-from skad.detectors._unet import WIDTHS, discriminative, reconstructive
-from skad.image_detector import ImageDetector
-from skad.images._reading import n_threads, remembered
+from skad.networks._unet import WIDTHS, discriminative, reconstructive
 from skad.synthesis import changed_texture, draem, procedural_texture
 
 _ROTATED = 0.3  # share of the good images that are turned

@@ -17,7 +17,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from skad._kept import prepared
-from skad._training import (
+from skad._training_images import TrainingImages
+from skad.base import ImageDetector
+from skad.detectors._teacher import Teacher, colourless, distill_teacher
+from skad.images._reading import NamedImages, remembered
+from skad.networks._input import as_input
+from skad.networks._pdn import AUTOENCODER_WIDTH, autoencoder, pdn, pdn_grid
+from skad.networks._training import (
     arrays,
     mixed,
     order,
@@ -27,11 +33,6 @@ from skad._training import (
     train_estimator,
     with_arrays,
 )
-from skad._training_images import TrainingImages
-from skad.detectors._pdn import AUTOENCODER_WIDTH, autoencoder, pdn, pdn_grid
-from skad.detectors._teacher import Teacher, as_input, colourless, distill_teacher
-from skad.image_detector import ImageDetector
-from skad.images._reading import NamedImages, remembered
 from skad.synthesis._image import recoloured
 
 _HARD = 0.999  # share of the differences that the student need not learn from

@@ -17,9 +17,27 @@ from sklearn.utils.validation import check_consistent_length
 
 from skad._checks import check_labels
 from skad._kept import prepared
-from skad._networks import is_reproducible
-from skad._torch_state import own_torch_state
-from skad._training import (
+from skad._training_images import TrainingImages
+from skad.base import ImageDetector
+from skad.detectors._prn_samples import (
+    Samples,
+    check_masks,
+    read_defect_mask,
+    resized_mask,
+)
+from skad.images._reading import n_threads, remembered
+from skad.networks._backbone import is_reproducible
+from skad.networks._prn import (
+    REDUCED,
+    cluster_means,
+    image_scores,
+    nearest,
+    residual_network,
+    segmentation_loss,
+)
+from skad.networks._prn_encoder import STRIDES, built_encoder, fitted_weights
+from skad.networks._torch_state import own_torch_state
+from skad.networks._training import (
     arrays,
     contents,
     cosine,
@@ -30,24 +48,6 @@ from skad._training import (
     train_estimator,
     with_arrays,
 )
-from skad._training_images import TrainingImages
-from skad.detectors._prn_encoder import STRIDES, built_encoder, fitted_weights
-from skad.detectors._prn_modules import (
-    REDUCED,
-    cluster_means,
-    image_scores,
-    nearest,
-    residual_network,
-    segmentation_loss,
-)
-from skad.detectors._prn_samples import (
-    Samples,
-    check_masks,
-    read_defect_mask,
-    resized_mask,
-)
-from skad.image_detector import ImageDetector
-from skad.images._reading import n_threads, remembered
 
 _COARSE = 4  # maps are kept at this fraction of the image
 _AT_ONCE = 8  # images per pass when scoring

@@ -8,10 +8,10 @@ another good image that was changed (homologous).
 
 import numpy as np
 
-from skad._training import mixed, order
 from skad.images import read_mask
 from skad.images._geometry import center_crop_box
 from skad.images._reading import remembered
+from skad.networks._training import mixed, order
 from skad.synthesis import (
     changed_texture,
     draem,

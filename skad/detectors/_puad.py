@@ -16,9 +16,8 @@ from sklearn.utils._param_validation import HasMethods
 
 from skad._patch_array import PatchArray
 from skad._training_images import TrainingImages
-from skad.base import BaseDetector
+from skad.base import BaseDetector, ImageDetector
 from skad.detectors._combined import as_part, means_and_stds, patch_detector
-from skad.image_detector import ImageDetector
 
 _LEAST = 7  # images for two z-scores; four fifths of them can still be parted
 

@@ -18,7 +18,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skad._kept import prepared
 from skad._moments import Moments
 from skad._patches import image_scores, patch_maps, patch_rows
-from skad._training import (
+from skad.base import BaseDetector
+from skad.networks._training import (
     arrays,
     cosine,
     generator,
@@ -30,7 +31,6 @@ from skad._training import (
     train_estimator,
     with_arrays,
 )
-from skad.base import BaseDetector
 from skad.synthesis import perlin_mask
 
 _SLOPE = 0.2  # of the discriminator below zero

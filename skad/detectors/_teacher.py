@@ -12,8 +12,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skad._progress import progress
-from skad._torch_state import in_own_torch_state
-from skad._training import (
+from skad.images import check_images
+from skad.images._reading import ImageReader, n_threads, remembered
+from skad.networks._input import as_input
+from skad.networks._pdn import PDN, pdn, pdn_grid
+from skad.networks._torch_state import in_own_torch_state
+from skad.networks._training import (
     arrays,
     checkpoint_file,
     mixed,
@@ -23,14 +27,7 @@ from skad._training import (
     torch_device,
     train,
 )
-from skad.detectors._pdn import PDN, pdn, pdn_grid
-from skad.images import check_images
-from skad.images._reading import ImageReader, n_threads, remembered
 from skad.synthesis._image import grey
-
-# Of ImageNet, by which every teacher's images are normalised.
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 _MOST = 2**31  # bytes of features that are kept
 _GREY = 0.1  # share of the images that are learned from without their colours
@@ -472,14 +469,3 @@ def _seen(image, seed, index):
 def colourless(image):
     """An image (H, W, 3) without its colours."""
     return np.repeat(grey(image)[..., None], 3, axis=-1)
-
-
-def as_input(batch, device="cpu"):
-    """Images (b, H, W, 3) in [0, 1] as the networks on a device take them."""
-    import torch
-
-    # Torch warns of arrays that are not to be written to.
-    batch = torch.from_numpy(batch if batch.flags.writeable else batch.copy())
-    batch = batch.to(device)
-    mean, std = (torch.from_numpy(s).to(device) for s in (MEAN, STD))
-    return ((batch - mean) / std).permute(0, 3, 1, 2)

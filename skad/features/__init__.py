@@ -1,11 +1,11 @@
 """From images to patch features, the currency between transformers and detectors."""
 
+from skad.base._image_input import SkippedImageWarning
 from skad.features._base import PatchFeatureTransformer
 from skad.features._fused import FusedFeatures
 from skad.features._network import PatchFeatures
 from skad.features._pcanet import PCANetFeatures
 from skad.features._spd import SPDPatchFeatures
-from skad.images._input import SkippedImageWarning
 
 __all__ = [
     "FusedFeatures",

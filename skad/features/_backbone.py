@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-import skad._networks as networks
+import skad.networks._backbone as networks
 from skad._kept import ByteBounded, size_in_bytes
-from skad._networks import identity
-from skad._torch_state import running
-from skad._training import seeded, with_arrays
-from skad.features._folding import fold_norms, fold_pairs
 from skad.features._layout import as_map, tensor_of
+from skad.networks._backbone import identity
+from skad.networks._folding import fold_norms, fold_pairs
+from skad.networks._torch_state import running
+from skad.networks._training import seeded, with_arrays
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

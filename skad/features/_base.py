@@ -11,10 +11,10 @@ from skad._checks import good_positions, require_attributes
 from skad._patch_array import PatchArray
 from skad._portable import Portable
 from skad._progress import progress
-from skad._torch_state import own_torch_state
+from skad.base._image_input import ImageInput
 from skad.features._cache import Cache
 from skad.features._regions import Regions, read_region
-from skad.images._input import ImageInput
+from skad.networks._torch_state import own_torch_state
 
 
 class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstimator):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from skad._torch_state import own_torch_state
 from skad.images import content_key
+from skad.networks._torch_state import own_torch_state
 
 
 class Cache:

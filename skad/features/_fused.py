@@ -13,11 +13,11 @@ from sklearn.utils._param_validation import Interval
 from skad._checks import good_positions
 from skad._moments import Moments
 from skad._patch_array import PatchArray
-from skad._torch_state import own_torch_state
 from skad.features._base import PatchFeatureTransformer
 from skad.features._network import PatchFeatures
 from skad.features._pcanet import PCANetFeatures
 from skad.features._statistics import SILENCE
+from skad.networks._torch_state import own_torch_state
 
 _KEPT_BYTES = 2**28  # of features that need not be extracted again
 _N_IMAGES = 100  # good images behind the variance of each kind

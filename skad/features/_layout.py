@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from skad._torch_state import running
+from skad.networks._torch_state import running
 
 _known: "WeakKeyDictionary[Any, dict[tuple, tuple]]" = WeakKeyDictionary()
 _lock = threading.Lock()

@@ -7,9 +7,8 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from skad._networks import identity, is_reproducible
 from skad._patch_array import PatchArray
-from skad._training import torch_device
+from skad.base._image_input import pair
 from skad.features._backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -24,7 +23,8 @@ from skad.features._backbone import (
 from skad.features._base import PatchFeatureTransformer
 from skad.features._embedding import concat, mean1d, replicate
 from skad.features._layout import as_map, measured_layouts
-from skad.images._input import pair
+from skad.networks._backbone import identity, is_reproducible
+from skad.networks._training import torch_device
 
 
 class PatchFeatures(PatchFeatureTransformer):

@@ -13,9 +13,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 
 from skad._moments import Moments
+from skad.base._image_input import pair
 from skad.features._base import PatchFeatureTransformer
 from skad.features._statistics import SILENCE, Positions
-from skad.images._input import pair
 
 _KEPT_BYTES = 2**29  # of responses that a second pass finds
 _N_PATCHES = 50_000  # patches behind the filters of one stage

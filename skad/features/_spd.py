@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skad._training import (
+from skad.features._backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    named_backbone,
+    tuned_backbone,
+    with_trained_weights,
+)
+from skad.features._network import PatchFeatures
+from skad.images._reading import n_threads, remembered
+from skad.networks._training import (
     arrays,
     checkpoint_file,
     cosine,
@@ -24,16 +34,6 @@ from skad._training import (
     train,
     with_arrays,
 )
-from skad.features._backbone import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Backbone,
-    named_backbone,
-    tuned_backbone,
-    with_trained_weights,
-)
-from skad.features._network import PatchFeatures
-from skad.images._reading import n_threads, remembered
 from skad.synthesis import smooth_blend, strong_view, weak_view
 
 _MOMENTUM = 0.99  # of MoCo's second encoder

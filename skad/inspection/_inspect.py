@@ -11,8 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 from skad._chain import Chain
 from skad._checks import check_size
 from skad._patches import filled
-from skad._threshold import conformal_p_values
 from skad.base import BaseDetector, decide
+from skad.base._threshold import conformal_p_values
 from skad.images import image_size
 from skad.inspection._defects import find_defects
 

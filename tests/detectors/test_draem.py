@@ -10,7 +10,7 @@ from sklearn.base import clone
 from skad import DRAEMDetector
 from skad.datasets import make_textures
 from skad.detectors._draem import _sample, focal_loss, largest_mean, ssim
-from skad.detectors._unet import discriminative, reconstructive
+from skad.networks._unet import discriminative, reconstructive
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),

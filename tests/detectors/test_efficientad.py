@@ -8,11 +8,11 @@ from sklearn.base import clone
 
 from skad import EfficientADDetector, PCANetFeatures
 from skad._maps import render
-from skad._training import arrays
 from skad.datasets import make_textures
 from skad.detectors import Teacher, distill_teacher
 from skad.detectors._efficientad import _augmented, hard_loss
-from skad.detectors._pdn import autoencoder, pdn, pdn_grid
+from skad.networks._pdn import autoencoder, pdn, pdn_grid
+from skad.networks._training import arrays
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),

@@ -12,8 +12,10 @@ from sklearn.model_selection import GridSearchCV
 
 from skad import PRNDetector
 from skad.datasets import make_textures
-from skad.detectors._prn_encoder import digest
-from skad.detectors._prn_modules import (
+from skad.detectors._prn_samples import Samples, composition, resized_mask
+from skad.metrics import image_auroc, pixel_auroc
+from skad.model_selection import OneClassSplit
+from skad.networks._prn import (
     attention,
     cluster_means,
     focal_loss,
@@ -23,9 +25,7 @@ from skad.detectors._prn_modules import (
     residual_network,
     segmentation_loss,
 )
-from skad.detectors._prn_samples import Samples, composition, resized_mask
-from skad.metrics import image_auroc, pixel_auroc
-from skad.model_selection import OneClassSplit
+from skad.networks._prn_encoder import digest
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),

@@ -5,10 +5,10 @@ from sklearn.base import clone
 
 from skad import SimpleNetDetector
 from skad._maps import render
-from skad._training import arrays, with_arrays
 from skad.detectors._simplenet import _build
 from skad.features._embedding import mean1d
 from skad.metrics import image_auroc
+from skad.networks._training import arrays, with_arrays
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -291,7 +291,7 @@ def test_killed_training_resumes_to_the_same_bits(assert_survives_a_kill, option
 
 
 def test_a_broken_checkpoint_is_an_error(tmp_path):
-    from skad._training import train
+    from skad.networks._training import train
 
     (tmp_path / "run.pt").write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"run\.pt cannot be read; delete it"):
@@ -299,7 +299,7 @@ def test_a_broken_checkpoint_is_an_error(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_an_error():
-    from skad._training import train
+    from skad.networks._training import train
 
     with pytest.raises(ValueError, match="diverged: the loss at step 0 is nan"):
         train(lambda n: float("nan"), {}, 3, label="x")
@@ -322,7 +322,7 @@ def test_the_global_generator_of_torch_is_left_alone():
 
 def test_checkpoints_take_numbers_of_numpy(tmp_path):
     """A search passes them, and torch refuses to read them back."""
-    from skad._training import _resumed, _save
+    from skad.networks._training import _resumed, _save
 
     module = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(module.parameters(), np.float64(1e-3))

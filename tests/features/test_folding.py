@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from skad import PatchFeatures
-from skad.features._folding import fold_norms
+from skad.networks._folding import fold_norms
 
 
 def randomised(module, seed=0):

@@ -9,9 +9,9 @@ import pytest
 from safetensors import safe_open
 
 from skad import PatchCoreDetector, PatchFeatures, Pipeline
-from skad._small import WEIGHTS
 from skad.datasets import make_textures
 from skad.metrics import image_auroc, pixel_metrics
+from skad.networks._small import WEIGHTS
 
 
 def small(**parameters):

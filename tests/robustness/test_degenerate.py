@@ -19,7 +19,7 @@ from skad import (
     SPADEDetector,
     SubspaceDetector,
 )
-from skad.image_detector import ImageDetector
+from skad.base import ImageDetector
 
 DO_NOT_DIFFER = "do not differ"
 DETECTORS = [

@@ -21,8 +21,8 @@ from skad import (
     Pipeline,
     SPDPatchFeatures,
 )
+from skad.base import ImageDetector
 from skad.features import SkippedImageWarning
-from skad.image_detector import ImageDetector
 from skad.images import ImageError, read_image
 from skad.images._limits import PILLOW_LIMIT
 from skad.images._reading import NamedImages

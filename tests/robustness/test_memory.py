@@ -24,12 +24,12 @@ from skad import (
 from skad import _kept as kept
 from skad._kept import ByteBounded, byte_bounded, prepared, size_in_bytes
 from skad._maps import _axis_operator, render
-from skad._training import arrays, seeded
 from skad._training_images import LeftBehind
 from skad.datasets import make_textures
 from skad.detectors import Teacher
-from skad.detectors._pdn import pdn
 from skad.features._embedding import _pooling
+from skad.networks._pdn import pdn
+from skad.networks._training import arrays, seeded
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),

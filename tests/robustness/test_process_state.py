@@ -27,9 +27,9 @@ from skad import (
     SPADEDetector,
     SPDPatchFeatures,
 )
-from skad._torch_state import _autocasts, own_torch_state
 from skad.detectors import distill_teacher
 from skad.features import _backbone
+from skad.networks._torch_state import _autocasts, own_torch_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot certify", "ignore:penalty")
 

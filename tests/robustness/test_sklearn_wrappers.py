@@ -18,9 +18,9 @@ from sklearn.model_selection import (
 )
 
 import skad
+from skad.base import ImageDetector
 from skad.calibration import recall_report
 from skad.datasets import make_textures
-from skad.image_detector import ImageDetector
 from skad.metrics import image_auroc_scorer, pro_scorer
 from skad.model_selection import OneClassSplit
 

@@ -12,10 +12,10 @@ from skad import (
     PUADDetector,
     SubspaceDetector,
 )
-from skad._training import arrays, seeded
 from skad.datasets import make_textures
 from skad.detectors import Teacher
-from skad.detectors._pdn import pdn
+from skad.networks._pdn import pdn
+from skad.networks._training import arrays, seeded
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),

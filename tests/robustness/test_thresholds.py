@@ -24,10 +24,10 @@ from skad import (
     _peaks,
 )
 from skad._maps import render
-from skad._threshold import outlier, threshold_of
+from skad.base import ImageDetector
+from skad.base._threshold import outlier, threshold_of
 from skad.calibration import recall_report
 from skad.datasets import load_mvtec
-from skad.image_detector import ImageDetector
 
 DETECTORS = [
     PatchCoreDetector(),

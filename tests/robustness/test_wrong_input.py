@@ -8,9 +8,8 @@ from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
 import skad
-from skad.base import BaseDetector
+from skad.base import BaseDetector, ImageDetector
 from skad.features import PatchFeatureTransformer
-from skad.image_detector import ImageDetector
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),

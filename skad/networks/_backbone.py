@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skad._torch_state import leaves, running
+from skad.networks._torch_state import leaves, running
 
 
 def identity(weights, seed):
@@ -69,7 +69,7 @@ def build(name, weights, kwargs):
     """
     import timm
 
-    from skad._small import WEIGHTS  # makes the name known to timm
+    from skad.networks._small import WEIGHTS  # makes the name known to timm
 
     identity(weights, None)
     if not timm.is_model(name.split(".")[0]) and ":" not in name:

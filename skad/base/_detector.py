@@ -44,15 +44,15 @@ from skad._maps import WHOLE, render
 from skad._patches import filled, inside_patches
 from skad._peaks import peaks
 from skad._portable import Portable
-from skad._threshold import (
+from skad._user_warning import warn_user
+from skad.base._threshold import (
     RULES,
     certifies,
     conformal_p_values,
     outlier,
     threshold_of,
 )
-from skad._torch_state import own_torch_state
-from skad._user_warning import warn_user
+from skad.networks._torch_state import own_torch_state
 
 _FLOATS = [np.float64, np.float32]
 _IMAGE_DTYPES = {"uint8", "uint16", "bool"}

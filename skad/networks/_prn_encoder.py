@@ -5,10 +5,10 @@ from hashlib import sha256
 import numpy as np
 
 from skad._kept import ByteBounded, size_in_bytes
-from skad._networks import build, identity, used_arrays
-from skad._torch_state import running
-from skad._training import arrays, seeded
-from skad.detectors._teacher import as_input
+from skad.networks._backbone import build, identity, used_arrays
+from skad.networks._input import as_input
+from skad.networks._torch_state import running
+from skad.networks._training import arrays, seeded
 
 STRIDES = (4, 8, 16, 32)
 _encoders = ByteBounded(2**29, keep_last=True)
@@ -76,7 +76,7 @@ def built_encoder(name, layers, weights, kwargs, seed, device, known=None):
     Parameters
     ----------
     name, weights, kwargs
-        As of `skad._networks.build`.
+        As of `skad.networks._backbone.build`.
 
     layers : "auto" or tuple of str
 

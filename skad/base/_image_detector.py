@@ -14,9 +14,9 @@ from skad._checks import check_size, good_positions
 from skad._maps import draw_each, masks_above
 from skad._patches import filled
 from skad._progress import progress
-from skad._torch_state import own_torch_state
-from skad.base import BaseDetector, check_scores
-from skad.images._input import ImageInput
+from skad.base._detector import BaseDetector, check_scores
+from skad.base._image_input import ImageInput
+from skad.networks._torch_state import own_torch_state
 
 
 class ImageDetector(ImageInput, BaseDetector):

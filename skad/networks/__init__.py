@@ -1,0 +1,1 @@
+"""Networks: the one place that builds, trains and runs torch modules."""
