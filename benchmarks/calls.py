@@ -162,9 +162,8 @@ def main():
         most = max(trace.opened.values(), default=0)
         n_images = N_IMAGES if name == "fit" else 1
         case = f"`{name}` of {n_images} file{'s' if n_images > 1 else ''}"
-        rows.append(
-            (case, trace.n_changes, len(trace.files), most, f"< {limit}{within}")
-        )
+        target = f"< {limit}{within}"
+        rows.append((case, trace.n_changes, len(trace.files), most, target))
         if options.each:
             for (calling, called), n in trace.changes.most_common():
                 print(f"{n:6} {calling} -> {called}")
