@@ -266,9 +266,9 @@ class Pairs(Sequence[Pair]):
         return len(self._positions)
 
     def __getitem__(self, i: Any) -> Any:
+        i = self._positions[i]
         if self._report is not None:
             self._report()
-        i = self._positions[i]
         array = np.asarray(_load_map(self._maps[i], i)).astype(self._dtype, copy=False)
         if not self.is_defective[i]:
             return Pair(array, None)
