@@ -15,7 +15,7 @@ from skad.base import ImageDetector
 from skad.base._threshold import threshold_of
 from skad.features import SkippedImageWarning
 from skad.images import ImageError
-from skad.images._reading import ImageReader
+from skad.images._batches import ImageReader
 from skad.metrics import image_auroc_scorer, pro_scorer
 from skad.model_selection import OneClassSplit
 

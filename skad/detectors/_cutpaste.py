@@ -17,7 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._kept import prepared
 from skad.base import ImageDetector
-from skad.images._reading import n_threads, remembered
+from skad.images._batches import n_threads, remembered
 from skad.networks._backbone import build
 from skad.networks._input import as_input
 from skad.networks._training import (

@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from skad._kept import prepared
 from skad._training_images import TrainingImages
 from skad.base import ImageDetector
-from skad.images._reading import n_threads, remembered
+from skad.images._batches import n_threads, remembered
 from skad.networks._training import (
     arrays,
     contents,

@@ -20,7 +20,7 @@ from skad._training_images import TrainingImages
 from skad._user_warning import warn_user
 from skad.base import ImageDetector
 from skad.detectors._teacher import Teacher, colourless, distill_teacher
-from skad.images._reading import NamedImages, remembered
+from skad.images._batches import NamedImages, remembered
 from skad.networks._input import as_input
 from skad.networks._pdn import AUTOENCODER_WIDTH, autoencoder, pdn, pdn_grid
 from skad.networks._training import (

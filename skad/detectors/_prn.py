@@ -25,7 +25,7 @@ from skad.detectors._prn_samples import (
     read_defect_mask,
     resized_mask,
 )
-from skad.images._reading import n_threads, remembered
+from skad.images._batches import n_threads, remembered
 from skad.networks._backbone import is_reproducible
 from skad.networks._prn import (
     REDUCED,

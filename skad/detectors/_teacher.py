@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skad._progress import progress
 from skad.images import check_images
-from skad.images._reading import ImageReader, n_threads, remembered
+from skad.images._batches import ImageReader, n_threads, remembered
 from skad.networks._input import as_input
 from skad.networks._pdn import PDN, pdn, pdn_grid
 from skad.networks._torch_state import in_own_torch_state

@@ -21,7 +21,7 @@ from skad.features._backbone import (
     with_trained_weights,
 )
 from skad.features._network import PatchFeatures
-from skad.images._reading import n_threads, remembered
+from skad.images._batches import n_threads, remembered
 from skad.networks._training import (
     arrays,
     checkpoint_file,

@@ -14,9 +14,9 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 from skad._checks import check_labels
 from skad.images import ImageError, read_mask
+from skad.images._arrays import is_tensor, tensor_to_numpy
 from skad.images._errors import Source
-from skad.images._files import opened_array
-from skad.images._kinds import is_tensor, tensor_to_numpy
+from skad.images._read import opened_array
 
 _FILE = (str, os.PathLike)
 
