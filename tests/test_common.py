@@ -327,7 +327,7 @@ def test_what_does_not_fit_together_is_refused(learner):
         learner.partial_fit(features(3, shape=(5, 4, 7)))
     with pytest.raises(ValueError, match=r"4 x 4.*5 x 4"):
         learner.partial_fit(features(3, shape=(4, 4, 6)))
-    with pytest.raises(ValueError, match="no good image"):
+    with pytest.raises(ValueError, match="no normal image"):
         learner.partial_fit(features(3), [-1, -1, -1])
     with pytest.raises(TypeError, match="merges only with its like"):
         learner.merge(object())
