@@ -114,7 +114,7 @@ def _described(value: Any) -> Iterable[str]:
     kind = type(value)
     yield f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(value, FrozenEstimator):
-        yield joblib.hash(value.estimator)
+        yield _hash(value.estimator)
     elif isinstance(value, BaseEstimator):
         for name, setting in sorted(value.get_params(deep=False).items()):
             if name not in _WITHOUT_EFFECT:
@@ -133,8 +133,16 @@ def _described(value: Any) -> Iterable[str]:
         yield repr(value)
     elif hasattr(value, "state_dict"):  # a network
         for name, tensor in value.state_dict().items():
-            yield f"{name} {joblib.hash(tensor.detach().cpu().numpy())}"
+            yield f"{name} {_hash(tensor.detach().cpu().numpy())}"
     elif callable(value) and hasattr(value, "__qualname__"):
         yield f"{value.__module__}.{value.__qualname__}"
     else:
-        yield joblib.hash(value)
+        yield _hash(value)
+
+
+def _hash(value: Any) -> str:
+    """Digest of an object; one that cannot be pickled is never found again."""
+    try:
+        return joblib.hash(value)
+    except Exception:
+        return os.urandom(16).hex()

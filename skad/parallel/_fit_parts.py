@@ -23,7 +23,12 @@ from skad.images import ImageError
 from skad.parallel._checkpoint import Checkpoint, joined_key, settings_key
 from skad.parallel._merge_tree import MergeTree
 from skad.parallel._parts import Parts
-from skad.parallel._worker import Outcome, fit_part, fit_transformers
+from skad.parallel._worker import (
+    Outcome,
+    WorkerTraceback,
+    fit_part,
+    fit_transformers,
+)
 
 _RETRIES = 3  # rounds without a new part after workers died
 _PARTS_PER_WORKER = 8  # at once, where joblib's backend gives results all together
@@ -157,10 +162,11 @@ def fit_parts(
 def check_can_merge(model: Any) -> None:
     """Refuse a model whose detector does not merge, before any work starts."""
     detector = _detector(model)
-    if hasattr(detector, "merge") and hasattr(detector, "fit"):
+    is_frozen = isinstance(detector, FrozenEstimator)
+    if hasattr(detector, "merge") and not is_frozen:
         return
     name = type(detector).__name__
-    if isinstance(detector, FrozenEstimator):
+    if is_frozen:
         advice = "a frozen detector learns nothing."
     elif hasattr(detector, "best_estimator_") or hasattr(detector, "estimator"):
         advice = "search for parameters first, and pass the best estimator."
@@ -189,7 +195,7 @@ class _Job:
         self.parts = parts
         self.n_jobs = n_jobs
         self.checkpoint = checkpoint
-        self.settings = settings_key(self.model)
+        self.settings = b"" if checkpoint.folder is None else settings_key(model)
         self.is_pipeline = isinstance(self.model, sklearn.pipeline.Pipeline)
         self.failures: dict[int, Outcome] = {}
         self.messages: list[tuple[int, type[Warning], str]] = []
@@ -359,24 +365,23 @@ class _Job:
         if not self.failures:
             return
         number = min(self.failures)
-        error = self.failures[number].error
-        assert error is not None
+        outcome, n_parts = self.failures[number], len(self.parts)
+        error: Any = outcome.error
         if error.args and isinstance(error.args[0], str):
             error.args = self.parts.renumbered(error.args[0], number), *error.args[1:]
         if isinstance(error, ImageError) and error.where:
             error.where = self.parts.renumbered(error.where, number)
-        n_parts = len(self.parts)
         if n_parts > 1:
+            failed = sorted(self.failures)
             error.add_note(
-                f"Part {number} of {n_parts}, on {self.failures[number].where}; "
-                f"{len(self.failures)} parts failed."
+                f"Parts {failed} of {n_parts} failed, {number} on {outcome.where}."
             )
             if self.checkpoint.folder is not None:
                 error.add_note(
-                    f"All other parts are in {str(self.checkpoint.folder)!r}, for the "
+                    f"The other parts are in {str(self.checkpoint.folder)!r}, for the "
                     "next call."
                 )
-        raise error
+        raise error from WorkerTraceback(outcome.trace)
 
     def _pass_on_warnings(self) -> None:
         """Repeat warnings of the workers that are true of the whole, too.

@@ -52,7 +52,9 @@ class MergeTree:
                 other = self._waiting.pop((level, sibling), None)
                 if other is None:
                     break
-                left, right = (detector, other) if place < sibling else (other, detector)
+                left, right = (
+                    (detector, other) if place < sibling else (other, detector)
+                )
                 detector = _merged(left, right, is_last=n_nodes == 2)
             # A node without a sibling goes up one level as it is.
             level, place, n_nodes = level + 1, place // 2, -(-n_nodes // 2)

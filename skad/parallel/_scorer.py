@@ -170,9 +170,7 @@ class Scorer:
                 "disk that all machines share, or pass the model itself to Scorer."
             ) from error
         key = path, state.st_mtime_ns, state.st_size
-        return _LOADED.get(
-            key, lambda: _Loaded(joblib.load(path), state.st_size)
-        ).model
+        return _LOADED.get(key, lambda: _Loaded(joblib.load(path), state.st_size)).model
 
 
 def _dumps(model: Any) -> bytes:

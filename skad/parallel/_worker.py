@@ -17,8 +17,14 @@ import sklearn.pipeline
 from sklearn.base import clone
 
 import skad
-from skad.images import ImageError
 from skad.parallel._parts import unreadable_files
+
+
+class WorkerTraceback(Exception):
+    """Stands for the cause of an error in a worker: where it was raised there."""
+
+    def __str__(self) -> str:
+        return f"in a worker:\n{self.args[0]}"
 
 
 @dataclass
@@ -33,6 +39,8 @@ class Outcome:
         The detector that was fitted on the part, or the transformers.
     error : Exception or None
         Why there is none.
+    trace : str
+        Where in the code it was raised.
     messages : list of (type, str)
         Category and text of each warning.
     unreadable : list of str
@@ -44,6 +52,7 @@ class Outcome:
     number: int
     fitted: Any = None
     error: Exception | None = None
+    trace: str = ""
     messages: list[tuple[type[Warning], str]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     where: str = ""
@@ -123,6 +132,7 @@ def _outcome(fit: Any, number: int, X: Any, version: str) -> Outcome:
             outcome.fitted = fit()
         except Exception as error:
             outcome.error = _portable(error)
+            outcome.trace = "".join(traceback.format_exception(error))
     if outcome.error is not None or _says_skipped(outcome.messages):
         outcome.unreadable = unreadable_files(X)
     return outcome
@@ -134,14 +144,10 @@ def _says_skipped(messages: list[tuple[type[Warning], str]]) -> bool:
 
 def _portable(error: Exception) -> Exception:
     """The error, or a copy of its text where it cannot travel."""
-    where = "".join(traceback.format_exception(error))
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.__cause__ = error.__context__ = error.__traceback__ = None
-    if not isinstance(error, ImageError):
-        error.add_note(f"In the worker:\n{where}")
+        return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
@@ -160,9 +166,7 @@ def _recorded(messages: list[tuple[type[Warning], str]]) -> Iterator[None]:
             warnings.simplefilter("always")
             shown = warnings.showwarning
 
-            def record(
-                message: Any, category: Any, *place: Any, **more: Any
-            ) -> None:
+            def record(message: Any, category: Any, *place: Any, **more: Any) -> None:
                 if threading.get_ident() == thread:
                     messages.append((category, str(message)))
                 else:
