@@ -10,6 +10,11 @@ class _Bar:
         self.total, self.label, self.shown = total, label, shown
         self.started = self.printed = time.monotonic()
 
+    def update(self, n):
+        """Say that n more steps are finished."""
+        self.done = getattr(self, "done", 0) + n
+        self.reach(self.done)
+
     def reach(self, done, note=""):
         """Say that `done` of the total steps are finished."""
         now = time.monotonic()

@@ -261,7 +261,7 @@ class ImageDetector(ImageInput, BaseDetector):
 
     def _to_learn_from(self, X, y, *, reset=False):
         """Reader of the images that y does not call anomalous and that can be read."""
-        reader = self._reader(self._checked_images(X))
+        reader = self._checked_reader(X)
         if y is not None:
             reader = reader[good_positions(X, y)]
         if self.on_error == "raise":
@@ -269,7 +269,7 @@ class ImageDetector(ImageInput, BaseDetector):
         # Training may go over the images many times and in any order: it is told
         # beforehand what there is, at the price of reading everything once more.
         readable = [i for i, _ in reader.each(reader.read, range(len(reader)))]
-        self._warn_of_skipped(reader, len(reader), stacklevel=4)
+        self._warn_of_skipped(reader, len(reader))
         return reader[np.array(readable)]
 
     def _learned(self, X, y, learned):
@@ -277,7 +277,7 @@ class ImageDetector(ImageInput, BaseDetector):
 
     def _of_present(self, X, score):
         check_is_fitted(self)
-        return score(self._reader(self._checked_images(X)))
+        return score(self._checked_reader(X))
 
     def _learned_from(self, X, y, decisions):
         """Which images `fit` learned from, of those that have these decisions."""
@@ -316,4 +316,4 @@ class ImageDetector(ImageInput, BaseDetector):
                 yield index, *found
                 done += len(index)
                 bar.reach(done)
-        self._warn_of_skipped(reader, len(reader), stacklevel=7, scoring=True)
+        self._warn_of_skipped(reader, len(reader), scoring=True)

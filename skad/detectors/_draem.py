@@ -353,7 +353,7 @@ class DRAEMDetector(TrainingImages, ImageDetector):
         for index, batch in reader.indexed_batches(self._images_at_once()):
             restored = self._seen(batch)[0].clamp(0, 1)
             images[index] = restored.permute(0, 2, 3, 1).cpu().numpy()
-        self._warn_of_skipped(reader, len(reader), stacklevel=5, scoring=True)
+        self._warn_of_skipped(reader, len(reader), scoring=True)
         return images
 
     def _seen(self, batch):

@@ -442,7 +442,7 @@ class PRNDetector(TrainingImages, ImageDetector):
         reader = self._reader(X)[chosen]
         if self.on_error == "skip":
             found = [i for i, _ in reader.each(reader.read, range(len(reader)))]
-            self._warn_of_skipped(reader, len(reader), stacklevel=4)
+            self._warn_of_skipped(reader, len(reader))
             reader, chosen = reader[np.array(found)], chosen[found]
         read = remembered(reader)
         defects = []
