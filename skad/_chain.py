@@ -132,7 +132,7 @@ class Chain:
     def rendered(self, grids, sizes, looked_at=None):
         """Patch scores as maps of these sizes; `looked_at` is `Regions`, or None."""
         maps = draw_each(
-            getattr(self.final, "_draw", partial(render, sigma=0.0)),
+            getattr(self.final, "_render", partial(render, sigma=0.0)),
             grids,
             sizes,
             self.images.window(),

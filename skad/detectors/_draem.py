@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import rotate
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 
 from skad._kept import prepared
 from skad._training_images import TrainingImages
@@ -345,7 +346,8 @@ class DRAEMDetector(TrainingImages, ImageDetector):
             In [0, 1], of `image_size` or `crop_size`; NaN for an image that was
             skipped.
         """
-        return self._of_present(X, self._restored)
+        check_is_fitted(self)
+        return self._restored(self._to_score(X)[0])
 
     def _restored(self, reader):
         shape = len(reader), *self._input_size(), 3
