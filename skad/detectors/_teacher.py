@@ -430,7 +430,7 @@ class _Targets:
         with progress(n_sample, "targets", verbose) as bar:
             for lo in range(0, n_sample, 8):
                 found[lo : lo + 8] = self._extract(sample[lo : lo + 8])
-                bar.reach(min(lo + 8, n_sample))
+                bar.update(min(8, n_sample - lo))
         if n_sample == len(X):
             self._kept = found
         mean = np.mean([f.mean(axis=(0, 1), dtype=np.float64) for f in found], axis=0)

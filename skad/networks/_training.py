@@ -68,9 +68,9 @@ def train(
         If the loss is not finite, or the checkpoint cannot be read.
     """
     losses = [] if checkpoint is None else _resumed(checkpoint, parts)
-    first, started = len(losses), time.monotonic()
-    saved = started
-    with progress(n_steps, label, verbose) as bar, _repeatable(parts):
+    first, saved = len(losses), time.monotonic()
+    bar = progress(n_steps, label, verbose, done=first, unit="step")
+    with bar, _repeatable(parts):
         try:
             for number in range(first, n_steps):
                 loss = float(step(number))
@@ -80,9 +80,9 @@ def train(
                         "a smaller learning_rate, and check the scale of the input."
                     )
                 losses.append(loss)
+                bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+                bar.update()
                 now = time.monotonic()
-                rate = (number + 1 - first) / max(now - started, 1e-9)
-                bar.reach(number + 1, f", loss {loss:.4g}, {rate:.3g} steps/s")
                 if checkpoint is not None and now - saved >= _EVERY:
                     _save(checkpoint, parts, losses)
                     saved = now
