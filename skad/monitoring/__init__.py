@@ -1,4 +1,4 @@
-"""Watch a model in production: do the images still come from the same line?"""
+"""Watch the scores of a model in production."""
 
 from skad.monitoring._drift import DriftMonitor
 

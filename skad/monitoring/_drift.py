@@ -46,7 +46,7 @@ _SMALLEST_P = 2.0**-53
 
 
 class DriftMonitor:
-    """Watch the scores of a model, and raise an alarm when they have changed.
+    r"""Watch the scores of a model, and raise an alarm when they have changed.
 
     The scores of `score_samples` are passed on as they come. An alarm says that they
     no longer come from the distribution of the calibration scores and of the scores
@@ -105,17 +105,17 @@ class DriftMonitor:
 
     .. math::
 
-       C_k \\leftarrow (C_k + w / m) f_k(p), \\quad R \\leftarrow R - w, \\quad
-       S = R + \\sum_k C_k .
+       C_k \leftarrow (C_k + w / m) f_k(p), \quad R \leftarrow R - w, \quad
+       S = R + \sum_k C_k .
 
     So S is a mixture over what has changed (k) and since when (the score at which a
     part w entered). If the scores change after t others, the w that enter then grow
     as if the monitor had started then. A martingale that bets everything from the
     start loses its capital while nothing happens, and has to win that back first. After
-    t scores the cash is :math:`R_t = 0.75 \\log(100) / \\log(100 + t)`, so that the
+    t scores the cash is :math:`R_t = 0.75 \log(100) / \log(100 + t)`, so that the
     price of having waited grows as slowly as a logarithm of t. The densities are those
     of eight beta distributions, for scores that sink, rise, spread or come closer
-    together, and two mixtures, :math:`0.9 + 0.1 \\cdot 0.2\\, p^{-0.8}` and the same of
+    together, and two mixtures, :math:`0.9 + 0.1 \cdot 0.2\, p^{-0.8}` and the same of
     1 - p, for a few scores far from all others. They were chosen on simulated normal
     distributions.
 
@@ -177,13 +177,13 @@ class DriftMonitor:
             {"false_alarm": false_alarm, "random_state": random_state},
             caller_name="DriftMonitor",
         )
-        scores = _checked(calibration_scores, "calibration_scores")
-        if not np.isfinite(scores).all():
+        known = _checked(calibration_scores, "calibration_scores")
+        if not np.isfinite(known).all():
             raise ValueError(
                 "calibration_scores contains NaN or infinity; leave out images that "
                 "could not be read."
             )
-        if len(scores) == 0:
+        if len(known) == 0:
             raise ValueError(
                 "calibration_scores is empty; pass scores of normal images that the "
                 "model has not learned from."
@@ -195,7 +195,7 @@ class DriftMonitor:
         self.log_martingale_: float = 0.0
         self.n_scores_seen_: int = 0
         self.n_skipped_: int = 0
-        self._ranked = RankedScores(scores)
+        self._ranked = RankedScores(known)
         self._rng = check_random_state(random_state)
         self._log_accounts = np.full(len(_BETAS) + 2, -np.inf)
 
@@ -219,19 +219,19 @@ class DriftMonitor:
         ValueError
             If scores are infinite or have more than one dimension.
         """
-        scores = _checked(np.atleast_1d(scores), "scores")
-        if np.isinf(scores).any():
+        new = _checked(np.atleast_1d(scores), "scores")
+        if np.isinf(new).any():
             raise ValueError("scores contains infinity; they must be finite or NaN.")
-        known = np.flatnonzero(~np.isnan(scores))
+        known = np.flatnonzero(~np.isnan(new))
         first = self.n_scores_seen_ + self.n_skipped_
         if len(known):
-            capital = self._log_capital(self._p_values(scores[known]))
+            capital = self._log_capital(self._p_values(new[known]))
             self.log_martingale_ = float(capital[-1])
             above = np.flatnonzero(capital >= -np.log(self.false_alarm))
             if len(above) and not self.alarm_:
                 self.alarm_, self.alarm_index_ = True, int(first + known[above[0]])
         self.n_scores_seen_ += len(known)
-        self.n_skipped_ += len(scores) - len(known)
+        self.n_skipped_ += len(new) - len(known)
         return self
 
     def __repr__(self) -> str:
