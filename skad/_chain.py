@@ -116,7 +116,7 @@ class Chain:
     def rendered(self, grids, sizes, looked_at=False):
         """Patch scores as maps of these sizes; `looked_at` is `Regions`, or False."""
         maps = draw_each(
-            getattr(self.final, "_draw", partial(render, sigma=0.0)),
+            getattr(self.final, "_render", partial(render, sigma=0.0)),
             grids,
             sizes,
             self.images.window(),

@@ -40,7 +40,7 @@ def good_positions(X, y):
     check_consistent_length(X, y)
     good = np.flatnonzero(check_labels(y) == 1)
     if len(good) == 0:
-        raise ValueError("no good image to learn from: every label is -1.")
+        raise ValueError("no normal image to learn from: every label is -1.")
     return good
 
 

@@ -199,8 +199,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
                 f"fit_predict with regions needs a detector of skad as the last step, "
                 f"not {type(final).__name__}; use fit, then predict."
             )
-        learned = final._learned_from(X, y, decisions)
-        return final._labels_after_fit(decisions, learned)
+        return final._labels_after_fit(X, y, decisions)
 
     @available_if(_final_has("score_samples"))
     def score_samples(self, X, regions=None):
@@ -307,7 +306,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
             hasattr(_unwrap(images), "_fit_blocks")
             and not is_frozen(final)
             and hasattr(final, "_fit_blocks")
-            and final._calibration() == "loo"
+            and final._resolved_calibration() == "loo"
         )
 
     @available_if(_final_has("anomaly_map"))

@@ -13,7 +13,7 @@ from sklearn.utils import estimator_checks, estimator_html_repr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skad
-from skad.base import BaseDetector, ImageDetector
+from skad.base import BaseDetector, PatchDetector
 
 
 def all_estimators():
@@ -37,11 +37,7 @@ def documented(cls, section):
 
 
 # Those that take features; images are no input that scikit-learn's checks know.
-DETECTORS = [
-    cls
-    for cls in all_estimators()
-    if issubclass(cls, BaseDetector) and not issubclass(cls, ImageDetector)
-]
+DETECTORS = [cls for cls in all_estimators() if issubclass(cls, PatchDetector)]
 
 
 def quick(cls, **parameters):
@@ -241,7 +237,7 @@ def test_every_image_may_have_a_region_of_its_own(detector):
     outside = rng.random(new.shape[:3]) < 0.3
     new[outside] = np.nan
     detector.fit(X)
-    held_out = 12 if detector._calibration() == "split" else 60
+    held_out = 12 if detector._resolved_calibration() == "split" else 60
     assert len(detector.calibration_scores_) == held_out
     scores, maps = detector.score_samples(new), detector.anomaly_map(new)
     assert np.isfinite(scores).all()
@@ -338,7 +334,7 @@ def test_what_does_not_fit_together_is_refused(learner):
         learner.partial_fit(features(3, shape=(5, 4, 7)))
     with pytest.raises(ValueError, match=r"4 x 4.*5 x 4"):
         learner.partial_fit(features(3, shape=(4, 4, 6)))
-    with pytest.raises(ValueError, match="no good image"):
+    with pytest.raises(ValueError, match="no normal image"):
         learner.partial_fit(features(3), [-1, -1, -1])
     with pytest.raises(TypeError, match="merges only with its like"):
         learner.merge(object())

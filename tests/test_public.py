@@ -1,5 +1,6 @@
 """What holds for every public name: it is listed, has hints and a docstring.
 
+Public are the names on the page ``docs/api.rst``, and of a class all methods and
 properties whose names do not begin with an underscore and that skad defines.
 """
 
@@ -22,6 +23,7 @@ MODULES = (
     "skad.inspection",
     "skad.metrics",
     "skad.model_selection",
+    "skad.monitoring",
     "skad.neighbors",
     "skad.synthesis",
 )

@@ -1,12 +1,12 @@
 """What estimators that take images share: how these are read, and their geometry."""
 
-import warnings
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skad._user_warning import warn_user
 from skad.images._arrays import accepted_channels
 from skad.images._batches import ImageReader, n_threads
 from skad.images._containers import check_images, images_or_folder
@@ -41,7 +41,7 @@ class ImageInput(CarriesPixelLimit):
         "n_jobs": [Integral, None],
     }
 
-    def image_sizes(self, X):
+    def image_sizes(self, X: Any) -> list[tuple[int, int] | None]:
         """Tell the size of each image as passed.
 
         Parameters
@@ -151,7 +151,7 @@ class ImageInput(CarriesPixelLimit):
                 "a pipeline, leave out the feature step before it."
             )
 
-    def _warn_of_skipped(self, reader, n_images, stacklevel=5, *, scoring=False):
+    def _warn_of_skipped(self, reader, n_images, *, scoring=False):
         """Warn of images that were skipped; to learn, one at least is needed."""
         skipped = sorted(reader.skipped)
         if not skipped or reader.on_error == "report":
@@ -161,11 +161,10 @@ class ImageInput(CarriesPixelLimit):
                 f"none of the {n_images} images could be read; the first: "
                 f"{skipped[0][1]}"
             )
-        warnings.warn(
+        warn_user(
             f"{len(skipped)} of {n_images} images could not be read and were "
             f"skipped: {'; '.join(reason for _, reason in skipped)}",
             SkippedImageWarning,
-            stacklevel=stacklevel,
         )
 
     def __sklearn_tags__(self):

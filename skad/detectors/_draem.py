@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import rotate
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 
 from skad._kept import prepared
 from skad._training_images import TrainingImages
@@ -345,7 +346,8 @@ class DRAEMDetector(TrainingImages, ImageDetector):
             In [0, 1], of `image_size` or `crop_size`; NaN for an image that was
             skipped.
         """
-        return self._of_present(X, self._restored)
+        check_is_fitted(self)
+        return self._restored(self._to_score(X)[0])
 
     def _restored(self, reader):
         shape = len(reader), *self._input_size(), 3
@@ -353,7 +355,7 @@ class DRAEMDetector(TrainingImages, ImageDetector):
         for index, batch in reader.indexed_batches(self._images_at_once()):
             restored = self._seen(batch)[0].clamp(0, 1)
             images[index] = restored.permute(0, 2, 3, 1).cpu().numpy()
-        self._warn_of_skipped(reader, len(reader), stacklevel=5, scoring=True)
+        self._warn_of_skipped(reader, len(reader), scoring=True)
         return images
 
     def _seen(self, batch):

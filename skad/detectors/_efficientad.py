@@ -7,7 +7,6 @@ maps, brought to one scale by quantiles of good images (Section 3.4).
 """
 
 import copy
-import warnings
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from skad._kept import prepared
 from skad._training_images import TrainingImages
+from skad._user_warning import warn_user
 from skad.base import ImageDetector
 from skad.detectors._teacher import Teacher, colourless, distill_teacher
 from skad.images._batches import NamedImages, remembered
@@ -286,10 +286,9 @@ class EfficientADDetector(TrainingImages, ImageDetector):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         device = torch_device(self.device)
         if self.penalty_images is None:
-            warnings.warn(
+            warn_user(
                 "penalty_images=None: nothing keeps the student from following the "
                 "teacher on defects as well. Pass photographs of many other things.",
-                stacklevel=5,
             )
         goes_on = self.warm_start and hasattr(self, "state_")
         if not goes_on:
@@ -362,10 +361,9 @@ class EfficientADDetector(TrainingImages, ImageDetector):
     def _split(self, n, seed):
         """Images to train on, and a tenth of all for the quantiles."""
         if n == 1:
-            warnings.warn(
+            warn_user(
                 "one training image: the scale of the maps comes from the image that "
                 "was trained on.",
-                stacklevel=6,
             )
             return np.array([0]), np.array([0])
         shuffled = np.random.default_rng(seed).permutation(n)
@@ -521,9 +519,8 @@ class EfficientADDetector(TrainingImages, ImageDetector):
         )
         low, high = self.quantiles_.T
         if np.any(high - low <= 1e-12 * np.abs(high)):
-            warnings.warn(
+            warn_user(
                 "maps of good images are constant: the scale of scores is arbitrary.",
-                stacklevel=6,
             )
 
     def _scoring_networks(self, device):

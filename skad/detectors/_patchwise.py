@@ -10,10 +10,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 
 from skad._patches import image_scores, patch_maps, patch_rows
-from skad.base import BaseDetector
+from skad.base import PatchDetector
 
 
-class PatchwiseDetector(BaseDetector):
+class PatchwiseDetector(PatchDetector):
     """Detect anomalies by an outlier detector of scikit-learn that scores patches.
 
     The estimator learns from single patches of the normal images, as rows, wherever
@@ -111,7 +111,7 @@ class PatchwiseDetector(BaseDetector):
     """
 
     _parameter_constraints = {
-        **BaseDetector._parameter_constraints,
+        **PatchDetector._parameter_constraints,
         "estimator": [HasMethods("fit"), None],
         "max_patches": [Interval(Integral, 1, None, closed="left"), None],
         "top_ratio": [Interval(Real, 0, 1, closed="right"), None],

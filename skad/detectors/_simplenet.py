@@ -5,7 +5,6 @@ noise on these makes negatives (Section 3.3); a small discriminator learns to te
 two apart (Section 3.4). What it says of a patch is the patch's score.
 """
 
-import warnings
 from itertools import pairwise
 from numbers import Integral, Real
 from pathlib import Path
@@ -18,7 +17,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skad._kept import prepared
 from skad._moments import Moments
 from skad._patches import image_scores, patch_maps, patch_rows
-from skad.base import BaseDetector
+from skad._user_warning import warn_user
+from skad.base import PatchDetector
 from skad.networks._training import (
     arrays,
     cosine,
@@ -38,7 +38,7 @@ _LEAST = 256  # patches of a step, for the statistics of a batch
 _MOST = 20_000  # patches that the scale and the whitening are taken from
 
 
-class SimpleNetDetector(BaseDetector):
+class SimpleNetDetector(PatchDetector):
     """Detect anomalies by a discriminator trained on good features and noise.
 
     Parameters
@@ -207,7 +207,7 @@ class SimpleNetDetector(BaseDetector):
     _auto_calibration = "split"
     _n_folds = 5  # each of them trains
     _parameter_constraints = {
-        **BaseDetector._parameter_constraints,
+        **PatchDetector._parameter_constraints,
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "hidden_dim": [Interval(Integral, 1, None, closed="left")],
         "n_hidden_layers": [Interval(Integral, 1, None, closed="left")],
@@ -284,8 +284,8 @@ class SimpleNetDetector(BaseDetector):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _calibration(self):
-        how = super()._calibration()
+    def _resolved_calibration(self):
+        how = super()._resolved_calibration()
         if how == "kfold" and self.warm_start:
             raise ValueError(
                 "calibration='kfold' with warm_start=True: the models of the folds "
@@ -363,14 +363,13 @@ class SimpleNetDetector(BaseDetector):
         guess = 2 * (np.log(2) if self.loss == "cross_entropy" else self.margin)
         guess += np.log(2) * self.classification_head
         if self.loss_curve_[-1] > 0.95 * guess:
-            warnings.warn(
+            warn_user(
                 "the discriminator does not tell features from features with noise: "
                 f"its last loss, {self.loss_curve_[-1]:.3g}, is about that of a guess, "
                 f"{guess:.3g}, and scores say little. Train longer (max_epochs="
                 f"{self.max_epochs}) or with more noise (noise_std={self.noise_std:g}; "
                 "rows of a table, which spread in all directions as patches of a "
                 "network do not, need about 1.5).",
-                stacklevel=5,
             )
 
     def _start(self, module, X, seed):

@@ -89,12 +89,10 @@ class Patchwise(Portable, TransformerMixin, BaseEstimator):
             patches that are NaN in all channels, or if no normal image is left.
         """
         self._validate_params()
-        X, inside = self._checked(X, reset=True)
-        if X.ndim == 4:
-            normal = good_positions(X, y)
-            rows, y = X[normal][inside[normal]], None
-        else:
-            rows = X
+        rows, inside = self._checked(X, reset=True)
+        if rows.ndim == 4:
+            normal = good_positions(rows, y)
+            rows, y = rows[normal][inside[normal]], None
         if self.transformer is None:
             self.transformer_ = StandardScaler()
         else:
@@ -125,12 +123,12 @@ class Patchwise(Portable, TransformerMixin, BaseEstimator):
             If X is not as in `fit`.
         """
         check_is_fitted(self)
-        X, inside = self._checked(X, reset=False)
-        if X.ndim == 2:
-            return self.transformer_.transform(X)
-        result = np.full((*inside.shape, self.n_features_out_), np.nan, X.dtype)
+        patches, inside = self._checked(X, reset=False)
+        if patches.ndim == 2:
+            return self.transformer_.transform(patches)
+        result = np.full((*inside.shape, self.n_features_out_), np.nan, patches.dtype)
         if inside.any():
-            result[inside] = self.transformer_.transform(X[inside])
+            result[inside] = self.transformer_.transform(patches[inside])
         return result
 
     def _checked(self, X, *, reset):

@@ -236,8 +236,8 @@ class _Judge:
 
     def _of_reader(self, reader):
         if self.maps is False:
-            return -self.detector._score_images(reader), None
-        scores, grids = self.detector._score_and_map(reader)
+            return -self.detector._image_scores(reader), None
+        scores, grids = self.detector._score(reader)
         return -scores, filled(grids)
 
     def _of_blocks(self, reader):
@@ -284,9 +284,9 @@ class _Judge:
 
     def _rendered(self, grids, size):
         if self.reading is None:
-            return grids if size is None else self.detector._draw(grids, size)
+            return grids if size is None else self.detector._render(grids, size)
         if self.reading is self.detector:
-            return self.detector._draw(grids, size, self.detector.window())
+            return self.detector._render(grids, size, self.detector.window())
         return self.chain.rendered(grids, [size], self.looked_at)
 
 
