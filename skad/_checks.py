@@ -62,7 +62,9 @@ def check_size(
         height, width = (value, value) if is_int and allow_int else value
     except (TypeError, ValueError):
         height = width = None
-    if not all(isinstance(side, Integral) and int(side) > 0 for side in (height, width)):
+    if not all(
+        isinstance(side, Integral) and int(side) > 0 for side in (height, width)
+    ):
         expected = "two positive integers (height, width)"
         if allow_int:
             expected = f"a positive integer or {expected}"
