@@ -2,7 +2,7 @@
 
     python benchmarks/drift.py --write
 
-Magnetic tiles of `--data`, PatchCore with a bank of 1 % on the features of `skad_small`.
+Magnetic tiles of `--data`, PatchCore with a bank of 1 % on features of `skad_small`.
 Each split takes n tiles at random to learn from; streams are sampled with replacement
 from all others. Calibration scores are either the held-out scores of the tiles learned
 from, or scores of as many others, which are then not in the streams.

@@ -107,9 +107,10 @@ def suspects(model: Any, X: Any, y: ArrayLike | None = None) -> Bunch:
             f"that were learned from, but the model keeps {len(scores)} scores of "
             f"held-out images. {_why_not_all(detector)}"
         )
+    positions = learned[detector._held_out_positions(len(learned))]
     order = np.argsort(scores, kind="stable")
     return Bunch(
-        indices=learned[order],
+        indices=positions[order],
         scores=scores[order],
         flagged=scores[order] < _limit(scores),
     )
