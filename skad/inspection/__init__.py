@@ -1,7 +1,6 @@
-"""Everything about one image at once, its defects, and suspicious training images."""
+"""Everything about one image at once, and the defects that it has."""
 
 from skad.inspection._defects import Defect, find_defects
 from skad.inspection._inspect import Inspection, inspect
-from skad.inspection._suspects import suspects
 
-__all__ = ["Defect", "Inspection", "find_defects", "inspect", "suspects"]
+__all__ = ["Defect", "Inspection", "find_defects", "inspect"]
