@@ -106,8 +106,10 @@ class ImageInput(CarriesPixelLimit):
         return size if crop is None else crop
 
     def _checked_reader(self, X: Any) -> ImageReader:
-        """Reader of X, which has to be a sequence of images."""
-        return self._reader(self._checked_images(X))
+        """Reader of X, which has to be a sequence of images or their reader already."""
+        return (
+            X if isinstance(X, ImageReader) else self._reader(self._checked_images(X))
+        )
 
     def _reader(self, X: Sequence[Any]) -> ImageReader:
         """Reader of what `_checked_images` returned."""
