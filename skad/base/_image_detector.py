@@ -73,8 +73,10 @@ class ImageDetector(ImageInput, BaseDetector):
         """
         if size is not None:
             size = check_size(size)
-        grids = self._patch_maps(X)
-        sizes = self.image_sizes(X) if size is None else [size] * len(grids)
+        images = self._checked_reader(X)
+        grids = self._patch_maps(images)
+        # No file is opened again to tell the size of its image.
+        sizes = images.original_sizes() if size is None else [size] * len(grids)
         return draw_each(self._render, grids, sizes, self.window(), self._frame()[0])
 
     def predict_mask(
@@ -135,7 +137,7 @@ class ImageDetector(ImageInput, BaseDetector):
 
     def _to_learn_from(self, X, y, *, reset):
         """Reader of the images that y does not call anomalous and that can be read."""
-        reader = self._reader(self._checked_images(X))
+        reader = self._checked_reader(X)
         if y is not None:
             reader = reader[good_positions(X, y)]
         if reader.on_error == "skip":
@@ -148,7 +150,7 @@ class ImageDetector(ImageInput, BaseDetector):
 
     def _to_score(self, X):
         """Reader of all images: which of them are present shows when it is read."""
-        reader = self._reader(self._checked_images(X))
+        reader = self._checked_reader(X)
         return reader, np.ones(len(reader), bool)
 
     @staticmethod

@@ -53,7 +53,7 @@ class SubspaceDetector(PatchDetector):
         deterministic.
 
     verbose : bool, default=False
-        Accepted as by every detector; there is no long step to report.
+        Report progress on the standard error stream.
 
     Attributes
     ----------
