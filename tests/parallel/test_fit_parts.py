@@ -126,7 +126,7 @@ def test_fusion_is_fitted_in_parts(images):
     train, test = images
     features = FusedFeatures(
         PatchFeatures("skad_small", image_size=IMAGES),
-        PatchFeatures("skad_small", layers=("layer1",), image_size=IMAGES),
+        PatchFeatures("skad_small", embedding="concat", image_size=IMAGES),
     )
     detector = FusionDetector(PatchCoreDetector())
     model = fit_parts(make_pipeline(features, detector), train, part_size=20)
@@ -154,10 +154,10 @@ def test_calibrate_gives_the_promise_back():
 
 
 def test_pipeline_has_the_transformers_of_its_first_part(images):
-    train, test = images
+    train, test = images[0][:10], images[1][:2]
     model = make_pipeline(PCANetFeatures(image_size=40), SubspaceDetector())
-    parts = fit_parts(model, train, part_size=20)
-    filters = PCANetFeatures(image_size=40).fit(Parts(train, None, 20)[0]).filters_
+    parts = fit_parts(model, train, part_size=5)
+    filters = PCANetFeatures(image_size=40).fit(Parts(train, None, 5)[0]).filters_
     for own, expected in zip(parts[0].filters_, filters, strict=True):
         assert_array_equal(own, expected)
     assert parts.predict(test).shape == (len(test),)
