@@ -198,8 +198,8 @@ for size in (64, 128):
 # %%
 # Made defects tell a poor setting from a good one: here, 64 pixels are too few. Among
 # the good settings their order means little. The values are far apart, and none of
-# them says how many real defects will be found; for that, see `skad.calibration` once
-# the first ones have turned up.
+# them says how many real defects will be found; for that, see
+# `skad.inspection.recall_report` once the first ones have turned up.
 
 by_made, by_real = np.transpose(list(results.values()))
 print(f"rank correlation {spearmanr(by_made, by_real).statistic:.2f}")

@@ -5,9 +5,9 @@ import pytest
 from sklearn.base import clone
 
 import skad
-from skad.calibration import recall_report
 from skad.features import SkippedImageWarning
 from skad.images import ImageError
+from skad.inspection import recall_report
 from skad.model_selection import OneClassSplit
 
 pytestmark = [
