@@ -1,8 +1,9 @@
-"""All about one image at once, its defects, and how many known ones are found."""
+"""All about one image, suspicious training images, and how many defects are found."""
 
 from skad.inspection._defects import Defect, find_defects
 from skad.inspection._inspect import Inspection, inspect
 from skad.inspection._recall import RecallReport, RecallRow, recall_report
+from skad.inspection._suspects import suspects
 
 __all__ = [
     "Defect",
@@ -12,4 +13,5 @@ __all__ = [
     "find_defects",
     "inspect",
     "recall_report",
+    "suspects",
 ]
