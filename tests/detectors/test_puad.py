@@ -22,7 +22,7 @@ from skad import (
 )
 from skad._patch_array import PatchArray
 from skad.datasets import make_textures
-from skad.detectors._puad import mean_features
+from skad.detectors._puad import mean_patches
 from skad.metrics import image_auroc
 from skad.model_selection import OneClassSplit
 
@@ -300,7 +300,7 @@ def test_a_detector_of_images_and_features_beside_it(tmp_path):
     assert set(detector.predict(data.test)) <= {1, -1}
     # The sum of two z-scores, one of which is the inner detector's.
     own = -detector.detector_.score_samples(data.test)
-    means = mean_features(detector.features_.transform(data.test))
+    means = mean_patches(detector.features_.transform(data.test))
     centred = means - detector.location_
     distance = np.sqrt(np.einsum("ij,jk,ik->i", centred, detector.precision_, centred))
     both = np.column_stack([own, distance])
