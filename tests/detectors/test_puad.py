@@ -261,7 +261,7 @@ def test_pipeline_and_search():
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 6])
 def test_few_images_leave_the_detector_alone(n, calibration):
     X, new = mixed(n), mixed(5, seed=1)
-    with pytest.warns(UserWarning, match=r"too few.*at least 10 good images"):
+    with pytest.warns(UserWarning, match=r"too few.*at least 10 normal images"):
         detector = PUADDetector(calibration=calibration).fit(X)
     np.testing.assert_array_equal(
         detector.score_samples(new), detector.detector_.score_samples(new)
