@@ -1,6 +1,7 @@
-"""Everything about one image at once, and the defects that it has."""
+"""Everything about one image at once, its defects, and suspicious training images."""
 
 from skad.inspection._defects import Defect, find_defects
 from skad.inspection._inspect import Inspection, inspect
+from skad.inspection._suspects import suspects
 
-__all__ = ["Defect", "Inspection", "find_defects", "inspect"]
+__all__ = ["Defect", "Inspection", "find_defects", "inspect", "suspects"]

@@ -20,9 +20,9 @@ from skad import (
     SPADEDetector,
     SubspaceDetector,
 )
-from skad._patch_array import PatchArray
 from skad.datasets import make_textures
 from skad.detectors._puad import mean_patches
+from skad.features import PatchArray
 from skad.metrics import image_auroc
 from skad.model_selection import OneClassSplit
 
