@@ -36,7 +36,7 @@ DETECTORS = [
     SubspaceDetector(),
     SPADEDetector(n_neighbors_image=5),
     PUADDetector(SubspaceDetector(), calibration="kfold"),
-    FusionDetector(SubspaceDetector(), levels=(2, 4)),
+    FusionDetector(SubspaceDetector(), n_channels=(2, 4)),
 ]
 
 
