@@ -100,7 +100,7 @@ def test_layers_are_at_the_level_that_they_imitate(making, shared):
 
 def test_checkpoint_keeps_the_log(making, tmp_path, monkeypatch):
     """A run that goes on has the rows before the cut, and those after."""
-    monkeypatch.setattr("skad.networks._training._EVERY", 0)
+    monkeypatch.setattr("skad.networks._training.CHECKPOINT_SECONDS", 0)
 
     def run(log, killed_at=None):
         def step(number):

@@ -29,7 +29,7 @@ from skad.datasets import make_textures
 from skad.detectors import Teacher
 from skad.features._embedding import _pooling
 from skad.networks._pdn import pdn
-from skad.networks._training import arrays, seeded
+from skad.networks._modules import arrays, seeded
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),
