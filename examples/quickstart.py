@@ -76,7 +76,8 @@ print(f"{len(data.train)} good images to learn from, {len(data.test)} new ones")
 if options.backbone is None:
     own = PatchFeatures("skad_small", embedding="concat", verbose=True)
     features = FusedFeatures(own)  # and PCANetFeatures beside it
-    detector = FusionDetector(PatchCoreDetector())  # for each, their scores summed
+    # A detector for each, their scores summed.
+    detector = FusionDetector(PatchCoreDetector(), verbose=True)
 else:
     features = PatchFeatures(
         options.backbone,
@@ -86,7 +87,7 @@ else:
         backbone_kwargs=options.backbone_kwargs,
         verbose=True,
     )
-    detector = PatchCoreDetector()
+    detector = PatchCoreDetector(verbose=True)
 model = Pipeline([features, detector])
 
 start = time.perf_counter()
@@ -122,7 +123,8 @@ if len(set(data.y_test)) == 2:
         f"false alarms {np.mean(decisions[good] == -1):.0%}"
     )
     if all_masks is not None:
-        quality = pixel_metrics(all_masks, model.anomaly_map(data.test))
+        maps = model.anomaly_map(data.test)
+        quality = pixel_metrics(all_masks, maps, verbose=True)
         print(
             f"pixel AUROC {quality['pixel_auroc']:.3f}, PRO {quality['pro_score']:.3f}"
         )

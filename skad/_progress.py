@@ -1,34 +1,30 @@
-"""Progress of long work, printed to the standard error stream on request."""
+"""Progress bars of long work, on the standard error stream."""
 
-import sys
-import time
-from contextlib import contextmanager
+from tqdm import tqdm
 
 
-class _Bar:
-    def __init__(self, total, label, shown):
-        self.total, self.label, self.shown = total, label, shown
-        self.started = self.printed = time.monotonic()
+def progress(total, label, verbose, *, done=0, unit="it"):
+    """Return a bar for a number of steps; it shows nothing unless `verbose`.
 
-    def reach(self, done, note=""):
-        """Say that `done` of the total steps are finished."""
-        now = time.monotonic()
-        if not self.shown or (now - self.printed < 0.5 and done < self.total):
-            return
-        self.printed = now
-        left = (now - self.started) / max(done, 1) * (self.total - done)
-        sys.stderr.write(
-            f"\r{self.label}: {done}/{self.total}, {left:.0f} s left{note} "
-        )
-        sys.stderr.flush()
+    Parameters
+    ----------
+    total : int
+        Number of steps.
 
+    label : str
+        What the steps are about.
 
-@contextmanager
-def progress(total, label, verbose):
-    """Context that gives a bar; it prints nothing unless `verbose`."""
-    bar = _Bar(total, label, bool(verbose))
-    try:
-        yield bar
-    finally:
-        if bar.shown:
-            sys.stderr.write("\n")
+    verbose : bool or int
+
+    done : int, default=0
+        Steps that an earlier run has done; the speed does not count them.
+
+    unit : str, default="it"
+        Name of one step.
+
+    Returns
+    -------
+    bar : tqdm.tqdm
+        A context manager; ``bar.update(n)`` reports n steps more.
+    """
+    return tqdm(total=total, desc=label, initial=done, unit=unit, disable=not verbose)

@@ -3,7 +3,6 @@ import os
 import shutil
 import signal
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import joblib
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from sklearn.base import clone
+from tqdm import tqdm
 
 # Before matplotlib or huggingface_hub is imported, which read these only once.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -276,14 +276,14 @@ def interrupt_training(monkeypatch):
     from skad.networks import _training
 
     def interrupt(after):
-        class Bar:
-            def reach(self, done, note=""):
-                if done == after:
+        class Bar(tqdm):
+            def update(self, n=1):
+                self.n += n  # which a bar that shows nothing does not do
+                if self.n == after:
                     raise KeyboardInterrupt
 
-        @contextmanager
-        def progress(total, label, verbose):
-            yield Bar()
+        def progress(total, label, verbose, done, unit):
+            return Bar(total=total, initial=done, disable=True)
 
         monkeypatch.setattr(_training, "progress", progress)
 

@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from skad.base import ImageDetector
 from skad.base._threshold import threshold_of
 from skad.features import SkippedImageWarning
 from skad.images import ImageError
-from skad.images._reading import ImageReader
+from skad.images._batches import ImageReader
 from skad.metrics import image_auroc_scorer, pro_scorer
 from skad.model_selection import OneClassSplit
 
@@ -372,7 +373,7 @@ def test_search_by_image_and_by_pixels_at_once(as_list):
 def test_progress_on_request(model, capsys):
     loud = pickle.loads(pickle.dumps(model)).set_params(verbose=True)
     loud.score_samples(good_images(9))
-    assert "images: 9/9" in capsys.readouterr().err
+    assert re.search(r"images: 100%.* 9/9 ", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -307,13 +307,11 @@ class ImageDetector(ImageInput, BaseDetector):
 
     def _scored_batches(self, reader):
         """Yield indices, scores and maps of the images that can be read."""
-        done = 0
         with progress(len(reader), "images", self.verbose) as bar:
             for index, batch in reader.indexed_batches(self._images_at_once()):
                 with own_torch_state():
                     found = self._score_batch(batch)
                 check_scores(found, len(batch), f"{type(self).__name__}._score_batch")
                 yield index, *found
-                done += len(index)
-                bar.reach(done)
+                bar.update(len(index))
         self._warn_of_skipped(reader, len(reader), stacklevel=7, scoring=True)

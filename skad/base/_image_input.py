@@ -8,13 +8,12 @@ import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad.images._arrays import accepted_channels
-from skad.images._containers import check_images
+from skad.images._batches import ImageReader, n_threads
+from skad.images._containers import check_images, images_or_folder
 from skad.images._errors import ImageError
-from skad.images._folders import images_or_folder
-from skad.images._geometry import center_crop_box
-from skad.images._limits import CarriesPixelLimit
-from skad.images._read import image_size
-from skad.images._reading import ImageReader, n_threads
+from skad.images._files import image_size
+from skad.images._read import CarriesPixelLimit
+from skad.images._resize import center_crop_box
 
 
 class SkippedImageWarning(UserWarning):

@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import Interval
 
 from skad import networks
 from skad._kept import prepared
-from skad.images._reading import ImageReader, n_threads, remembered
+from skad.images._batches import ImageReader, n_threads, remembered
 from skad.networks._sampling import (
     combined_seed,
     fit_seed,
@@ -127,9 +127,7 @@ class TrainedDetector:
         else:
             self.loss_curve_ = []
             self._prepare_training(data, seed)
-            module = networks.modules.seeded(
-                lambda: self._initial_networks(data), seed
-            )
+            module = networks.modules.seeded(lambda: self._initial_networks(data), seed)
         module = networks.modules.placed(
             module, device, channels_last=self._channels_last
         )

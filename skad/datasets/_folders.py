@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils import Bunch
 
-from skad.images._folders import find_images, natural_order, some_suffixes
+from skad.images._files import find_images, natural_order, some_suffixes
 
 _COLUMNS = ("object", "split", "label", "image", "mask")
 

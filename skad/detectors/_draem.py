@@ -15,7 +15,7 @@ from skad import networks
 from skad._training_images import TrainingImages
 from skad.base import ImageDetector, TrainedDetector
 from skad.base._trained import sample_rng
-from skad.images._reading import remembered
+from skad.images._batches import remembered
 from skad.networks._torch_state import torch_device
 from skad.synthesis import changed_texture, draem, procedural_texture
 

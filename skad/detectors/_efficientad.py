@@ -7,7 +7,6 @@ maps, brought to one scale by quantiles of good images (Section 3.4).
 """
 
 import copy
-from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from skad._user_warning import warn_user
 from skad.base import ImageDetector, TrainedDetector
 from skad.base._trained import sample_rng
 from skad.detectors._teacher import Teacher, colourless, distill_teacher
-from skad.images._reading import NamedImages, remembered
+from skad.images._batches import NamedImages, remembered
 from skad.networks._sampling import combined_seed, sample_at
 from skad.networks._torch_state import torch_device
 from skad.synthesis._image import recoloured

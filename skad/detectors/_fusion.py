@@ -224,11 +224,11 @@ class FusionDetector(BaseDetector):
     def _each(self, detectors, method, arguments):
         """The detectors, after a method of each has learned from its own argument."""
         with progress(len(detectors), "feature types", self.verbose) as bar:
-            for i, (one, own) in enumerate(zip(detectors, arguments, strict=True)):
+            for one, own in zip(detectors, arguments, strict=True):
                 if self.verbose:
                     one.set_params(verbose=self.verbose)
                 getattr(one, method)(own)
-                bar.reach(i + 1)
+                bar.update()
         return detectors
 
     @available_if(_members_can("partial_fit"))

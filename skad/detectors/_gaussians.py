@@ -147,8 +147,11 @@ class Gaussians:
                 result[block, part] = np.sqrt(np.maximum(squared, 0)).T
         return result
 
-    def left_out(self):
-        """Distances of the images kept, each to a model of all others."""
+    def left_out(self, report):
+        """Distances of the images kept, each to a model of all others.
+
+        ``report(n)`` is called after every n positions.
+        """
         result = np.full(self.images.shape[:2], np.nan)
         for part in self._parts(max(self.n_used, self.mean.shape[1])):
             n = self.counts[part][:, None].astype(np.float64)
@@ -162,6 +165,7 @@ class Gaussians:
             result[:, part] = np.where(
                 inside, np.sqrt(np.maximum(squared, 0)), np.nan
             ).T
+            report(part.stop - part.start)
         return result
 
     def covariance(self, position):

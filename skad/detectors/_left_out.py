@@ -9,6 +9,7 @@ bank, farthest first, until all are covered as closely as the coreset covers all
 
 import numpy as np
 
+from skad._progress import progress
 from skad.neighbors._distances import squared_distances, squared_norms
 
 
@@ -32,8 +33,11 @@ class LeftOutBank:
         Number of neighbours of each row.
 
     nearest : callable
-        ``nearest(queries, k, groups)`` as of ``bank.search``, by which `found` is
-        searched for: the search that scores new images, where that is approximate.
+        ``nearest(queries, k, groups, report)`` as of ``bank.search``, by which `found`
+        is searched for: the search that scores new images, where that is approximate.
+
+    verbose : bool, default=False
+        Whether to show the progress of that search.
 
     Attributes
     ----------
@@ -44,9 +48,10 @@ class LeftOutBank:
         Squared distances and indices for the rows of the images.
     """
 
-    def __init__(self, bank, owner, rows, images, k, nearest):
+    def __init__(self, bank, owner, rows, images, k, nearest, verbose=False):
         self._bank, self._owner = bank, owner
-        squared, indices = nearest(rows, k, groups=(images, owner))
+        with progress(len(rows), "patches left out", verbose, unit="patch") as bar:
+            squared, indices = nearest(rows, k, (images, owner), bar.update)
         returned = self._returned_rows(rows, images, squared[:, 0], indices[:, 0])
         self.rows = np.concatenate([bank.rows, *(rows[r] for r in returned.values())])
         ends = len(bank.rows) + np.cumsum([len(r) for r in returned.values()])

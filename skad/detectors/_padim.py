@@ -225,7 +225,7 @@ class PaDiMDetector(BaseDetector):
         with progress(len(X), "Gaussians", self.verbose) as bar:
             for lo in range(0, len(X), 32):
                 gaussians.add(_flat(X[lo : lo + 32]))
-                bar.reach(min(lo + 32, len(X)))
+                bar.update(min(32, len(X) - lo))
         if gaussians.n_images == 1:
             warnings.warn(
                 "one training image has no covariance: patches score by their "
@@ -258,7 +258,10 @@ class PaDiMDetector(BaseDetector):
 
     def _score_left_out(self, X=None):
         """Score the images kept, each by the Gaussians of all others."""
-        maps = self._gaussians.left_out().reshape(-1, *self.mean_.shape[:2])
+        grid = self.mean_.shape[:2]
+        n_positions = grid[0] * grid[1]
+        with progress(n_positions, "positions, images left out", self.verbose) as bar:
+            maps = self._gaussians.left_out(bar.update).reshape(-1, *grid)
         return image_scores(maps), maps
 
     def _rendering(self, window, grid):

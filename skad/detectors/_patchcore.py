@@ -318,7 +318,7 @@ class PatchCoreDetector(BaseDetector):
         n_left = max(1, len(self.bank_) - _largest(owner))
         k = min(self.n_neighbors, n_left)
         bank = LeftOutBank(
-            self._searched, owner, queries, images, k, nearest=self._nearest
+            self._searched, owner, queries, images, k, self._nearest, self.verbose
         )
 
         def around(rows, worst, b):
@@ -327,13 +327,15 @@ class PatchCoreDetector(BaseDetector):
         squared, indices = bank.found
         return self._scores(X, inside, queries, squared, indices, bank.rows, around)
 
-    def _nearest(self, queries, k, groups=None):
+    def _nearest(self, queries, k, groups=None, report=None):
         """Squared distances and indices of the k nearest rows, as `algorithm` says."""
         if self._index is None:
-            return self._searched.search(queries, k, groups=groups)
+            return self._searched.search(queries, k, groups=groups, report=report)
         index, n_candidates, epsilon = self._index
         n = min(max(k, n_candidates), len(self.bank_))
         indices, distances = index.query(queries, k=n, epsilon=epsilon)
+        if report is not None:
+            report(len(queries))
         squared = distances.astype(np.float64) ** 2
         squared[indices < 0] = np.inf  # what the index did not reach
         if groups is not None:

@@ -23,7 +23,7 @@ from skad.detectors._prn_samples import (
     read_defect_mask,
     resized_mask,
 )
-from skad.images._reading import remembered
+from skad.images._batches import remembered
 from skad.networks._torch_state import own_torch_state, torch_device
 from skad.networks._weights import is_reproducible
 
@@ -516,9 +516,7 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         """Keep what is needed to build the network again where no file is at hand."""
         if not is_reproducible(self.backbone, self.weights):
             black = np.zeros((1, *self._input_size(), 3), np.float32)
-            self._encoder_weights = networks.prn_encoder.fitted_weights(
-                encoder, black
-            )
+            self._encoder_weights = networks.prn_encoder.fitted_weights(encoder, black)
 
     def _known_encoder(self, device):
         """The encoder, which must be that of the fit."""
@@ -553,6 +551,6 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
 
 
 def _contents(defect):
-    """Arrays that tell a defect from others: its image, and its mask if there is one."""
+    """Arrays that tell a defect from others: its image, and its mask, if any."""
     read, mask = defect
     return read(), np.empty(0) if mask is None else mask

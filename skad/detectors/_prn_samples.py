@@ -9,8 +9,8 @@ another good image that was changed (homologous).
 import numpy as np
 
 from skad.images import read_mask
-from skad.images._geometry import center_crop_box
-from skad.images._reading import remembered
+from skad.images._batches import remembered
+from skad.images._resize import center_crop_box
 from skad.networks._sampling import combined_seed, sample_at
 from skad.synthesis import (
     changed_texture,
@@ -61,7 +61,7 @@ class Samples:
 
     seed : int
 
-    textures : skad.images._reading.ImageReader or None
+    textures : skad.images._batches.ImageReader or None
         None draws textures.
 
     foreground : "auto" or None

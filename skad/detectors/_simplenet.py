@@ -1,9 +1,9 @@
 """SimpleNet (Liu et al., CVPR 2023): a discriminator between features and noise.
 
 Features of normal images are adapted by one linear layer (Section 3.2 of the paper);
-Gaussian noise added to these makes negatives (Section 3.3); a small discriminator learns
-to tell the two apart (Section 3.4). Its output for a patch, with its sign changed, is
-the anomaly score of the patch. The networks are in `skad.networks._simplenet`.
+Gaussian noise added to these makes negatives (Section 3.3); a small discriminator
+learns to tell the two apart (Section 3.4). Its output for a patch, with its sign
+changed, is the anomaly score of the patch. `skad.networks._simplenet` has the networks.
 """
 
 from contextlib import contextmanager
@@ -412,8 +412,10 @@ class SimpleNetDetector(TrainedDetector, BaseDetector):
             layers, output = networks.simplenet.folded_layers(state)
             if not self.classification_head:
                 return layers, output, None
-            return layers, output, networks.simplenet.scoring_module(
-                self._networks, self.state_, dtype
+            return (
+                layers,
+                output,
+                networks.simplenet.scoring_module(self._networks, self.state_, dtype),
             )
 
         widths = self.hidden_dim, self.n_hidden_layers

@@ -261,7 +261,7 @@ class SPADEDetector(BaseDetector):
                 for level, gallery in zip(levels, self.galleries_, strict=True):
                     found = self._search_patches(level[i], gallery[neighbors[i]])
                     maps[i] += _resized(found, X.shape[1:3]) / len(levels)
-                bar.reach(i + 1)
+                bar.update()
         maps[np.isnan(X[..., 0])] = np.nan
         scores = distances if self.image_score == "neighbors" else image_scores(maps)
         return scores, maps

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from skad import networks
 from skad._progress import progress
 from skad.images import check_images
-from skad.images._reading import ImageReader, n_threads, remembered
+from skad.images._batches import ImageReader, n_threads, remembered
 from skad.networks._sampling import combined_seed, fit_seed, sample_at
 from skad.networks._torch_state import in_own_torch_state, torch_device
 from skad.synthesis._image import grey
@@ -417,7 +417,7 @@ class _Targets:
         with progress(n_sample, "targets", verbose) as bar:
             for lo in range(0, n_sample, 8):
                 found[lo : lo + 8] = self._extract(sample[lo : lo + 8])
-                bar.reach(min(lo + 8, n_sample))
+                bar.update(min(8, n_sample - lo))
         if n_sample == len(X):
             self._kept = found
         mean = np.mean([f.mean(axis=(0, 1), dtype=np.float64) for f in found], axis=0)

@@ -157,7 +157,9 @@ def named_backbone(name, weights, kwargs, seed, device, wanted=(), *, fold=True)
     key = (name, identity(weights, seed), repr(sorted(kwargs.items())), str(device))
 
     def build(fold):
-        module = networks.modules.seeded(lambda: networks.backbone.build(name, weights, kwargs), seed)
+        module = networks.modules.seeded(
+            lambda: networks.backbone.build(name, weights, kwargs), seed
+        )
         return _as_backbone(module, kwargs, device, fold=fold)
 
     with running:
@@ -235,7 +237,9 @@ def tuned_backbone(key, build, device):
 def with_trained_weights(name, kwargs, state, device, wanted=()):
     """A timm backbone with weights from arrays, folded as by `named_backbone`."""
     for fold in (True, False):
-        module = networks.modules.seeded(lambda: networks.backbone.build(name, False, kwargs), 0)
+        module = networks.modules.seeded(
+            lambda: networks.backbone.build(name, False, kwargs), 0
+        )
         networks.modules.with_arrays(module, state)
         backbone = _as_backbone(module, kwargs, device, fold=fold)
         if backbone.changed is not None and not backbone.changed.intersection(wanted):
@@ -270,7 +274,9 @@ def _fold(backbone, kwargs):
         kwargs.get("img_size", size),
     )
     size = (size, size) if isinstance(size, int) else tuple(size)
-    backbone.changed, backbone.folded = networks.folding.fold_norms(backbone.module, n_channels, size)
+    backbone.changed, backbone.folded = networks.folding.fold_norms(
+        backbone.module, n_channels, size
+    )
 
 
 def automatic_layers(module):

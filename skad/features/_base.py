@@ -249,13 +249,12 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         regions = self.regions(regions, len(reader))
         cache = Cache.of(self)
         with progress(len(indices), "features", self.verbose) as bar:
-            keys, missing, done = cache.keys(reader, indices), [], 0
+            keys, missing = cache.keys(reader, indices), []
             for lo in range(0, len(keys), self._images_at_once()):
                 some = list(keys)[lo : lo + self._images_at_once()]
                 index, rows, absent = cache.load(some, keys)
                 missing += absent
-                done += len(index)
-                bar.reach(done)
+                bar.update(len(index))
                 if len(index):
                     yield index, regions.cut(self._unpacked(rows), index)
             missing = indices if cache.folder is None else missing
@@ -267,8 +266,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
                         block = extract(index, batch)
                 self._check_block(block, len(index))
                 cache.store(self._packed(block), index, keys)
-                done += len(index)
-                bar.reach(done)
+                bar.update(len(index))
                 yield index, regions.cut(block, index)
         self._warn_of_skipped(reader, len(indices), scoring=scoring)
 

@@ -44,7 +44,7 @@ class FusedFeatures(PatchFeatureTransformer):
         images are read: `region`, `batch_size`, `on_error`, `n_jobs` and `verbose`.
 
     second : PatchFeatureTransformer, default=None
-        None is `PCANetFeatures` of the same `image_size` and `crop_size`.
+        None is `PCANetFeatures` of the same `image_size`, `crop_size` and `verbose`.
 
     share : float, default=0.25
         Share of `second` in the squared distance, between 0 and 1.
@@ -118,7 +118,9 @@ class FusedFeatures(PatchFeatureTransformer):
                 size = {"image_size": second.image_size, "crop_size": second.crop_size}
             first = PatchFeatures("skad_small", embedding="concat", **size)
         if second is None:
-            second = PCANetFeatures(first.image_size, crop_size=first.crop_size)
+            second = PCANetFeatures(
+                first.image_size, crop_size=first.crop_size, verbose=first.verbose
+            )
         return first, second
 
     def _images_at_once(self):

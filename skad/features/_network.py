@@ -7,8 +7,8 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from skad._patch_array import PatchArray
 from skad import networks
+from skad._patch_array import PatchArray
 from skad.base._image_input import pair
 from skad.features._backbone import (
     Backbone,

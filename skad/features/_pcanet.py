@@ -6,6 +6,7 @@ which is what tells a normal edge from one in the wrong place, and reduced to
 few whitened channels.
 """
 
+from itertools import chain
 from numbers import Integral, Real
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 
 from skad._moments import Moments
+from skad._progress import progress
 from skad.base._image_input import pair
 from skad.features._base import PatchFeatureTransformer
 from skad.features._statistics import SILENCE, Positions
@@ -195,34 +197,40 @@ class PCANetFeatures(PatchFeatureTransformer):
     def _fit_extractor(self, images):
         self._check_stages()
         rng = check_random_state(self.random_state)
-        draw = np.sort(rng.permutation(len(images))[: self.max_images])
+        sampled = np.sort(rng.permutation(len(images))[: self.max_images])
         self.filters_: list[np.ndarray] = []
-        for kernel_size, n_filters in zip(
-            self.kernel_sizes, self.n_filters, strict=True
-        ):
-            patches = Moments()
-            per_image = max(1, _N_PATCHES // len(draw))
-            for _, batch in images.indexed_batches(self.batch_size, draw):
-                stage_input = self._stages(_to_tensor(batch))[0]
-                drawn = _draw_patches(stage_input, kernel_size, per_image, rng)
-                patches = patches.with_rows(drawn)
-            first = not self.filters_
-            self.filters_.append(
-                _filters(patches.covariance, kernel_size, n_filters, first)
-            )
+        n_steps = len(sampled) * len(self.n_filters)
+        with progress(n_steps, "filters", self.verbose, unit="image") as bar:
+            for size, n in zip(self.kernel_sizes, self.n_filters, strict=True):
+                covariance = self._patch_covariance(images, sampled, size, rng, bar)
+                first = not self.filters_
+                self.filters_.append(_filters(covariance, size, n, first))
         return self._learn_positions(images)
+
+    def _patch_covariance(self, images, sampled, kernel_size, rng, bar):
+        """Covariance of random patches of the input of the next stage."""
+        patches, per_image = Moments(), max(1, _N_PATCHES // len(sampled))
+        for _, batch in images.indexed_batches(self.batch_size, sampled):
+            stage_input = self._stages(_to_tensor(batch))[0]
+            rows = _random_patches(stage_input, kernel_size, per_image, rng)
+            patches = patches.with_rows(rows)
+            bar.update(len(batch))
+        return patches.covariance
 
     def _learn_positions(self, images):
         """Statistics of each position, then the whitening of what they leave."""
         positions, every_batch = Positions(), self._twice(images)
-        for batch in every_batch():
-            positions.add(batch)
-        left = Moments()
-        for batch in every_batch():
-            for responses in batch:
+        left, n_passes = Moments(), 2
+        bar = progress(n_passes * len(images), "positions", self.verbose, unit="image")
+        with bar:
+            for batch in every_batch():
+                positions.add(batch)
+                bar.update(len(batch))
+            for responses in chain.from_iterable(every_batch()):
                 others = positions.without(responses)
                 standardised = others.standardise(responses)
                 left = left.with_rows(standardised.reshape(-1, responses.shape[-1]))
+                bar.update()
         values, vectors, mean = _leading(left.covariance, self.n_components)
         spread = np.sqrt(values + self.shrinkage * mean + SILENCE)
         self.whitening_ = _in_order(vectors / spread)
@@ -331,7 +339,7 @@ def _stage(x, filters, first):
     return avg_pool2d(torch.cat(parts, dim=1), 2)
 
 
-def _draw_patches(x, kernel_size, per_image, rng):
+def _random_patches(x, kernel_size, per_image, rng):
     """Random k x k patches of every image of a batch, flattened."""
     views = np.lib.stride_tricks.sliding_window_view(
         x.numpy(), (kernel_size, kernel_size), axis=(2, 3)

@@ -7,8 +7,8 @@ from PIL import Image
 
 from skad._patch_array import PatchArray
 from skad.images import read_mask
-from skad.images._kinds import has_base
-from skad.images._limits import PILLOW_LIMIT, carried_limit
+from skad.images._arrays import has_base
+from skad.images._read import PILLOW_LIMIT, carried_limit
 
 
 def read_region(region):
@@ -41,7 +41,7 @@ class Regions:
         The part of an image that the patch grid covers.
 
     pixel_limit : int or None
-        The limit that came with the estimator, see `skad.images._limits`.
+        The limit that came with the estimator, see `skad.images._read`.
     """
 
     def __init__(self, common, each, n, window, pixel_limit=PILLOW_LIMIT):

@@ -20,7 +20,7 @@ from skad.features._backbone import (
     with_trained_weights,
 )
 from skad.features._network import PatchFeatures
-from skad.images._reading import n_threads, remembered
+from skad.images._batches import n_threads, remembered
 from skad.networks._sampling import combined_seed, epoch_order, prefetched
 from skad.networks._weights import IMAGENET_MEAN, IMAGENET_STD
 from skad.synthesis import smooth_blend, strong_view, weak_view
@@ -403,7 +403,12 @@ class SPDPatchFeatures(PatchFeatures):
             return None
         settings = networks.training.result_settings(self)
         return networks.training.checkpoint_file(
-            self.checkpoint_dir, "spd", settings, self._seed, self.weights_sha256_, means
+            self.checkpoint_dir,
+            "spd",
+            settings,
+            self._seed,
+            self.weights_sha256_,
+            means,
         )
 
 

@@ -7,15 +7,15 @@ recognised by their type.
 
 from skad.images._containers import check_images
 from skad.images._errors import ImageError
-from skad.images._folders import list_images
-from skad.images._geometry import (
+from skad.images._files import content_key, image_size, list_images
+from skad.images._masks import read_mask
+from skad.images._read import read_image
+from skad.images._resize import (
     center_crop_box,
     resize_image,
     resize_short_side,
     to_float,
 )
-from skad.images._masks import read_mask
-from skad.images._read import content_key, image_size, read_image
 
 __all__ = [
     "ImageError",

@@ -1,4 +1,4 @@
-"""One image given as an array: checks, and the normal form."""
+"""One image given as an array or a tensor: checks, and the normal form."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skad.images._errors import Source
-from skad.images._kinds import tensor_to_numpy
 
 CHANNELS = (1, 3, 4)
 # Grey and colour become one another; other numbers of channels are kept as they are.
 CONVERTED = (1, 3)
 # Arithmetic such as resizing moves a float past 0 or 1 by rounding alone.
 ROUNDING = 1e-6
+
+
+def has_base(kind: type, module: str, name: str) -> bool:
+    """Whether a class or a base of it is called `name` in package `module`."""
+    return any(
+        base.__name__ == name and base.__module__.split(".")[0] == module
+        for base in kind.__mro__
+    )
+
+
+def is_tensor(x: object) -> bool:
+    """Whether `x` is a torch tensor, also of a subclass such as Parameter."""
+    return has_base(type(x), "torch", "Tensor")
 
 
 def accepted_channels(n_channels: int | None) -> tuple[int, ...]:
@@ -129,6 +141,20 @@ def tensor_view(
     array = tensor_to_numpy(tensor, source)
     array = array.transpose(1, 2, 0) if array.ndim == 3 else array
     return array_view(array, source, n_channels)
+
+
+def tensor_to_numpy(tensor: Any, source: Source) -> NDArray[Any]:
+    """Array of a tensor from any device, axes as they are."""
+    try:
+        tensor = tensor.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":  # a type that numpy lacks
+            tensor = tensor.float()
+        return np.asarray(tensor.numpy())
+    except (TypeError, RuntimeError, NotImplementedError) as err:
+        raise source.error(
+            f"the torch tensor cannot become a numpy array ({err})",
+            "pass a dense tensor of an ordinary type",
+        ) from err
 
 
 def normal_form(

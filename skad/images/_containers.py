@@ -16,10 +16,13 @@ from skad.images._arrays import (
     accepted_channels,
     channel_counts,
     dtype_problem,
+    has_base,
+    is_tensor,
+    tensor_to_numpy,
 )
 from skad.images._errors import Source
-from skad.images._kinds import has_base, is_item_type, is_tensor, tensor_to_numpy
-from skad.images._read import refuse_item
+from skad.images._files import list_images
+from skad.images._read import as_path, refuse_item
 
 _EXPECTED = (
     "a list of images (paths, PIL images, arrays or tensors), one array (n, H, W) "
@@ -87,6 +90,23 @@ of a folder with skad.images.list_images(folder).
     return X
 
 
+def images_or_folder(images: Any, name: str) -> Any:
+    """Check an argument that is a sequence of images, or the path of a folder.
+
+    A folder is looked through with all folders in it.
+    """
+    path = as_path(images)
+    if path is None:
+        return check_images(images, name)
+    try:
+        return list_images(path, nested=True)
+    except OSError as error:
+        raise ValueError(
+            f"{name}={path!r} is no folder of images: {error} Pass a folder, or a "
+            "sequence of images."
+        ) from error
+
+
 def _container_problem(X: Any) -> str:
     """Say what X is and what to do instead."""
     kind = type(X)
@@ -118,10 +138,16 @@ def _empty(name: str) -> str:
 
 
 def _check_item_types(X: Sequence[Any] | NDArray[Any], name: str) -> None:
-    bad = {kind for kind in set(map(type, X)) if not is_item_type(kind)}
+    bad = {kind for kind in set(map(type, X)) if not _is_item_type(kind)}
     if bad:
         place = next(i for i, item in enumerate(X) if type(item) in bad)
         refuse_item(X[place], Source(f"{name}[{place}]"))
+
+
+def _is_item_type(kind: type) -> bool:
+    """Whether instances of `kind` can be one image."""
+    known = (str, os.PathLike, Image.Image, np.ndarray)
+    return issubclass(kind, known) or has_base(kind, "torch", "Tensor")
 
 
 def _check_array(X: NDArray[Any], name: str, n_channels: int) -> NDArray[Any]:

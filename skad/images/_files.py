@@ -1,144 +1,185 @@
-"""Image files: opening with a clear reason when it fails."""
+"""Files without their pixels: folders listed, sizes and keys told."""
 
 from __future__ import annotations
 
 import hashlib
-import stat
+import os
+import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from skad.images._errors import ImageError, Source
-from skad.images._limits import pixel_limit
-from skad.images._pillow import decoding
+from skad.images._arrays import array_view
+from skad.images._errors import Source
+from skad.images._read import (
+    as_path,
+    decoding,
+    is_array_file,
+    item_view,
+    one_at_a_time,
+    opened_array,
+    opened_bytes,
+    opened_image,
+    orientation,
+    oriented_pixels_of_object,
+    oriented_size,
+)
 
-REPLACE = "replace the file or remove it from the list"
-
-
-@contextmanager
-def opened_bytes(source: Source) -> Iterator[BinaryIO]:
-    """Stream of a regular file that is not empty."""
-    path = Path(source.path or "")
-    try:
-        _check_regular(path, source)
-        stream = path.open("rb")
-    except FileNotFoundError as err:
-        hint = "check the spelling"
-        if not path.is_absolute():
-            hint += f"; the path is relative to the working folder {str(Path.cwd())!r}"
-        raise source.error("there is no such file", hint) from err
-    except PermissionError as err:
-        raise source.error(
-            "permission to read the file is denied", "change its access rights"
-        ) from err
-    except (OSError, ValueError) as err:
-        if isinstance(err, ImageError):
-            raise
-        raise source.error(
-            f"the file cannot be opened ({err})", "check the path"
-        ) from err
-    with stream:
-        yield stream
+# Pillow recognises files of these kinds, but needs other programs to decode them.
+_NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
-def _check_regular(path: Path, source: Source) -> None:
-    status = path.stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise source.error(
-            "the path is a folder",
-            "list its files with skad.images.list_images(folder)",
-        )
-    # Opening a named pipe would wait for ever.
-    if not stat.S_ISREG(status.st_mode):
-        raise source.error("the path is not a regular file", "pass an image file")
-    if status.st_size == 0:
-        raise source.error("the file is empty (0 bytes)", REPLACE)
+def list_images(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:
+    """List the images of a folder in natural order.
 
+    Every file counts whose name ends as one that `read_image` reads: the formats of
+    Pillow and .npy, in capitals or not. Hidden files and folders do not count.
 
-@contextmanager
-def opened_image(source: Source) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """Image with its header read and its pixels not yet decoded, and its stream."""
-    with opened_bytes(source) as stream:
-        image = _read_header(stream, source)
-        _check_pixel_count(image, source)
-        yield image, stream
+    Parameters
+    ----------
+    folder : path
+        Where to look.
+    nested : bool, default=False
+        Whether to look into the folders in it, too.
 
+    Returns
+    -------
+    paths : list of Path
+        2.png comes before 10.png. No file is opened.
 
-def is_array_file(path: str) -> bool:
-    """Whether a file holds an array, by its name."""
-    return path.lower().endswith(".npy")
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or no image in it.
+    NotADirectoryError
+        If the path is a file.
 
-
-@contextmanager
-def opened_array(source: Source) -> Iterator[NDArray[Any]]:
-    """Array of a .npy file with its header read and its values still in the file."""
-    with opened_bytes(source), decoding(source):
-        # Mapped, for a header that promises more than the file holds is found out
-        # before memory is asked for. Copy what is kept: the file may change.
-        yield np.lib.format.open_memmap(source.path or "", mode="r")
-
-
-def _read_header(stream: BinaryIO, source: Source) -> Image.Image:
-    # A stream, not the path: Pillow 13 maps uncompressed TIFF files that it opened
-    # by path into memory with the wrong row length if they are turned.
-    with decoding(source):
-        image = _identified(stream)
-    if image is None:
-        stream.seek(0)
-        raise source.error(
-            f"this is no image that Pillow knows: it starts with {stream.read(8)!r}",
-            "it is truncated, damaged or of another type than its name says, "
-            "or its format needs a Pillow plugin",
-        )
-    return image
-
-
-def _identified(stream: BinaryIO) -> Image.Image | None:
-    """Image of the first format of Pillow that takes the stream.
-
-    As ``PIL.Image.open``, which refuses large images by a limit of the process,
-    where here the limit may be another one.
+    Examples
+    --------
+    >>> from skad.images import list_images
+    >>> paths = list_images("photos", nested=True)  # doctest: +SKIP
     """
-    prefix = stream.read(16)
-    for register in (Image.preinit, Image.init):
-        register()
-        for name in Image.ID:
-            factory, accept = Image.OPEN[name]
-            accepted = True if accept is None else accept(prefix)
-            if not accepted or isinstance(accepted, str):  # a str says what it lacks
-                continue
-            stream.seek(0)
-            try:
-                return factory(stream, "")
-            except (SyntaxError, IndexError, TypeError, struct.error):
-                continue  # looks like this format, but is none
-    return None
-
-
-def _check_pixel_count(image: Image.Image, source: Source) -> None:
-    limit, count = pixel_limit(), image.size[0] * image.size[1]
-    if limit is not None and count > limit:
-        raise _bomb(
-            f"Image size ({count} pixels) exceeds limit of {limit} pixels", source
+    base = Path(folder)
+    if base.is_file():
+        raise NotADirectoryError(f"{str(base)!r} is a file; pass the folder it is in.")
+    if not base.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(base)!r}; check the path.")
+    found = find_images(base, nested=nested)
+    if not found:
+        raise FileNotFoundError(
+            f"no images in the folder {str(base)!r}: expected files that end in "
+            f"{some_suffixes()}."
         )
+    return found
 
 
-def _bomb(reason: str, source: Source) -> ImageError:
-    return source.error(
-        f"the header announces a very large image, perhaps a decompression bomb "
-        f"({reason.rstrip('.')})",
-        "make the image smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it; "
-        "it holds for worker processes, too",
-    )
+def find_images(folder: Path, *, nested: bool = False) -> list[Path]:
+    """Do the same for a folder that exists, but may hold no image."""
+    suffixes = image_suffixes()
+    found: list[Path] = []
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, onerror=_raised, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:  # a link may lead back to where it stands
+            folders[:] = []
+            continue
+        seen.add(real)
+        folders[:] = [n for n in folders if nested and n[0] != "."]
+        found += [
+            Path(where, name)
+            for name in names
+            if name[0] != "." and Path(name).suffix.lower() in suffixes
+        ]
+    return sorted(found, key=natural_order)
 
 
-def png_has_late_exif(stream: BinaryIO) -> bool:
+def _raised(error: OSError) -> None:
+    raise error
+
+
+def image_suffixes() -> frozenset[str]:
+    """Endings of the files that `read_image` reads, in lower case, with their dot."""
+    known = Image.registered_extensions().items()
+    readable = {s for s, kind in known if kind in Image.OPEN and kind not in _NO_PIXELS}
+    return frozenset(readable | {".npy"})
+
+
+def some_suffixes() -> str:
+    """The usual endings, for messages."""
+    return ".png, .jpg, .tif, .bmp, .npy or another format of Pillow"
+
+
+def natural_order(path: Path) -> tuple[Any, ...]:
+    """Key of an order by which 2 comes before 10."""
+    key = []
+    for name in path.parts:
+        parts = [part for part in re.split(r"([0-9]+)", name.casefold()) if part]
+        key.append(
+            [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in parts]
+        )
+    return key, path.parts  # names such as 1.png and 01.png are told apart
+
+
+def image_size(item: Any, *, where: str = "X[0]") -> tuple[int, int]:
+    """Tell height and width of an image, reading no more of a file than needed.
+
+    Parameters
+    ----------
+    item : str, Path, PIL.Image.Image, ndarray or torch.Tensor
+        As for `read_image`, with any number of channels.
+    where : str, default="X[0]"
+        Name of the item in error messages.
+
+    Returns
+    -------
+    tuple of int
+        (H, W) after EXIF orientation, the same that `read_image` gives.
+
+    Raises
+    ------
+    ImageError
+        The item is no image, or the header of its file cannot be read. Damage
+        behind the header is not seen.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from skad.images import image_size
+    >>> image_size(Image.new("RGB", (640, 480)))
+    (480, 640)
+    """
+    path = as_path(item)
+    source = Source(where, path)
+    if isinstance(item, Image.Image):
+        with one_at_a_time(item):
+            size = oriented_size(item, orientation(item.getexif))
+    elif path is not None:
+        size = _file_size(source)
+    else:
+        size = item_view(item, source, None).shape[:2]
+    if min(size) < 1:
+        raise source.error(
+            f"the image is empty, height and width {size}",
+            "an image has at least one pixel",
+        )
+    return size
+
+
+def _file_size(source: Source) -> tuple[int, int]:
+    if is_array_file(source.path or ""):
+        with opened_array(source) as array:
+            return array_view(array, source, None).shape[:2]
+    with opened_image(source) as (image, stream), decoding(source):
+        if image.format == "PNG" and _png_has_late_exif(stream):
+            image.load()
+        # The method of PNG images itself would decode all pixels.
+        return oriented_size(image, orientation(lambda: Image.Image.getexif(image)))
+
+
+def _png_has_late_exif(stream: BinaryIO) -> bool:
     """Whether EXIF or XMP follows the pixels, where Pillow meets it on load only."""
     names = (b"Raw profile type exif", b"XML:com.adobe.xmp")
     place, after_pixels, found = stream.tell(), False, False
@@ -155,7 +196,54 @@ def png_has_late_exif(stream: BinaryIO) -> bool:
     return found
 
 
-def file_digest(source: Source) -> str:
+def content_key(item: Any, *, where: str = "X[0]") -> str:
+    """Compute a key that is equal for equal content, to find repeated images.
+
+    The same picture as a file and as an array has two different keys.
+
+    Parameters
+    ----------
+    item : str, Path, PIL.Image.Image, ndarray or torch.Tensor
+        As for `read_image`, with any number of channels. Of a file the bytes count,
+        not the decoded pixels.
+    where : str, default="X[0]"
+        Name of the item in error messages.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits (BLAKE2b of 128 bits).
+
+    Raises
+    ------
+    ImageError
+        The item is no image or its file cannot be opened.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.images import content_key
+    >>> image = np.zeros((4, 4), dtype=np.uint8)
+    >>> content_key(image) == content_key(image.copy())
+    True
+    >>> content_key(image) == content_key(image + 1)
+    False
+    """
+    path = as_path(item)
+    source = Source(where, path)
+    if path is not None:
+        return _file_digest(source)
+    if isinstance(item, Image.Image):
+        array = oriented_pixels_of_object(item, source, None)
+    else:
+        array = item_view(item, source, None)
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{array.dtype.str} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _file_digest(source: Source) -> str:
     """Hex digest of the bytes of a file, read in pieces."""
     digest = hashlib.blake2b(digest_size=16)
     with opened_bytes(source) as stream:

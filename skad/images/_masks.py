@@ -8,10 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from skad.images._arrays import is_tensor, tensor_to_numpy
 from skad.images._errors import Source
-from skad.images._files import is_array_file, opened_array, opened_image
-from skad.images._kinds import as_path, is_tensor, tensor_to_numpy, type_name
-from skad.images._read import oriented_pixels, oriented_pixels_of_object
+from skad.images._read import (
+    as_path,
+    is_array_file,
+    opened_array,
+    opened_image,
+    oriented_pixels,
+    oriented_pixels_of_object,
+    type_name,
+)
 
 
 def read_mask(

@@ -1,11 +1,20 @@
-"""One image of any kind in, its normal form, size or content key out."""
+"""One image: open its file, decode the pixels, turn them upright, normal form.
+
+All that happens to an image file is here, so that reading one leads through one source
+file of skad: those of arrays and tensors are checked in `_arrays`.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import os
+import stat
+import struct
 import threading
-from contextlib import nullcontext
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,33 +23,34 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from skad.images._arrays import (
+    CONVERTED,
     array_view,
     check_channels,
+    is_tensor,
     normal_form,
     tensor_view,
     unit_range,
 )
-from skad.images._errors import Source
-from skad.images._files import (
-    file_digest,
-    is_array_file,
-    opened_array,
-    opened_image,
-    png_has_late_exif,
+from skad.images._errors import ImageError, Source
+
+ITEM_KINDS = (
+    "a path, a PIL image, an array (H, W) or (H, W, 1|3|4), or a torch tensor (C, H, W)"
 )
-from skad.images._kinds import ITEM_KINDS, as_path, is_tensor, type_name
-from skad.images._pillow import (
-    apply_orientation,
-    check_single_frame,
-    decoding,
-    luminance,
-    orientation,
-    oriented_size,
-    pixels,
-)
+
+REPLACE = "replace the file or remove it from the list"
+ORIENTATION = 0x0112
+# Their further frames are previews, depth maps or layers of the first one.
+COMPOSITE_FORMATS = ("MPO", "PSD")
+# Modes whose bands are kept where so many channels are wanted.
+STORED_BANDS = {"LA": 2, "RGBA": 4, "RGBX": 4, "CMYK": 4}
 
 # Pillow loads a file on first use, and one object may stand in a list twice.
 _LAZY_IMAGES = threading.Lock()
+
+# What Pillow starts with: a quarter of a gigabyte at three bytes per pixel.
+PILLOW_LIMIT = 1024 * 1024 * 1024 // 4 // 3
+
+_carried: ContextVar[int | None] = ContextVar("skad_pixel_limit", default=PILLOW_LIMIT)
 
 
 def read_image(item: Any, *, where: str = "X[0]", n_channels: int = 3) -> NDArray[Any]:
@@ -101,11 +111,20 @@ def read_image(item: Any, *, where: str = "X[0]", n_channels: int = 3) -> NDArra
     array([[  0,  51],
            [102, 255]], dtype=uint8)
     """
-    image = _read(item, Source(where, as_path(item)), n_channels)
+    image = _in_normal_form(item, Source(where, as_path(item)), n_channels)
     return luminance(image) if n_channels == 1 else image
 
 
-def _read(item: Any, source: Source, n_channels: int) -> NDArray[Any]:
+def read_image_within(
+    limit: int | None, item: Any, where: str, n_channels: int
+) -> NDArray[Any]:
+    """Read an image under the pixel limit that came with an estimator."""
+    with carried_limit(limit):
+        return read_image(item, where=where, n_channels=n_channels)
+
+
+def _in_normal_form(item: Any, source: Source, n_channels: int) -> NDArray[Any]:
+    """Pixels (H, W, C) as uint8 or float32; colour where grey is wanted, too."""
     if source.path is not None and is_array_file(source.path):
         with opened_array(source) as stored:
             view = np.array(array_view(stored, source, n_channels))
@@ -118,28 +137,10 @@ def _read(item: Any, source: Source, n_channels: int) -> NDArray[Any]:
     else:
         view = item_view(item, source, n_channels)
         return normal_form(view, source, n_channels)
+    if array.dtype == np.uint8 and n_channels in CONVERTED:
+        return np.ascontiguousarray(array)  # as of nearly every file
     check_channels(array, source, n_channels)
     return unit_range(array, source)
-
-
-def oriented_pixels(
-    image: Image.Image, source: Source, n_channels: int | None = 3
-) -> NDArray[Any]:
-    """Decode to upright pixels in the value range of the image mode."""
-    with decoding(source):
-        check_single_frame(image, source)
-        array = pixels(image, source, n_channels)
-        if isinstance(image, TiffImageFile):  # Pillow has turned these while decoding
-            return array
-        return apply_orientation(array, orientation(image.getexif))
-
-
-def oriented_pixels_of_object(
-    image: Image.Image, source: Source, n_channels: int | None = 3
-) -> NDArray[Any]:
-    """Do the same for an image of the caller, which other threads may be reading."""
-    with _LAZY_IMAGES if isinstance(image, ImageFile) else nullcontext():
-        return oriented_pixels(image, source, n_channels)
 
 
 def item_view(item: Any, source: Source, n_channels: int | None) -> NDArray[Any]:
@@ -163,104 +164,313 @@ def refuse_item(item: object, source: Source) -> NoReturn:
     raise source.error(f"{type_name(item)} is no image", hint)
 
 
-def image_size(item: Any, *, where: str = "X[0]") -> tuple[int, int]:
-    """Tell height and width of an image, reading no more of a file than needed.
+def as_path(item: object) -> str | None:
+    """Text of a path item, None for everything else."""
+    if isinstance(item, str | os.PathLike):
+        return str(os.fsdecode(item))
+    return None
 
-    Parameters
-    ----------
-    item : str, Path, PIL.Image.Image, ndarray or torch.Tensor
-        As for `read_image`, with any number of channels.
-    where : str, default="X[0]"
-        Name of the item in error messages.
 
-    Returns
-    -------
-    tuple of int
-        (H, W) after EXIF orientation, the same that `read_image` gives.
+def type_name(x: object) -> str:
+    """Short name of the type of `x` with its article, for messages."""
+    if x is None:
+        return "None"
+    name = type(x).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
-    Raises
-    ------
-    ImageError
-        The item is no image, or the header of its file cannot be read. Damage
-        behind the header is not seen.
 
-    Examples
-    --------
-    >>> from PIL import Image
-    >>> from skad.images import image_size
-    >>> image_size(Image.new("RGB", (640, 480)))
-    (480, 640)
-    """
-    path = as_path(item)
-    source = Source(where, path)
-    if isinstance(item, Image.Image):
-        with _LAZY_IMAGES if isinstance(item, ImageFile) else nullcontext():
-            size = oriented_size(item, orientation(item.getexif))
-    elif path is not None:
-        size = _file_size(source)
-    else:
-        size = item_view(item, source, None).shape[:2]
-    if min(size) < 1:
+# -- files ----------------------------------------------------------------------
+
+
+@contextmanager
+def opened_bytes(source: Source) -> Iterator[BinaryIO]:
+    """Stream of a regular file that is not empty."""
+    path = Path(source.path or "")
+    try:
+        _check_regular(path, source)
+        stream = path.open("rb")
+    except FileNotFoundError as err:
+        hint = "check the spelling"
+        if not path.is_absolute():
+            hint += f"; the path is relative to the working folder {str(Path.cwd())!r}"
+        raise source.error("there is no such file", hint) from err
+    except PermissionError as err:
         raise source.error(
-            f"the image is empty, height and width {size}",
-            "an image has at least one pixel",
+            "permission to read the file is denied", "change its access rights"
+        ) from err
+    except (OSError, ValueError) as err:
+        if isinstance(err, ImageError):
+            raise
+        raise source.error(
+            f"the file cannot be opened ({err})", "check the path"
+        ) from err
+    with stream:
+        yield stream
+
+
+def _check_regular(path: Path, source: Source) -> None:
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise source.error(
+            "the path is a folder",
+            "list its files with skad.images.list_images(folder)",
         )
-    return size
+    # Opening a named pipe would wait for ever.
+    if not stat.S_ISREG(status.st_mode):
+        raise source.error("the path is not a regular file", "pass an image file")
+    if status.st_size == 0:
+        raise source.error("the file is empty (0 bytes)", REPLACE)
 
 
-def _file_size(source: Source) -> tuple[int, int]:
-    if is_array_file(source.path or ""):
-        with opened_array(source) as array:
-            return array_view(array, source, None).shape[:2]
-    with opened_image(source) as (image, stream), decoding(source):
-        if image.format == "PNG" and png_has_late_exif(stream):
-            image.load()
-        # The method of PNG images itself would decode all pixels.
-        return oriented_size(image, orientation(lambda: Image.Image.getexif(image)))
+@contextmanager
+def opened_image(source: Source) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """Image with its header read and its pixels not yet decoded, and its stream."""
+    with opened_bytes(source) as stream:
+        image = _read_header(stream, source)
+        _check_pixel_count(image, source)
+        yield image, stream
 
 
-def content_key(item: Any, *, where: str = "X[0]") -> str:
-    """Compute a key that is equal for equal content, to find repeated images.
+def is_array_file(path: str) -> bool:
+    """Whether a file holds an array, by its name."""
+    return path.lower().endswith(".npy")
 
-    The same picture as a file and as an array has two different keys.
 
-    Parameters
-    ----------
-    item : str, Path, PIL.Image.Image, ndarray or torch.Tensor
-        As for `read_image`, with any number of channels. Of a file the bytes count,
-        not the decoded pixels.
-    where : str, default="X[0]"
-        Name of the item in error messages.
+@contextmanager
+def opened_array(source: Source) -> Iterator[NDArray[Any]]:
+    """Array of a .npy file with its header read and its values still in the file."""
+    with opened_bytes(source), decoding(source):
+        # Mapped, for a header that promises more than the file holds is found out
+        # before memory is asked for. Copy what is kept: the file may change.
+        yield np.lib.format.open_memmap(source.path or "", mode="r")
 
-    Returns
-    -------
-    str
-        32 hexadecimal digits (BLAKE2b of 128 bits).
 
-    Raises
-    ------
-    ImageError
-        The item is no image or its file cannot be opened.
+def _read_header(stream: BinaryIO, source: Source) -> Image.Image:
+    # A stream, not the path: Pillow 13 maps uncompressed TIFF files that it opened
+    # by path into memory with the wrong row length if they are turned.
+    with decoding(source):
+        image = _identified(stream)
+    if image is None:
+        stream.seek(0)
+        raise source.error(
+            f"this is no image that Pillow knows: it starts with {stream.read(8)!r}",
+            "it is truncated, damaged or of another type than its name says, "
+            "or its format needs a Pillow plugin",
+        )
+    return image
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skad.images import content_key
-    >>> image = np.zeros((4, 4), dtype=np.uint8)
-    >>> content_key(image) == content_key(image.copy())
-    True
-    >>> content_key(image) == content_key(image + 1)
-    False
+
+def _identified(stream: BinaryIO) -> Image.Image | None:
+    """Image of the first format of Pillow that takes the stream.
+
+    As ``PIL.Image.open``, which refuses large images by a limit of the process,
+    where here the limit may be another one.
     """
-    path = as_path(item)
-    source = Source(where, path)
-    if path is not None:
-        return file_digest(source)
-    if isinstance(item, Image.Image):
-        array = oriented_pixels_of_object(item, source, None)
+    prefix = stream.read(16)
+    for register in (Image.preinit, Image.init):
+        register()
+        for name in Image.ID:
+            factory, accept = Image.OPEN[name]
+            accepted = True if accept is None else accept(prefix)
+            if not accepted or isinstance(accepted, str):  # a str says what it lacks
+                continue
+            stream.seek(0)
+            try:
+                return factory(stream, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # looks like this format, but is none
+    return None
+
+
+# -- the largest image that is read --------------------------------------------
+
+
+def pixel_limit() -> int | None:
+    """Largest number of pixels of an image that is read here; None is no limit.
+
+    ``PIL.Image.MAX_IMAGE_PIXELS`` counts where this process has set it. Where it is
+    what Pillow starts with, the limit that came with the estimator counts.
+    """
+    own = Image.MAX_IMAGE_PIXELS
+    return _carried.get() if own == PILLOW_LIMIT else own
+
+
+@contextmanager
+def carried_limit(limit: int | None) -> Iterator[None]:
+    """Let this limit be the one that came with the estimator."""
+    token = _carried.set(limit)
+    try:
+        yield
+    finally:
+        _carried.reset(token)
+
+
+class CarriesPixelLimit:
+    """Mixin of estimators that read images: takes Pillow's limit to other processes.
+
+    A worker process of joblib, or the one that loads a model, starts with Pillow's own
+    limit, not with the one that the user has set where the estimator comes from.
+    """
+
+    _pixel_limit: int | None = PILLOW_LIMIT
+
+    def _limited(self) -> Any:
+        """Context in which images are read for this estimator."""
+        return carried_limit(self._pixel_limit)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())  # type: ignore[call-overload]
+        state.pop("_pixel_limit", None)
+        with self._limited():
+            limit = pixel_limit()
+        return state if limit == PILLOW_LIMIT else {**state, "_pixel_limit": limit}
+
+    def __sklearn_clone__(self) -> Any:
+        copy = super().__sklearn_clone__()  # type: ignore[misc]
+        if "_pixel_limit" in vars(self):
+            copy._pixel_limit = self._pixel_limit
+        return copy
+
+
+def _check_pixel_count(image: Image.Image, source: Source) -> None:
+    limit, count = pixel_limit(), image.size[0] * image.size[1]
+    if limit is not None and count > limit:
+        raise _bomb(
+            f"Image size ({count} pixels) exceeds limit of {limit} pixels", source
+        )
+
+
+def _bomb(reason: str, source: Source) -> ImageError:
+    return source.error(
+        f"the header announces a very large image, perhaps a decompression bomb "
+        f"({reason.rstrip('.')})",
+        "make the image smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it; "
+        "it holds for worker processes, too",
+    )
+
+
+# -- images held by Pillow ------------------------------------------------------
+
+
+@contextmanager
+def decoding(source: Source) -> Iterator[None]:
+    """Turn whatever a decoder raises into an `ImageError`."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    # Decoders meet damaged data with OSError, SyntaxError, struct.error,
+    # IndexError and more, so no shorter list would be complete.
+    except Exception as err:
+        hint = "it is truncated or damaged: replace it or remove it"
+        if source.path is None:
+            hint += " (a PIL image must still be open, or loaded with .load())"
+        raise source.error(
+            f"the image cannot be decoded ({type(err).__name__}: {err})", hint
+        ) from err
+
+
+def oriented_pixels(
+    image: Image.Image, source: Source, n_channels: int | None = 3
+) -> NDArray[Any]:
+    """Decode to upright pixels in the value range of the image mode."""
+    with decoding(source):
+        check_single_frame(image, source)
+        array = pixels(image, source, n_channels)
+        if isinstance(image, TiffImageFile):  # Pillow has turned these while decoding
+            return array
+        return apply_orientation(array, orientation(image.getexif))
+
+
+def oriented_pixels_of_object(
+    image: Image.Image, source: Source, n_channels: int | None = 3
+) -> NDArray[Any]:
+    """Do the same for an image of the caller, which other threads may be reading."""
+    with one_at_a_time(image):
+        return oriented_pixels(image, source, n_channels)
+
+
+def one_at_a_time(image: Image.Image) -> AbstractContextManager[Any]:
+    """Context in which no other thread loads an image that Pillow has not loaded."""
+    return _LAZY_IMAGES if isinstance(image, ImageFile) else nullcontext()
+
+
+def check_single_frame(image: Image.Image, source: Source) -> None:
+    """Refuse animations and multi-page files: one frame would be a guess."""
+    try:
+        several = bool(getattr(image, "is_animated", False))
+    except Exception:  # a loaded image whose file is closed shows one frame only
+        return
+    if not several or image.format in COMPOSITE_FORMATS:
+        return
+    raise source.error(
+        f"the {image.format} image has {getattr(image, 'n_frames', 'several')} frames",
+        "save the frame that is meant as a file of its own, or pass a PIL image: "
+        "image.seek(i), then image.copy()",
+    )
+
+
+def orientation(exif_of: Any) -> int:
+    """EXIF orientation 1 to 8 from a ``getexif`` method; 1 when there is none."""
+    try:
+        value = exif_of().get(ORIENTATION, 1)
+    except Exception:  # unreadable EXIF does not make the pixels unreadable
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def oriented_size(image: Image.Image, turn: int) -> tuple[int, int]:
+    """(H, W) of an image after orientation `turn` is applied."""
+    width, height = image.size
+    if turn < 5:
+        return height, width
+    if isinstance(image, TiffImageFile):
+        # Newer Pillow already reports the turned size, older the stored one.
+        return int(image.tag_v2[256]), int(image.tag_v2[257])
+    return width, height
+
+
+def apply_orientation(array: NDArray[Any], turn: int) -> NDArray[Any]:
+    """Turn and mirror stored pixels (H, W, C) as EXIF orientation says."""
+    if turn in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        array = array[::-1]
+    if turn in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
+
+
+def pixels(
+    image: Image.Image, source: Source, n_channels: int | None = 3
+) -> NDArray[Any]:
+    """Give stored pixels (H, W, C) in the value range of the mode.
+
+    C is 1 or 3, or `n_channels` if the image has so many bands; None keeps all bands.
+    """
+    image.load()  # numpy would hide an error in here behind an array of one object
+    mode = image.mode
+    kept = mode in STORED_BANDS and n_channels in (None, STORED_BANDS[mode])
+    if kept or mode in ("RGB", "L", "I", "F") or mode.startswith("I;16"):
+        array = np.asarray(image)
+    elif mode == "La":
+        array = np.asarray(image.convert("LA"))[..., :1]
     else:
-        array = item_view(item, source, None)
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{array.dtype.str} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+        array = np.asarray(image.convert("L" if mode in ("1", "LA") else "RGB"))
+    if array.size == 0:
+        raise source.error(
+            f"the image is empty, size {image.size}", "an image has at least one pixel"
+        )
+    return array[..., np.newaxis] if array.ndim == 2 else array
+
+
+def luminance(image: NDArray[Any]) -> NDArray[Any]:
+    """Grey (H, W, 1) of an image in normal form, with the weights of Pillow."""
+    if image.shape[2] == 1:
+        return image
+    if image.dtype == np.uint8:
+        return np.asarray(Image.fromarray(image).convert("L"))[..., np.newaxis]
+    if (image == image[..., :1]).all():  # the weights would change the last bits
+        return np.ascontiguousarray(image[..., :1])
+    grey = image @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+    return grey.clip(0, 1)  # the weights add up to 1 but for rounding

@@ -226,7 +226,7 @@ class _Judge:
             features = self.chain._after_entering(images, None)
             return *self._of_features(features), {}
         reader = self.reading._reader(_Numbered(images, start))
-        reader._positions = np.arange(start, start + len(images))
+        reader.positions = np.arange(start, start + len(images))
         reader.on_error = "report"
         if self.reading is self.detector:
             scores, grids = self._of_reader(reader)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -14,9 +14,9 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 from skad._checks import check_labels
 from skad.images import ImageError, read_mask
+from skad.images._arrays import is_tensor, tensor_to_numpy
 from skad.images._errors import Source
-from skad.images._files import opened_array
-from skad.images._kinds import is_tensor, tensor_to_numpy
+from skad.images._read import opened_array
 
 _FILE = (str, os.PathLike)
 
@@ -260,16 +260,25 @@ class Pairs(Sequence[Pair]):
         self._stacks = stacks
         self.is_defective = is_defective
         self._positions = np.arange(len(maps))
+        self._report: Callable[[], object] | None = None
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __getitem__(self, i: Any) -> Any:
         i = self._positions[i]
+        if self._report is not None:
+            self._report()
         array = np.asarray(_load_map(self._maps[i], i)).astype(self._dtype, copy=False)
         if not self.is_defective[i]:
             return Pair(array, None)
         return Pair(array, _read_mask(self._masks[i], f"masks[{i}]", self._stacks))
+
+    def reporting(self, report: Callable[[], object]) -> Pairs:
+        """Call a function whenever an image is looked at."""
+        copied = copy(self)
+        copied._report = report
+        return copied
 
     def only(self, *, defective: bool) -> Pairs:
         """Keep the images that have a defect, or those that have none."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from skad._progress import progress
 from skad.metrics._defects import defect_pixels
 from skad.metrics._inputs import (
     Pairs,
@@ -190,7 +191,11 @@ def pixel_f1_max(
 
 
 def pixel_metrics(
-    masks: Any, maps: Any, *, max_fpr: float | Sequence[float] = 0.3
+    masks: Any,
+    maps: Any,
+    *,
+    max_fpr: float | Sequence[float] = 0.3,
+    verbose: bool = False,
 ) -> dict[str, float | NDArray[np.float64]]:
     """Compute all pixel metrics in one pass.
 
@@ -212,6 +217,8 @@ def pixel_metrics(
     max_fpr : float or sequence of float, default=0.3
         Limit of the false-positive rate for `pro_score`. Several limits give an array
         with one value each.
+    verbose : bool, default=False
+        Report progress on the standard error stream.
 
     Returns
     -------
@@ -243,11 +250,14 @@ def pixel_metrics(
     """
     limits = [check_max_fpr(limit) for limit in np.atleast_1d(max_fpr)]
     pairs = check_pairs(masks, maps)
-    pixels = defect_pixels(pairs, regions=True)
-    levels = Levels.of(pixels.scores)
-    # Good images apart: only they set the false-positive rate of AUPIMO.
-    from_good = count_normal(levels.values, pairs.only(defective=False))
-    from_rest = count_normal(levels.values, pairs.only(defective=True))
+    n_reads = len(pairs) + int(pairs.is_defective.sum())
+    with progress(n_reads, "maps", verbose, unit="map") as bar:
+        pairs = pairs.reporting(bar.update)
+        pixels = defect_pixels(pairs, regions=True)
+        levels = Levels.of(pixels.scores)
+        # Good images apart: only they set the false-positive rate of AUPIMO.
+        from_good = count_normal(levels.values, pairs.only(defective=False))
+        from_rest = count_normal(levels.values, pairs.only(defective=True))
     ranks = levels.ranks(from_good + from_rest)
     reason = why_undefined(pixels.scores.size, ranks.n_normal)
     if reason is not None:

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import make_scorer
 
-from skad.images._limits import CarriesPixelLimit
+from skad.images._read import CarriesPixelLimit
 from skad.metrics._image import image_auroc, image_average_precision, image_f1_max
 from skad.metrics._inputs import read_masks
 from skad.metrics._pixel import pixel_auroc, pixel_average_precision

@@ -9,12 +9,11 @@ long as the best beats every row left out. The rows selected, and their order,
 are those of the plain algorithm.
 """
 
-import warnings
-
 import numpy as np
 from sklearn.utils import check_array
 
 from skad._progress import progress
+from skad._user_warning import warn_user
 from skad.neighbors._distances import (
     rounding_bound,
     squared_distances,
@@ -144,17 +143,17 @@ class _Traversal:
             self._refresh(rows, self._rows(rows))
 
     def run(self, verbose, on_interrupt):
-        with progress(self.n_samples, "coreset", verbose) as bar:
+        bar = progress(self.n_samples, "coreset", verbose, done=self.n_picked)
+        with bar:
             try:
                 while self.n_picked < self.n_samples and self._round():
-                    bar.reach(self.n_picked)
+                    bar.update(self.n_picked - bar.n)
             except KeyboardInterrupt:
                 if on_interrupt == "raise":
                     raise
-                warnings.warn(
+                warn_user(
                     f"interrupted after {self.n_picked} of {self.n_samples} rows of "
-                    "the coreset; going on with these.",
-                    stacklevel=3,
+                    "the coreset; going on with these."
                 )
         return self.picked[: self.n_picked].copy()
 

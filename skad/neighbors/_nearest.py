@@ -118,7 +118,7 @@ class Bank:
         _PREPARED[self] = n_before + n_queries, needed, bounds
         return bounds
 
-    def search(self, queries, k=1, *, groups=None, hidden=None):
+    def search(self, queries, k=1, *, groups=None, hidden=None, report=None):
         """Squared distances and indices of the k nearest rows.
 
         Parameters
@@ -133,6 +133,9 @@ class Bank:
 
         hidden : ndarray of shape (n, m), bool, optional
             Pairs that never find each other, with the same effect.
+
+        report : callable, optional
+            Called after each block of queries with their number.
 
         Returns
         -------
@@ -152,6 +155,8 @@ class Bank:
                 hide = _hide_pairs(hidden[block])
             found = squared[block], indices[block]
             self._search_block(prepared, queries[block], k, hide, *found)
+            if report is not None:
+                report(len(found[0]))
         return squared, indices
 
     def _search_block(self, prepared, queries, k, hide, squared, indices):

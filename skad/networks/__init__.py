@@ -9,19 +9,19 @@ used: after ``from skad import networks``, ``networks.unet`` is the module
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import skad.networks._backbone as backbone
-    import skad.networks._cutpaste as cutpaste
-    import skad.networks._folding as folding
-    import skad.networks._input as input
-    import skad.networks._modules as modules
-    import skad.networks._pdn as pdn
-    import skad.networks._prn as prn
-    import skad.networks._prn_encoder as prn_encoder
-    import skad.networks._simplenet as simplenet
-    import skad.networks._spd as spd
-    import skad.networks._training as training
-    import skad.networks._unet as unet
+if TYPE_CHECKING:  # what __getattr__ gives
+    from skad.networks import _backbone as backbone  # noqa: F401
+    from skad.networks import _cutpaste as cutpaste  # noqa: F401
+    from skad.networks import _folding as folding  # noqa: F401
+    from skad.networks import _input as input  # noqa: F401
+    from skad.networks import _modules as modules  # noqa: F401
+    from skad.networks import _pdn as pdn  # noqa: F401
+    from skad.networks import _prn as prn  # noqa: F401
+    from skad.networks import _prn_encoder as prn_encoder  # noqa: F401
+    from skad.networks import _simplenet as simplenet  # noqa: F401
+    from skad.networks import _spd as spd  # noqa: F401
+    from skad.networks import _training as training  # noqa: F401
+    from skad.networks import _unet as unet  # noqa: F401
 
 _MODULES = (
     "backbone",

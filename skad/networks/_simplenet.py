@@ -136,9 +136,7 @@ def training_loss(module, output_loss, batch):
         One number.
     """
     device = module.adaptor.weight.device
-    grids, inside, noise, noisy = (
-        torch.as_tensor(part).to(device) for part in batch
-    )
+    grids, inside, noise, noisy = (torch.as_tensor(part).to(device) for part in batch)
     adapted = module.adaptor(grids[inside])
     rows = noisy[inside]
     fake = adapted + noise if rows.all() else adapted + noise * rows[:, None]

@@ -35,6 +35,9 @@ class SPDNetworks(nn.Module):
         Images of a training step; MoCo's queue holds whole steps.
     """
 
+    queue: torch.Tensor
+    queued: torch.Tensor
+
     def __init__(self, network, base, n_features, projection_dim, n_images):
         super().__init__()
         self.network = network
@@ -177,7 +180,9 @@ def simclr_loss(z1, z2, temperature):
     z = normalize(torch.cat([z1, z2]))
     same = torch.eye(len(z), dtype=torch.bool, device=z.device)
     similarities = (z @ z.T / temperature).masked_fill(same, -torch.inf)
-    return cross_entropy(similarities, torch.arange(len(z), device=z.device).roll(len(z1)))
+    return cross_entropy(
+        similarities, torch.arange(len(z), device=z.device).roll(len(z1))
+    )
 
 
 def moco_loss(queries, keys, queue, same, temperature):

@@ -121,17 +121,14 @@ def run_steps(
         If the loss is not finite, or the checkpoint cannot be read.
     """
     losses = [] if checkpoint is None else _resumed(checkpoint, parts)
-    first, started = len(losses), time.monotonic()
-    saved = started
-    with progress(n_steps, label, verbose) as bar:
+    first, saved = len(losses), time.monotonic()
+    with progress(n_steps, label, verbose, done=first, unit="step") as bar:
         try:
             for number in range(first, n_steps):
                 losses.append(_finite(float(step(number)), number))
+                bar.set_postfix_str(f"loss {losses[-1]:.4g}", refresh=False)
+                bar.update()
                 now = time.monotonic()
-                speed = (number + 1 - first) / max(now - started, 1e-9)
-                bar.reach(
-                    number + 1, f", loss {losses[-1]:.4g}, {speed:.3g} steps/s"
-                )
                 if checkpoint is not None and now - saved >= CHECKPOINT_SECONDS:
                     _save(checkpoint, parts, losses)
                     saved = now

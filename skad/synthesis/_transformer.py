@@ -13,9 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 from skad._checks import good_positions
 from skad._portable import Portable
 from skad.images import check_images, image_size, read_image, read_mask, resize_image
-from skad.images._folders import images_or_folder
-from skad.images._limits import CarriesPixelLimit
-from skad.images._reading import NamedImages
+from skad.images._batches import NamedImages
+from skad.images._containers import images_or_folder
+from skad.images._read import CarriesPixelLimit
 from skad.synthesis._cutpaste import cutpaste, cutpaste_scar
 from skad.synthesis._draem import changed_texture, draem
 from skad.synthesis._extended import extended_anomaly, foreground_mask

@@ -24,8 +24,8 @@ from skad import (
 from skad.base import ImageDetector
 from skad.features import SkippedImageWarning
 from skad.images import ImageError, read_image
-from skad.images._limits import PILLOW_LIMIT
-from skad.images._reading import NamedImages
+from skad.images._batches import NamedImages
+from skad.images._read import PILLOW_LIMIT
 from skad.metrics import (
     PixelScorer,
     aupimo_score,
@@ -334,9 +334,9 @@ def test_a_process_that_says_nothing_takes_the_limit_it_gets(big, limit, tmp_pat
     code = (
         "import joblib, sys, warnings\n"
         "from PIL import Image\n"
-        "from skad.images import _limits\n"
+        "from skad.images import _read\n"
         "warnings.simplefilter('error')\n"
-        "Image.MAX_IMAGE_PIXELS = _limits.PILLOW_LIMIT = 100\n"
+        "Image.MAX_IMAGE_PIXELS = _read.PILLOW_LIMIT = 100\n"
         "made = joblib.load(sys.argv[1])\n"
         "print(made.transform(sys.argv[2:]).shape)\n"
     )

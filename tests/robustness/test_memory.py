@@ -28,8 +28,8 @@ from skad._training_images import LeftBehind
 from skad.datasets import make_textures
 from skad.detectors import Teacher
 from skad.features._embedding import _pooling
-from skad.networks._pdn import pdn
 from skad.networks._modules import arrays, seeded
+from skad.networks._pdn import pdn
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),

@@ -1,4 +1,4 @@
-"""Sizes, crops and resizing of images in their normal form."""
+"""Resize and crop images in their normal form, and convert them to floats."""
 
 from __future__ import annotations
 
@@ -206,3 +206,34 @@ def to_float(image: NDArray[Any], n_channels: int = 3) -> NDArray[np.float32]:
     if image.shape[2] == n_channels:
         return image
     return np.repeat(image, n_channels, axis=2)
+
+
+def model_input(
+    image: NDArray[Any],
+    size: tuple[int, int],
+    crop: tuple[int, int] | None = None,
+    n_channels: int = 3,
+) -> NDArray[np.float32]:
+    """Bring an image to the size, the crop and the channels that a model takes.
+
+    Parameters
+    ----------
+    image : ndarray of shape (H, W, C)
+        Normal form; see `read_image`.
+    size : (int, int)
+        Height and width that the image is resized to.
+    crop : (int, int) or None, default=None
+        Height and width of the centre that is kept.
+    n_channels : int, default=3
+        Wanted number of channels.
+
+    Returns
+    -------
+    ndarray of shape (h, w, n_channels), float32
+        Values in [0, 1]. It may be a view.
+    """
+    image = resize_image(image, size)
+    if crop is not None:
+        top, left = center_crop_box(size, crop)
+        image = image[top : top + crop[0], left : left + crop[1]]
+    return to_float(image, n_channels)

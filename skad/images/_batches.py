@@ -1,0 +1,253 @@
+"""Images in batches: read, resized and cropped in threads, ahead of their use."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+
+from skad.images._errors import ImageError
+from skad.images._files import image_size
+from skad.images._read import PILLOW_LIMIT, as_path, carried_limit, read_image_within
+from skad.images._resize import model_input
+
+_WAITING_PER_THREAD = 4  # images that are read ahead
+_KEPT_BYTES = 2**30  # of images that training asks for over and over
+
+
+class NamedImages(Sequence):
+    """Images with what the user knows each of them as.
+
+    For those that were taken from one or several arguments: errors name their place
+    there.
+
+    Parameters
+    ----------
+    items : sequence
+        Images as `skad.images.read_image` takes them.
+
+    names : sequence of str
+        Such as "X[3]".
+    """
+
+    def __init__(self, items: Sequence[Any], names: Sequence[str]) -> None:
+        self.items = items
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.items[i]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A path of this system cannot be loaded on another one.
+        items = [item if (p := as_path(item)) is None else p for item in self.items]
+        return {"items": items, "names": self.names}
+
+
+class ImageReader:
+    """A sequence of images of one size, read lazily.
+
+    Indexed by an integer or boolean array, it gives a reader of those images.
+
+    Parameters
+    ----------
+    X : sequence
+        Images as `skad.images.check_images` returns them.
+
+    image_size : (int, int)
+        Every image is resized to this height and width, in pixels.
+
+    crop_size : (int, int) or None
+        Height and width of the centre of the resized image that is kept.
+
+    on_error : {"raise", "skip", "report"}
+        What to do about an image that cannot be read: raise the error; leave the image
+        out and list it in `skipped`; or the same where the caller reports on it, so
+        that nothing else warns.
+
+    n_threads : int
+        Threads that read ahead.
+
+    n_channels : int, default=3
+        Channels C of the images, as in `skad.images.read_image`.
+
+    name : str, default="X"
+        What messages call X.
+
+    pixel_limit : int or None
+        The limit that came with the estimator, see `skad.images._read.pixel_limit`.
+
+    Attributes
+    ----------
+    skipped : list of (int, str)
+        Position in X of each image that could not be read so far, and why.
+
+    positions : ndarray of int
+        Positions of the images in X.
+    """
+
+    def __init__(
+        self,
+        X: Any,
+        image_size: tuple[int, int],
+        crop_size: tuple[int, int] | None,
+        on_error: str,
+        n_threads: int,
+        n_channels: int = 3,
+        *,
+        name: str = "X",
+        pixel_limit: int | None = PILLOW_LIMIT,
+    ) -> None:
+        self.X = X
+        self.image_size = image_size
+        self.crop_size = crop_size
+        self.on_error = on_error
+        self.n_threads = n_threads
+        self.n_channels = n_channels
+        self.name = name
+        self.pixel_limit = pixel_limit
+        self.skipped: list[tuple[int, str]] = []
+        self.positions = np.arange(len(X))
+        self._sizes: dict[int, tuple[int, int]] = {}  # of images read, by position
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, indices: Any) -> ImageReader:
+        part = copy.copy(self)
+        part.skipped = []
+        part.positions = self.positions[indices]
+        return part
+
+    def item(self, index: int) -> tuple[Any, str]:
+        """One image as passed, and what to call it in messages."""
+        position = int(self.positions[index])
+        if isinstance(self.X, NamedImages):
+            return self.X[position], self.X.names[position]
+        return self.X[position], f"{self.name}[{position}]"
+
+    def read(self, index: int) -> NDArray[np.float32]:
+        """One image, float32 (H, W, C) in [0, 1]."""
+        item, where = self.item(index)
+        image = read_image_within(self.pixel_limit, item, where, self.n_channels)
+        self._sizes[int(self.positions[index])] = image.shape[0], image.shape[1]
+        return model_input(image, self.image_size, self.crop_size, self.n_channels)
+
+    def original_size(self, index: int) -> tuple[int, int] | None:
+        """Height and width of an image as passed, in pixels.
+
+        None if it cannot be read and `on_error` is not "raise". An image that was read
+        before is not opened again.
+        """
+        known = self._sizes.get(int(self.positions[index]))
+        if known is not None:
+            return known
+        item, where = self.item(index)
+        try:
+            with carried_limit(self.pixel_limit):
+                return image_size(item, where=where)
+        except ImageError:
+            if self.on_error == "raise":
+                raise
+            return None
+
+    def original_sizes(self) -> list[tuple[int, int] | None]:
+        """`original_size` of every image."""
+        return [self.original_size(index) for index in range(len(self))]
+
+    def each(
+        self, function: Callable[[int], Any], indices: Iterable[int]
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (index, function(index)) in order; bad images are left out."""
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            waiting: deque[tuple[int, Future]] = deque()
+            for index in indices:
+                waiting.append((index, pool.submit(function, index)))
+                if len(waiting) >= _WAITING_PER_THREAD * self.n_threads:
+                    yield from self._first(waiting)
+            while waiting:
+                yield from self._first(waiting)
+
+    def _first(self, waiting: deque[tuple[int, Future]]) -> Iterator[tuple[int, Any]]:
+        """Yield the result that was asked for first, if its image can be read."""
+        index, future = waiting.popleft()
+        try:
+            yield index, future.result()
+        except ImageError as error:
+            if self.on_error == "raise":
+                for _, later in waiting:
+                    later.cancel()
+                raise
+            self.skipped.append((int(self.positions[index]), str(error)))
+
+    def indexed_batches(
+        self, batch_size: int, indices: Iterable[int] | None = None
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+        """Yield (indices, float32 (b, H, W, C)) for the images that can be read."""
+        members: list[int] = []
+        batch: list[NDArray[np.float32]] = []
+        for index, image in self.each(
+            self.read, range(len(self)) if indices is None else indices
+        ):
+            members.append(index)
+            batch.append(image)
+            if len(batch) == batch_size:
+                yield np.array(members), np.stack(batch)
+                members, batch = [], []
+        if batch:
+            yield np.array(members), np.stack(batch)
+
+    def batches(self, batch_size: int) -> Iterator[NDArray[np.float32]]:
+        """Yield float32 (b, H, W, C) for the images that can be read."""
+        for _, batch in self.indexed_batches(batch_size):
+            yield batch
+
+
+def remembered(
+    reader: ImageReader, limit: int = _KEPT_BYTES
+) -> Callable[[int], NDArray[np.float32]]:
+    """Give a function like ``reader.read`` that keeps the images that it has read.
+
+    For training, which asks for the same ones over and over.
+
+    Parameters
+    ----------
+    reader : ImageReader
+    limit : int, default=2**30
+        Bytes that the kept images take at most.
+
+    Returns
+    -------
+    read : callable
+        From an index to an image, float32 (H, W, C) in [0, 1], which must not be
+        written to.
+    """
+    kept: dict[int, NDArray[np.float32]] = {}
+
+    def read(index: int) -> NDArray[np.float32]:
+        if index in kept:
+            return kept[index]
+        image = np.ascontiguousarray(reader.read(index))  # not a view of more
+        if (len(kept) + 1) * image.nbytes <= limit:
+            kept[index] = image
+        return image
+
+    return read
+
+
+def n_threads(n_jobs: int | None) -> int:
+    """Number of threads that read images for a scikit-learn `n_jobs`.
+
+    None is up to four: reading runs beside the network, which uses the other cores.
+    """
+    if n_jobs is None:
+        return min(4, joblib.cpu_count())
+    return int(joblib.effective_n_jobs(n_jobs))
