@@ -298,7 +298,7 @@ def distill_teacher(
     True
     """
     size = (image_size, image_size) if np.isscalar(image_size) else tuple(image_size)
-    _check_distillation(model, max_steps, train_batch_size, size)
+    _check_distillation(model, max_steps, train_batch_size, image_size, size)
     seed, device = fit_seed(random_state), torch_device(device)
     X = check_images(X)
     features = _fitted(features, X)
@@ -345,7 +345,7 @@ def distill_teacher(
     return teacher
 
 
-def _check_distillation(model, max_steps, train_batch_size, size):
+def _check_distillation(model, max_steps, train_batch_size, image_size, size):
     """Raise ValueError for a parameter that is out of range."""
     known = networks.pdn.PDN
     if model not in known:
@@ -355,7 +355,7 @@ def _check_distillation(model, max_steps, train_batch_size, size):
         if not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name}={value!r} must be a positive integer.")
     if min(size) < 32:
-        raise ValueError(f"image_size={size!r} is below 32 pixels.")
+        raise ValueError(f"image_size={image_size!r} is below 32 pixels.")
 
 
 def _distillation_loss(module, X, size, targets, n_images, seed, device):
