@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skad import PatchCoreDetector
-from skad.base import BaseDetector
+from skad.base import PatchDetector
 from skad.base._threshold import certifies, threshold_of
 
 
@@ -118,7 +118,7 @@ def test_anomalous_images_are_never_learned_from(detector):
         ([0, 1, 0], "to_outlier_labels"),
         (["good", "bad", "good"], "to_outlier_labels"),
         ([1, 1], "inconsistent numbers of samples"),
-        ([-1, -1, -1], "no good image is left"),
+        ([-1, -1, -1], "no normal image is left"),
         ([[1], [1], [1]], "one label per image"),
     ],
 )
@@ -222,7 +222,7 @@ def test_no_pixel_of_a_good_image_fires_with_the_promised_rate():
 
 
 def test_calibration_that_a_detector_cannot_offer_is_refused():
-    class Constant(BaseDetector):
+    class Constant(PatchDetector):
         def __init__(self, calibration="auto", contamination=0.1):
             self.calibration = calibration
             self.contamination = contamination

@@ -22,12 +22,12 @@ from skad import (
     PUADDetector,
     SubspaceDetector,
 )
-from skad.base import BaseDetector, ImageDetector
+from skad.base import ImageDetector, PatchDetector
 from skad.calibration import recall_report
 from skad.datasets import load_mvtec, make_textures
 
 
-class Numbers(BaseDetector):
+class Numbers(PatchDetector):
     """Images of one pixel, whose value is the anomaly score: any scores at will."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Numbers(BaseDetector):
 
     _parameter_constraints = {
         name: constraint
-        for name, constraint in BaseDetector._parameter_constraints.items()
+        for name, constraint in PatchDetector._parameter_constraints.items()
         if name != "verbose"
     }
 

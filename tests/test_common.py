@@ -8,17 +8,17 @@ import joblib
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.ensemble import IsolationForest
 from sklearn.utils import estimator_checks, estimator_html_repr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skad
-from skad.base import BaseDetector, ImageDetector
-from skad.synthesis import SyntheticAnomalies
+from skad.base import BaseDetector, PatchDetector
 
 
 def all_estimators():
     """Every estimator that skad exports, save the Pipeline that holds them."""
-    exported = [*(getattr(skad, name) for name in skad.__all__), SyntheticAnomalies]
+    exported = [getattr(skad, name) for name in skad.__all__]
     return [
         cls
         for cls in exported
@@ -37,11 +37,7 @@ def documented(cls, section):
 
 
 # Those that take features; images are no input that scikit-learn's checks know.
-DETECTORS = [
-    cls
-    for cls in all_estimators()
-    if issubclass(cls, BaseDetector) and not issubclass(cls, ImageDetector)
-]
+DETECTORS = [cls for cls in all_estimators() if issubclass(cls, PatchDetector)]
 
 
 def quick(cls, **parameters):
@@ -49,6 +45,8 @@ def quick(cls, **parameters):
     if cls is skad.SimpleNetDetector:
         parameters |= {"max_epochs": 40, "hidden_dim": 128, "noise_std": 1.5}
         parameters |= {"learning_rate": 5e-3, "adaptor_learning_rate": 5e-3}
+    if cls is skad.PatchwiseDetector:
+        parameters |= {"estimator": IsolationForest(n_estimators=10, random_state=0)}
     return cls(**parameters)
 
 
@@ -79,6 +77,11 @@ def test_training_scores_are_flagged_where_they_set_the_threshold(cls, check):
 @parametrize_with_checks([quick(cls, calibration="train") for cls in DETECTORS])
 @pytest.mark.usefixtures("one_torch_thread")
 def test_estimator_with_a_threshold_from_training_scores(estimator, check):
+    check(estimator)
+
+
+@parametrize_with_checks([skad.Patchwise()])
+def test_transformer_of_features(estimator, check):
     check(estimator)
 
 
@@ -234,7 +237,7 @@ def test_every_image_may_have_a_region_of_its_own(detector):
     outside = rng.random(new.shape[:3]) < 0.3
     new[outside] = np.nan
     detector.fit(X)
-    held_out = 12 if detector._calibration() == "split" else 60
+    held_out = 12 if detector._resolved_calibration() == "split" else 60
     assert len(detector.calibration_scores_) == held_out
     scores, maps = detector.score_samples(new), detector.anomaly_map(new)
     assert np.isfinite(scores).all()
@@ -331,7 +334,7 @@ def test_what_does_not_fit_together_is_refused(learner):
         learner.partial_fit(features(3, shape=(5, 4, 7)))
     with pytest.raises(ValueError, match=r"4 x 4.*5 x 4"):
         learner.partial_fit(features(3, shape=(4, 4, 6)))
-    with pytest.raises(ValueError, match="no good image"):
+    with pytest.raises(ValueError, match="no normal image"):
         learner.partial_fit(features(3), [-1, -1, -1])
     with pytest.raises(TypeError, match="merges only with its like"):
         learner.merge(object())

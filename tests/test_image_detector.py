@@ -173,7 +173,7 @@ def test_calibrations():
     folds = PixelDetector(calibration="kfold").fit(X)
     np.testing.assert_array_equal(folds.mean_, train.mean_)
     assert folds.calibration_maps_.shape == (50, 16, 16)
-    fold = folds._folds(50, None)[0]
+    fold = folds._folds(50)[0]
     first = PixelDetector(calibration="train").fit(np.delete(X, fold, axis=0))
     np.testing.assert_array_equal(
         folds.calibration_scores_[fold], first.score_samples(X[fold])
@@ -244,7 +244,7 @@ def test_maps_of_a_crop_cover_its_part_of_the_image():
     np.testing.assert_array_equal(maps[:, :8].max((1, 2)), grids.min((1, 2)))
     window = ((0.25, 0.75), (0.25, 0.75))
     assert model.window() == window
-    drawn = model._draw(model.calibration_maps_, (32, 32), window).max((1, 2))
+    drawn = model._render(model.calibration_maps_, (32, 32), window).max((1, 2))
     expected = threshold_of(drawn.astype(float), model.contamination_)
     assert model.pixel_threshold((32, 32)) == pytest.approx(expected, rel=1e-6)
 

@@ -15,6 +15,7 @@ STATEMENTS = [
     "import skad.images",
     "from skad import Pipeline, PatchFeatures, PCANetFeatures, PatchCoreDetector",
     "import skad.metrics, skad.datasets, skad.model_selection, skad.neighbors",
+    "import skad.monitoring",
 ]
 CODE = """
 import json, sys

@@ -1,5 +1,6 @@
 """The files around the code agree with each other."""
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -79,3 +80,35 @@ def test_commands_that_ci_reads_are_in_the_readme():
     assert names
     for name in names:
         assert f"<!-- ci: {name} -->" in readme
+
+
+def test_reference_values_are_described():
+    """tests/data/README.md says what is in the files; describe.py writes it."""
+    spec = importlib.util.spec_from_file_location("_", ROOT / "tests/data/describe.py")
+    describe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(describe)
+    assert (ROOT / "tests/data/README.md").read_text() == describe.page()
+
+
+def test_picture_of_the_architecture_shows_the_layers():
+    """The rows of docs/_static/layers.svg are the layers that import-linter checks."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contract = settings["tool"]["importlinter"]["contracts"][0]
+    layers = [
+        {name.removeprefix("skad.") for name in layer.split(" | ")}
+        for layer in contract["layers"]
+    ]
+    public = [{n for n in layer if not n.startswith("_")} for layer in layers]
+    svg = (ROOT / "docs/_static/layers.svg").read_text()
+    box = r'<rect x="\d+" y="(\d+)"[^>]*/>\s*<text [^>]*monospace[^>]*>(\w+)<'
+    rows = {}
+    for y, name in re.findall(box, svg):
+        rows.setdefault(y, set()).add(name)
+    assert list(rows.values()) == [layer for layer in public if layer]
+
+
+def test_files_that_the_architecture_names_exist():
+    text = (ROOT / "docs/development/architecture.rst").read_text()
+    paths = re.findall(r"``((?:skad|tests|benchmarks)/[\w./]+)``", text)
+    assert len(paths) > 10
+    assert not [path for path in paths if not (ROOT / path).exists()]

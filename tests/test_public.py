@@ -23,6 +23,7 @@ MODULES = (
     "skad.inspection",
     "skad.metrics",
     "skad.model_selection",
+    "skad.monitoring",
     "skad.neighbors",
     "skad.synthesis",
 )

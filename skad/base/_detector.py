@@ -1,50 +1,37 @@
-"""What every detector shares: input, scores, maps and a threshold to trust.
+"""What every detector shares: scores, decisions and a threshold to trust.
 
-A detector on features implements two hooks, `_fit` and `_score`; one that can
-score its own training data as if unseen adds `_score_left_out`; one that can
-learn on adds `_update` and `_merge`. Everything that a user calls lives here.
+`BaseDetector` knows no input: its subclass `PatchDetector` takes patch features, its
+subclass `ImageDetector` takes images. A detector defines what it learns (`_fit`) and
+how it scores (`_score`); everything that a user calls is here and in these two.
 
-A patch that is NaN in every channel lies outside the region of interest: no
-detector learns from it or scores it. An image of such patches only was skipped.
-
-Signs follow scikit-learn: scores are larger for normal, `predict` gives +1 for
-normal and -1 for anomalous. Maps run the other way: larger is more anomalous.
+Signs follow scikit-learn: scores are larger for normal, `predict` gives +1 for normal
+and -1 for anomalous. Maps run the other way: larger is more anomalous.
 """
 
 import copy
-import functools
-import os
-from functools import partial
 from numbers import Real
 from types import MethodType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import (
     Interval,
     StrOptions,
     validate_parameter_constraints,
 )
-from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import (
-    check_consistent_length,
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.validation import check_is_fitted
 
-from skad._checks import (
-    BY_CROSS_VALIDATION,
-    check_labels,
-    check_size,
-    require_attributes,
-)
+from skad._checks import BY_CROSS_VALIDATION, require_attributes
 from skad._maps import WHOLE, render
-from skad._patches import filled, inside_patches
+from skad._patches import filled
 from skad._peaks import peaks
 from skad._portable import Portable
 from skad._user_warning import warn_user
+from skad.base._hold_out import HOLD_OUT
+from skad.base._hooks import checked_hook
 from skad.base._threshold import (
     RULES,
     certifies,
@@ -53,17 +40,6 @@ from skad.base._threshold import (
     threshold_of,
 )
 from skad.networks._torch_state import own_torch_state
-
-_FLOATS = [np.float64, np.float32]
-_IMAGE_DTYPES = {"uint8", "uint16", "bool"}
-_IMAGE_CHANNELS = {1, 3, 4}
-
-
-def _can(hook):
-    def check(detector):
-        return hasattr(type(detector), hook)
-
-    return check
 
 
 class NotHeldOutError(ValueError, AttributeError):
@@ -90,22 +66,41 @@ class _IfAllAreHeldOut:
 
 
 class BaseDetector(Portable, OutlierMixin, BaseEstimator):
-    """Base of the detectors that work on patch features.
+    """Base of all detectors: from anomaly scores to decisions, whatever the input.
 
-    Subclasses define ``_fit(X)``, where X has shape (n, h, w, d), and
-    ``_score(X)``, which returns one anomaly score per image and one per patch,
-    larger for more anomalous, NaN for patches that are NaN. ``_update(X)`` and
-    ``_merge(other)``, where they exist, put new arrays in the place of old
-    ones, so that a copy made before stays as it was. ``_auto_calibration``
-    names what ``calibration="auto"`` stands for.
+    A detector of your own derives from one of its two subclasses, `PatchDetector` or
+    `ImageDetector`, which say what to define.
+
+    Attributes
+    ----------
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
+
+    offset_ : float
+        Threshold of `score_samples`.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of normal images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their maps, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of training images.
     """
 
-    _auto_calibration = "kfold"
-    _keeps_images = False  # whether left-out scores can be had again at any time
-    _least_to_hold_out = 2  # images that leave-one-out needs
+    _auto_calibration = "kfold"  # what calibration="auto" stands for
+    _keeps_left_out_scores = False  # whether they can be had again at any time
+    _min_left_out = 2  # images that leave-one-out needs
     _n_folds = 10  # of calibration="kfold"
     _in_sample = False  # whether calibration scores are of training images
     _is_part = False  # of another detector, which warns itself
+    _required_parameters: tuple[str, ...] = (
+        "contamination",
+        "calibration",
+        "random_state",
+        "sigma",
+    )
     threshold = "tail"  # of detectors whose constructors do not take it
     _parameter_constraints: dict[str, list[Any]] = {
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
@@ -122,19 +117,21 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         super().__init_subclass__(**kwargs)
         for name in ("_score", "_score_left_out"):
             if callable(hook := vars(cls).get(name)):
-                setattr(cls, name, _checked_hook(hook, cls.__name__, name))
+                setattr(cls, name, checked_hook(hook, cls.__name__, name))
 
-    def fit(self, X, y=None):
-        """Learn from features of good images.
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
+        """Learn what normal images look like, and set the threshold.
 
         Parameters
         ----------
-        X : array-like of shape (n, h, w, d) or (n, d)
-            Patch features, float32 or float64. Rows of a 2-D array are samples
-            of one patch each.
+        X : array-like of shape (n, h, w, d) or (n, d), or sequence of images
+            What the detector takes. For a `PatchDetector`, patch features, float32 or
+            float64; rows of a 2-D array are samples of one patch each. For an
+            `ImageDetector`, paths, `PIL.Image`, arrays (H, W[, C]), one array
+            (n, H, W[, C]) or a torch tensor (n, C, H, W).
 
         y : array-like of shape (n,), optional
-            +1 for good, -1 for anomalous. Anomalous images are left out of
+            +1 for normal, -1 for anomalous. Anomalous images are left out of
             training; y has no other use.
 
         Returns
@@ -144,28 +141,35 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If X is empty, not finite or of another number of dimensions, if no
-            good image is left, or if a parameter is out of range.
+            If X is empty, if features are not finite or of another number of
+            dimensions, if no normal image is left, or if a parameter is out of range.
+
+        skad.images.ImageError
+            If an image cannot be read; it names position, file and reason. With
+            ``on_error="skip"`` such images are left out, and a
+            `SkippedImageWarning` lists them.
         """
         self._validate_params()
         self._check_constructor()
-        given, X = X, self._to_learn_from(X, y, reset=True)
+        samples, positions = self._to_learn_from(X, y, reset=True)
         self.n_samples_seen_ = 0
         with own_torch_state():
-            self._learn(X, type(self)._fit, lambda: self._learned(given, y, X))
+            self._learn(samples, positions, first=True)
         return self
 
     @_IfAllAreHeldOut
-    def fit_predict(self, X, y=None, **fit_params):
+    def fit_predict(
+        self, X: Any, y: ArrayLike | None = None, **fit_params: Any
+    ) -> np.ndarray:
         """Learn from images, and decide for each of them.
 
-        Images that were learned from are judged as images to come would be: by their
+        Images that were learned from are judged as new images would be: by their
         held-out scores, those of ``calibration="loo"`` or "kfold". All others, those
         labelled -1 in `y`, are judged as by `predict`.
 
         Parameters
         ----------
-        X : array-like
+        X : patch features or images
             As in `fit`.
 
         y : array-like of shape (n,), optional
@@ -187,131 +191,51 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
             the model that has seen them, as by ``fit(X, y).predict(X)``.
         """
         self.fit(X, y, **fit_params)
-        decisions = self.decision_function(X)
-        return self._labels_after_fit(decisions, self._learned_from(X, y, decisions))
+        return self._labels_after_fit(X, y, self.decision_function(X))
 
-    @available_if(_can("_update"))
-    def partial_fit(self, X, y=None):
-        """Learn from more good images, on top of those seen so far.
-
-        The threshold follows: every new image is scored as held out, and old
-        scores stay while the model had then seen at least half as many images
-        as now.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, h, w, d) or (n, d)
-            Patch features, on the same grid as before.
-
-        y : array-like of shape (n,), optional
-            Images labelled -1 are left out.
-
-        Returns
-        -------
-        self : object
-
-        Raises
-        ------
-        ValueError
-            As `fit`, or if the grid differs.
-        """
-        if not hasattr(self, "offset_"):
-            return self.fit(X, y)
-        self._validate_params()
-        given, X = X, self._to_learn_from(X, y, reset=False)
-        self._check_grid(X.shape[1:3])
-        with own_torch_state():
-            self._learn(X, type(self)._update, lambda: self._learned(given, y, X))
-        return self
-
-    @available_if(_can("_merge"))
-    def merge(self, other):
-        """Take in what another detector has learned, in place.
-
-        For models that were fitted on parts of the images, on several machines.
-
-        Parameters
-        ----------
-        other : detector
-            Fitted, of the same class, on features of the same kind. It stays as
-            it is.
-
-        Returns
-        -------
-        self : object
-
-        Raises
-        ------
-        TypeError
-            If `other` is of another class.
-
-        ValueError
-            If its features differ in channels or grid.
-        """
-        check_is_fitted(self)
-        if type(other) is not type(self):
-            raise TypeError(
-                f"other is a {type(other).__name__}; a {type(self).__name__} merges "
-                "only with its like."
-            )
-        check_is_fitted(other)
-        if other.n_features_in_ != self.n_features_in_:
-            raise ValueError(
-                f"other was fitted on {other.n_features_in_} channels, this detector "
-                f"on {self.n_features_in_}; fit both on features of the same kind."
-            )
-        self._check_grid(other.calibration_maps_.shape[1:])
-        self._merge(other)
-        self.n_samples_seen_ += other.n_samples_seen_
-        if self._keeps_images and self._calibration() == "loo":
-            with own_torch_state():
-                self._set_threshold(*self._score_left_out(None))
-        else:
-            self._in_sample = self._in_sample or other._in_sample
-            self._join_threshold(
-                -other.calibration_scores_,
-                other.calibration_maps_,
-                other._calibration_seen,
-            )
-        return self
-
-    def score_samples(self, X):
+    def score_samples(self, X: Any) -> np.ndarray:
         """Score images; larger is more normal.
 
         Parameters
         ----------
-        X : array-like of shape (n, h, w, d) or (n, d)
-            Patch features.
+        X : patch features or images
+            As in `fit`.
 
         Returns
         -------
         scores : ndarray of shape (n,), float64
             NaN for an image that was skipped when it was read.
         """
-        return -self._of_present(X, self._score_images)
+        check_is_fitted(self)
+        samples, present = self._to_score(X)
+        scores = np.empty(0)
+        if present.any():
+            with own_torch_state():
+                scores = self._image_scores(samples)
+        return -_at(present, scores)
 
-    def decision_function(self, X):
+    def decision_function(self, X: Any) -> np.ndarray:
         """Score images against the threshold; negative is anomalous.
 
         Parameters
         ----------
-        X : array-like of shape (n, h, w, d) or (n, d)
-            Patch features.
+        X : patch features or images
+            As in `fit`.
 
         Returns
         -------
         decision : ndarray of shape (n,), float64
-            ``score_samples(X) - offset_``.
+            ``score_samples(X) - offset_``; NaN for an image that was skipped.
         """
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """Decide for each image: +1 is normal, -1 is anomalous.
 
         Parameters
         ----------
-        X : array-like of shape (n, h, w, d) or (n, d)
-            Patch features.
+        X : patch features or images
+            As in `fit`.
 
         Returns
         -------
@@ -320,98 +244,26 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         """
         return decide(self.decision_function(X))
 
-    def p_value(self, X):
-        """How usual each image is among good ones.
+    def p_value(self, X: Any) -> np.ndarray:
+        """Conformal p-value of each image: small for anomalies.
 
-        The share of held-out good images, the image itself counted, that look
-        at least as anomalous. Where training and new good images are
-        exchangeable, a good image gets p <= a with a probability of at most a.
+        The share of held-out normal images, the image itself counted, that look at
+        least as anomalous. Where training images and new normal images are
+        exchangeable, a normal image gets p <= a with a probability of at most a.
 
         Parameters
         ----------
-        X : array-like of shape (n, h, w, d) or (n, d)
-            Patch features.
+        X : patch features or images
+            As in `fit`.
 
         Returns
         -------
         p : ndarray of shape (n,), float64
-            In (0, 1], small for anomalies.
+            In (0, 1]; NaN for an image that was skipped.
         """
         return conformal_p_values(self.score_samples(X), self.calibration_scores_)
 
-    def anomaly_map(self, X, size=None):
-        """Say where images are anomalous; larger is more anomalous.
-
-        Mind the sign: scores are larger for normal images, maps for anomalous
-        patches.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, h, w, d) or (n, d)
-            Patch features.
-
-        size : (int, int), optional
-            Height and width of the maps in pixels: the patch scores are
-            upsampled bilinearly and smoothed by a Gaussian of `sigma` pixels.
-            Without it, the raw scores of the patch grid.
-
-        Returns
-        -------
-        maps : ndarray of shape (n, h, w) or (n, H, W), float32
-            NaN for an image that was skipped when it was read.
-        """
-        maps = filled(self._of_present(X, self._score_patches))
-        return maps if size is None else self._draw(maps, check_size(size))
-
-    def predict_mask(self, X, size=None):
-        """Mark the anomalous pixels.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, h, w, d) or (n, d)
-            Patch features.
-
-        size : (int, int), optional
-            As in `anomaly_map`.
-
-        Returns
-        -------
-        masks : ndarray of shape (n, h, w) or (n, H, W), bool
-            True where the map exceeds `pixel_threshold`.
-        """
-        return self.anomaly_map(X, size) > self.pixel_threshold(size)
-
-    def pixel_threshold(self, size=None, window=WHOLE):
-        """Threshold for the pixels of maps of a given size.
-
-        It is taken from the largest value of each held-out map of a normal image,
-        rendered at that size, by the rule of `threshold`, so that "no pixel of a
-        normal image fires" holds as often as the threshold of the image scores.
-
-        Parameters
-        ----------
-        size : (int, int), optional
-            Height and width of the maps; without it, the patch grid.
-
-        window : ((float, float), (float, float)), default=((0, 1), (0, 1))
-            The part of the image that the patch grid covers.
-
-        Returns
-        -------
-        threshold : float
-        """
-        check_is_fitted(self, "calibration_maps_")
-        maps = self.calibration_maps_
-        if size is None:
-            highest = maps.max(axis=(1, 2))
-        else:
-            rendering = self._rendering(window, maps.shape[1:])
-            highest = peaks(maps, check_size(size), **rendering)
-        return threshold_of(
-            highest.astype(np.float64), self.contamination_, self._threshold_rule
-        )
-
-    def set_contamination(self, contamination):
+    def set_contamination(self, contamination: float) -> Self:
         """Set another rate of false alarms, from the held-out scores at hand.
 
         Both thresholds follow, that of the image scores and that of the pixels. The
@@ -444,7 +296,9 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         self._set_offset()
         return self
 
-    def calibrate(self, X, y=None, *, add=False):
+    def calibrate(
+        self, X: Any, y: ArrayLike | None = None, *, add: bool = False
+    ) -> Self:
         """Set the threshold anew from normal images that were not trained on.
 
         The model itself stays as it is: for a new camera, new lighting, or a
@@ -452,8 +306,8 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n, h, w, d) or (n, d)
-            Patch features of normal images that `fit` has not seen.
+        X : patch features or images
+            Of normal images that `fit` has not seen, in a form that `fit` takes.
 
         y : array-like of shape (n,), optional
             Images labelled -1 are left out.
@@ -469,45 +323,15 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         """
         self._validate_params()
         check_is_fitted(self)
-        given, X = X, self._to_learn_from(X, y, reset=False)
+        samples, positions = self._to_learn_from(X, y, reset=False)
         with own_torch_state():
-            scores, maps = self._score(X)
+            scores, maps = self._score_for_calibration(samples)
         if add and not self._in_sample:
-            self._join_threshold(scores, maps, self.n_samples_seen_)
+            self._add_held_out(scores, maps, self.n_samples_seen_)
         else:
-            self._set_threshold(scores, maps)
-        self._warn_of_outlier(scores, lambda: self._learned(given, y, X))
+            self._replace_held_out(scores, maps)
+        self._warn_of_outlier(scores, positions)
         return self
-
-    # -- hooks ---------------------------------------------------------------
-
-    def _fit(self, X):
-        raise NotImplementedError(
-            f"{type(self).__name__} defines no _fit(X): it learns from patch features "
-            "(n, h, w, d) of normal images."
-        )
-
-    def _score(self, X):
-        raise NotImplementedError(
-            f"{type(self).__name__} defines no _score(X): for patch features "
-            "(n, h, w, d) it returns one anomaly score per image, (n,), and one per "
-            "patch, (n, h, w), larger for more anomalous."
-        )
-
-    def _needed_attributes(self):
-        """What the constructor has to store."""
-        names = ["contamination", "calibration", "random_state"]
-        draws = type(self)._draw is BaseDetector._draw
-        if draws and "sigma" in self._parameter_constraints:
-            names.append("sigma")
-        return names
-
-    def _check_constructor(self):
-        require_attributes(
-            self,
-            self._needed_attributes(),
-            "the constructor of a detector takes these parameters and stores them",
-        )
 
     @property
     def classes_(self):
@@ -518,11 +342,193 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
             "and calibrate, not by tools that tune thresholds of classifiers."
         )
 
-    # -- images that were learned from ---------------------------------------
+    # -- input: what PatchDetector and ImageDetector define ------------------------
+
+    def _to_learn_from(self, X, y, *, reset):
+        """Samples that y does not call anomalous and that are present, for `_fit`.
+
+        Returns
+        -------
+        samples : object
+            With a length, and indexed by arrays of integers.
+
+        positions : ndarray of shape (len(samples),)
+            Their positions in X.
+        """
+        raise NotImplementedError
+
+    def _to_score(self, X):
+        """Samples for `_score`, and which images of X (n,) they are: the present ones.
+
+        Images that could not be read are not present.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def _not_anomalous(X, y):
+        """Which images (n,) `y` does not call anomalous; True for all of them."""
+        raise NotImplementedError
+
+    # -- hooks ---------------------------------------------------------------------
+
+    def _fit(self, samples):
+        """Learn from samples of normal images."""
+        raise NotImplementedError
+
+    def _score(self, samples):
+        """Anomaly score (n,) and map (n, h, w) of each sample."""
+        raise NotImplementedError
+
+    def _score_for_calibration(self, samples):
+        """Scores and maps to take thresholds from, where `_score` leaves some out."""
+        return self._score(samples)
+
+    def _image_scores(self, samples):
+        """The scores of `_score` alone, where these can be had for less."""
+        return self._score(samples)[0]
+
+    def _anomaly_maps(self, samples):
+        """The maps of `_score` alone, where these can be had for less."""
+        return self._score(samples)[1]
+
+    def _fit_fold(self, samples, whole):
+        """Learn from some of the samples that `whole`, a model of all, learned from."""
+        self._fit(samples)
+
+    def _check_constructor(self):
+        require_attributes(
+            self,
+            self._required_parameters,
+            "the constructor of a detector takes these parameters and stores them",
+        )
+
+    # -- maps ----------------------------------------------------------------------
+
+    def _patch_maps(self, X):
+        """Maps on the grid of the detector; NaN for images that are not present."""
+        check_is_fitted(self)
+        samples, present = self._to_score(X)
+        maps = self._no_maps(0)
+        if present.any():
+            with own_torch_state():
+                maps = self._anomaly_maps(samples)
+        return filled(_at(present, maps))
+
+    def _scores_and_maps(self, X):
+        """What `score_samples` and `_patch_maps` give, from one search."""
+        check_is_fitted(self)
+        samples, present = self._to_score(X)
+        scores, maps = np.empty(0), self._no_maps(0)
+        if present.any():
+            with own_torch_state():
+                scores, maps = self._score(samples)
+        return -_at(present, scores), filled(_at(present, maps))
+
+    def _no_maps(self, n):
+        """Maps of n images that could not be read, on the grid of all others."""
+        return np.full((n, *self.calibration_maps_.shape[1:]), np.nan, np.float32)
+
+    def _render(self, maps, size, window=WHOLE):
+        """Patch scores at pixel size; `window` is the part that the grid covers."""
+        return render(maps, size, **self._rendering(window, maps.shape[1:]))
+
+    def _rendering(self, window, grid):
+        """Arguments by which `skad._maps.render` brings maps to pixel size."""
+        return {"sigma": self.sigma, "window": window}
+
+    def _pixel_threshold(self, size, window):
+        """Threshold for the pixels of maps of a size; on the grid where it is None.
+
+        It is that of the largest values of the held-out maps.
+        """
+        check_is_fitted(self, "calibration_maps_")
+        maps = self.calibration_maps_
+        if size is None:
+            highest = maps.max(axis=(1, 2))
+        else:
+            highest = peaks(maps, size, **self._rendering(window, maps.shape[1:]))
+        return threshold_of(
+            highest.astype(np.float64), self.contamination_, self._threshold_rule
+        )
+
+    # -- held-out scores -----------------------------------------------------------
+
+    def _learn(self, samples, positions, *, first):
+        """Fit, or update, on samples, and set the threshold from held-out scores."""
+        way = self._way_to_hold_out(len(samples), first)
+        if first:
+            self._take_threshold_parameters()
+            self._warn_of_equal(samples)
+        held_out = HOLD_OUT[way](self, samples, first=first)
+        self._in_sample = way == "train" or (self._in_sample and not first)
+        if first or (way == "loo" and self._keeps_left_out_scores):
+            self._replace_held_out(
+                held_out.scores, held_out.maps, in_sample=self._in_sample
+            )
+        else:
+            self._add_held_out(held_out.scores, held_out.maps, self.n_samples_seen_)
+        if way != "train":
+            self._warn_of_outlier(held_out.scores, positions, held_out.indices)
+
+    def _way_to_hold_out(self, n, first):
+        """Key of `HOLD_OUT` for n samples: `calibration`, where these are enough."""
+        way = self._resolved_calibration()
+        if n == 1 and way in ("kfold", "split"):
+            way = "train" if first else "kfold"
+        if way == "loo" and first and n < self._min_left_out:
+            way = "train"
+        if way == "train" and n == 1 and self.calibration != "train":
+            warn_user(
+                "one training image leaves none to hold out: the threshold comes "
+                "from the training image itself and will reject most normal images. "
+                "Call calibrate with more normal images."
+            )
+        return way
+
+    def _resolved_calibration(self):
+        """`calibration`, or what "auto" stands for."""
+        way = self._auto_calibration if self.calibration == "auto" else self.calibration
+        if way == "loo" and not hasattr(self, "_score_left_out"):
+            raise ValueError(
+                f"calibration='loo' is not offered by {type(self).__name__}; use "
+                "'auto', 'kfold', 'split' or 'train'."
+            )
+        return way
+
+    def _folds(self, n):
+        """Parts of n images at random: neighbours in a folder are often alike."""
+        rng = check_random_state(copy.deepcopy(self.random_state))
+        parts = np.array_split(rng.permutation(n), min(self._n_folds, n))
+        return [np.sort(part) for part in parts]
+
+    def _models_without(self, folds, samples, before, *, first):
+        """Yield, for each fold, a copy of `before` that learned from all others."""
+        for fold in folds:
+            model = copy.copy(before)
+            model.random_state = copy.deepcopy(before.random_state)
+            if len(fold) < len(samples):
+                rest = samples[np.delete(np.arange(len(samples)), fold)]
+                if first:
+                    model._fit_fold(rest, self)
+                else:
+                    model._update(rest)
+            yield model
+
+    def _left_out_images(self, n):
+        """Which of the n images learned from last `_score_left_out` scores."""
+        return np.arange(n)
+
+    def _held_out_positions(self, n):
+        """Ascending places, among the n images learned from last, of held-out images.
+
+        Those behind `calibration_scores_`; negative for images of earlier calls.
+        """
+        n_held_out = len(self.calibration_scores_)
+        return np.arange(n_held_out) - (n_held_out - n)
 
     def _check_holds_out_all(self):
-        how = getattr(self, "calibration", None)
-        if (self._auto_calibration if how == "auto" else how) == "split":
+        way = getattr(self, "calibration", None)
+        if (self._auto_calibration if way == "auto" else way) == "split":
             raise NotHeldOutError(
                 "fit_predict judges each image by a model that has not seen it, but "
                 f"calibration={self.calibration!r} of {type(self).__name__} holds out "
@@ -530,14 +536,14 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
                 "then predict on other images."
             )
 
-    def _learned_from(self, X, y, decisions):
-        """Which images `fit` learned from, of those that have these decisions."""
-        return ~np.isnan(decisions) & self._good(X, y)
+    def _labels_after_fit(self, X, y, decisions):
+        """Labels of images right after `fit`, those learned from held out.
 
-    def _labels_after_fit(self, decisions, learned):
-        """Labels of images right after `fit`, those learned from held out."""
+        `decisions` are those of the model, which has seen the images learned from.
+        """
         if self._in_sample:
             return decide(decisions)
+        learned = ~np.isnan(decisions) & self._not_anomalous(X, y)
         held_out, n = self.calibration_scores_, int(learned.sum())
         if len(held_out) != n:
             raise ValueError(
@@ -549,266 +555,36 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         decisions[learned] = held_out - self.offset_
         return decide(decisions)
 
-    # -- input ---------------------------------------------------------------
+    # -- threshold -----------------------------------------------------------------
 
-    def _learned(self, X, y, learned):
-        """Positions in X of the images that `_to_learn_from` takes: `learned`."""
-        good = np.broadcast_to(self._good(X, y), len(X))
-        present = self._check_features(X, reset=False)[1]
-        return np.flatnonzero(good & present)
-
-    def _to_learn_from(self, X, y, *, reset):
-        """Patch grids to learn from: present, and not called anomalous by y."""
-        X = self._features(X)
-        good = self._good(X, y)
-        X, present = self._check_features(X, reset=reset)
-        good = present & good
-        if not good.any():
-            raise ValueError(
-                "no good image is left: every image is labelled -1 or was skipped."
-            )
-        return X if good.all() else X[good]
-
-    def _check_features(self, X, *, reset):
-        """Patch grids (n, h, w, d), and which images are present."""
-        X = self._features(X)
-        if getattr(X, "ndim", 0) != 4:
-            if getattr(X, "ndim", 0) == 3 or getattr(X, "ndim", 0) > 4:
-                raise ValueError(
-                    f"X has shape {X.shape}: expected patch features of shape "
-                    "(n, h, w, d), or (n, d). A single image is X[None]; images "
-                    "first pass through PatchFeatures. Found array with dim "
-                    f"{X.ndim}."
-                )
-            X = validate_data(self, X, dtype=_FLOATS, reset=reset)
-            return X[:, None, None, :], np.ones(len(X), bool)
-        X = check_array(
-            X, dtype=_FLOATS, allow_nd=True, ensure_all_finite=False, input_name="X"
-        )
-        if 0 in X.shape:
-            raise ValueError(f"X has shape {X.shape}: every axis needs an entry.")
-        # One image tells the number of channels; all of them could mean a copy.
-        one = X[0].reshape(-1, X.shape[3])
-        validate_data(self, one, reset=reset, skip_check_array=True)
-        return X, inside_patches(X).any(axis=(1, 2))
-
-    def _features(self, X):
-        """X, where a list of patch grids becomes an array; images are refused."""
-        shape: tuple = getattr(X, "shape", ())
-        dtype = str(getattr(X, "dtype", "")).removeprefix("torch.")
-        if len(shape) == 4:
-            first = shape[1] in _IMAGE_CHANNELS and min(shape[2:]) >= 16
-            if dtype in _IMAGE_DTYPES and (first or shape[3] in _IMAGE_CHANNELS):
-                self._refuse_images(f"an array of shape {tuple(shape)} and {dtype}")
-            return X
-        if not isinstance(X, (list, tuple)) and (len(shape) != 1 or dtype == ""):
-            return X
-        first = next(iter(X), None)
-        if isinstance(first, (str, os.PathLike)):
-            self._refuse_images("a list of paths")
-        if hasattr(first, "getexif"):
-            self._refuse_images("a list of PIL images")
-        if _n_dims(first) < 2:
-            return X
-        try:
-            grids = np.stack([np.asarray(item) for item in X])
-        except ValueError:  # they differ in shape
-            self._refuse_images("a list of arrays of different shapes")
-        return self._features(grids)
-
-    def _refuse_images(self, seen):
-        raise ValueError(
-            f"X is {seen}, as images are; {type(self).__name__} takes patch features "
-            "(n, h, w, d). Put PatchFeatures before it: "
-            f"Pipeline([PatchFeatures(...), {type(self).__name__}(...)])."
-        )
-
-    def _check_grid(self, grid):
-        """Refuse features on another patch grid than that of the fit."""
-        known = self.calibration_maps_.shape[1:]
-        if tuple(grid) != known:
-            raise ValueError(
-                f"X has a patch grid of {grid[0]} x {grid[1]}, but "
-                f"{type(self).__name__} was fitted on {known[0]} x {known[1]}; use "
-                "the same image size and layers, or fit again."
-            )
-
-    @staticmethod
-    def _good(X, y):
-        """Which samples to learn from: those that y does not call anomalous."""
-        if y is None:
-            return True
-        check_consistent_length(X, y)
-        y = np.asarray(y)
-        if getattr(X, "ndim", 0) == 4:
-            return check_labels(y) == 1
-        # Rows may come with any y: only the label -1 means something.
-        return y != -1 if y.ndim == 1 and y.dtype.kind in "if" else True
-
-    # -- scores --------------------------------------------------------------
-
-    def _score_and_map(self, X):
-        """Scores and maps as the two below give them, for the price of one search."""
-        return self._score(X)
-
-    def _scores_and_maps(self, X):
-        """What `score_samples` and `anomaly_map` say, from one search."""
-        check_is_fitted(self)
-        X, present = self._check_features(X, reset=False)
-        scores = np.full(len(X), np.nan)
-        if not present.any():
-            return scores, self._no_maps(len(X))
-        with own_torch_state():
-            found = self._score_and_map(X if present.all() else X[present])
-        scores[present], some = -found[0], filled(found[1])
-        maps = np.full((len(X), *some.shape[1:]), np.nan, np.float32)
-        maps[present] = some
-        return scores, maps
-
-    def _no_maps(self, n):
-        """Maps of n images that could not be read, on the grid of all others."""
-        return np.full((n, *self.calibration_maps_.shape[1:]), np.nan, np.float32)
-
-    def _score_images(self, X):
-        """Scores alone, where these can be had for less."""
-        return self._score(X)[0]
-
-    def _score_patches(self, X):
-        """Maps alone, where these can be had for less."""
-        return self._score(X)[1]
-
-    def _of_present(self, X, score):
-        """What `score` gives for the images present; NaN for the others."""
-        check_is_fitted(self)
-        X, present = self._check_features(X, reset=False)
-        if present.all():
-            with own_torch_state():
-                return score(X)
-        if not present.any():
-            no_scores = score == self._score_images
-            return np.full(len(X), np.nan) if no_scores else self._no_maps(len(X))
-        with own_torch_state():
-            found = score(X[present])
-        result = np.full((len(X), *found.shape[1:]), np.nan, found.dtype)
-        result[present] = found
-        return result
-
-    def _draw(self, maps, size, window=WHOLE):
-        """Patch scores at pixel size; `window` is the part that the grid covers."""
-        return render(maps, size, **self._rendering(window, maps.shape[1:]))
-
-    def _rendering(self, window, grid):
-        """How `skad._maps.render` brings maps to pixel size."""
-        return {"sigma": self.sigma, "window": window}
-
-    # -- threshold -----------------------------------------------------------
-
-    def _learn(self, X, step, positions=None):
-        """Fit or update (`step`) on X, and set the threshold.
-
-        ``positions()`` tells where the images of X stand in what the user passed.
-        """
-        everyone = X
-        how, first = self._calibration(), step is type(self)._fit
-        if len(X) == 1 and how in ("kfold", "split"):
-            how = "train" if first else "kfold"
-        if how == "loo" and first and len(X) < self._least_to_hold_out:
-            how = "train"
-        if how == "train" and len(X) == 1 and self.calibration != "train":
-            warn_user(
-                "one training image leaves none to hold out: the threshold comes "
-                "from the training image itself and will reject most normal images. "
-                "Call calibrate with more normal images."
-            )
-        if first:
-            self._start_threshold()
-            self._warn_of_equal(X)
-        chosen = np.arange(len(X))
-        if how == "split":
-            order = check_random_state(self.random_state).permutation(len(X))
-            n_held_out = max(1, len(X) // 5)
-            chosen = np.sort(order[:n_held_out])
-            X = X[np.sort(order[n_held_out:])]
-        before = copy.copy(self)
-        step(self, X)
-        self.n_samples_seen_ += len(X)
-        if how == "loo":
-            scores, maps = self._score_left_out(X)
-            chosen = self._left_out_images(len(X))
-        elif how == "kfold":
-            scores, maps = self._score_out_of_fold(X, before, step)
-        else:
-            scores, maps = self._score(everyone[chosen] if how == "split" else X)
-        self._in_sample = how == "train" or (self._in_sample and not first)
-        if first or (how == "loo" and self._keeps_images):
-            self._set_threshold(scores, maps, in_sample=self._in_sample)
-        else:
-            self._join_threshold(scores, maps, self.n_samples_seen_)
-        if how != "train":
-            if positions is None:
-                positions = partial(self._learned, None, None, everyone)
-            self._warn_of_outlier(scores, positions, chosen)
-
-    def _calibration(self):
-        """How scores are held out, once "auto" is resolved."""
-        how = self._auto_calibration if self.calibration == "auto" else self.calibration
-        if how == "loo" and not hasattr(self, "_score_left_out"):
-            raise ValueError(
-                f"calibration='loo' is not offered by {type(self).__name__}; use "
-                "'auto', 'kfold', 'split' or 'train'."
-            )
-        return how
-
-    def _score_out_of_fold(self, X, before, step, n_folds=None):
-        """Score every image by a model that learned from the other folds."""
-        scores, maps = np.empty(len(X)), None
-        for fold in self._folds(len(X), n_folds):
-            other = copy.copy(before)
-            other.random_state = copy.deepcopy(before.random_state)
-            if len(fold) < len(X):
-                step(other, X[np.delete(np.arange(len(X)), fold)])
-            scores[fold], fold_maps = other._score(X[fold])
-            if maps is None:
-                maps = np.empty((len(X), *fold_maps.shape[1:]), fold_maps.dtype)
-            maps[fold] = fold_maps
-        return scores, maps
-
-    def _folds(self, n, n_folds):
-        """Parts of n images at random: neighbours in a folder are often alike."""
-        rng = check_random_state(copy.deepcopy(self.random_state))
-        n_folds = min(n_folds or self._n_folds, n)
-        parts = np.array_split(rng.permutation(n), n_folds)
-        return [np.sort(part) for part in parts]
-
-    def _start_threshold(self):
+    def _take_threshold_parameters(self):
         """Take rate and rule of the thresholds from the parameters, as `fit` does."""
         self.contamination_ = float(self.contamination)
         self._threshold_rule = self.threshold
 
-    def _set_threshold(self, scores, maps, in_sample=False):
+    def _replace_held_out(self, scores, maps, in_sample=False):
         """Keep held-out anomaly scores and maps, and set `offset_` from them."""
         self.calibration_scores_ = np.empty(0)
         self.calibration_maps_ = np.empty((0, *maps.shape[1:]), np.float32)
         self._calibration_seen = np.empty(0, np.int64)
         self._in_sample = in_sample
-        self._join_threshold(scores, maps, self.n_samples_seen_)
+        self._add_held_out(scores, maps, self.n_samples_seen_)
 
-    def _join_threshold(self, scores, maps, seen):
+    def _add_held_out(self, scores, maps, n_seen):
         """Add held-out scores to those at hand, and set `offset_` from all.
 
-        `seen` is the number of images behind the model that gave them. Scores
-        of a model that knew less than half as much are dropped: it scored
-        higher.
+        `n_seen` is the number of images behind the model that gave them. Scores of a
+        model that knew less than half as many are dropped: it scored higher.
         """
         known = np.isfinite(scores)
-        seen = np.broadcast_to(seen, scores.shape)[known]
+        n_seen = np.broadcast_to(n_seen, scores.shape)[known]
         scores = np.concatenate([self.calibration_scores_, -scores[known]])
         maps = np.concatenate([self.calibration_maps_, filled(maps[known])])
-        seen = np.concatenate([self._calibration_seen, seen])
-        current = 2 * seen >= seen.max(initial=0)
+        n_seen = np.concatenate([self._calibration_seen, n_seen])
+        current = 2 * n_seen >= n_seen.max(initial=0)
         self.calibration_scores_ = scores[current]
         self.calibration_maps_ = maps[current]
-        self._calibration_seen = seen[current]
+        self._calibration_seen = n_seen[current]
         self._set_offset()
 
     def _set_offset(self):
@@ -827,103 +603,71 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
                 "estimate without a guarantee."
             )
 
-    def _left_out_images(self, n):
-        """Which of the n images learned from last `_score_left_out` scores."""
-        return np.arange(n)
+    # -- warnings ------------------------------------------------------------------
 
-    def _held_out_positions(self, n):
-        """Ascending places, among the n images learned from last, of held-out images.
-
-        Those behind `calibration_scores_`; negative for images of earlier calls.
-        """
-        n_held_out = len(self.calibration_scores_)
-        return np.arange(n_held_out) - (n_held_out - n)
-
-    def _warn_of_outlier(self, scores, positions, chosen=None):
+    def _warn_of_outlier(self, scores, positions, indices=None):
         """Name the image whose held-out score is far from those of all others.
 
-        The scores are of the images `chosen` among those at ``positions()``.
+        The scores are of the images `indices` (all of them where it is None) of those
+        that are at `positions` in X.
         """
         found = None if self._is_part else outlier(scores)
         if found is None:
             return
         image, times = found
-        image = image if chosen is None else chosen[image]
+        image = image if indices is None else indices[image]
         if image < 0:  # of an earlier call
             return
         warn_user(
-            f"X[{positions()[image]}] scores far from all other normal images when it "
+            f"X[{positions[image]}] scores far from all other normal images when it "
             f"is held out: {times:.0f} times as far above their median as two thirds "
             "of them reach. Look at it; if it is not normal, or of another kind, leave "
             "it out (label -1) and fit again."
         )
 
-    def _warn_of_equal(self, X):
+    def _warn_of_equal(self, samples):
         """Say so where the images to learn from do not differ."""
-        if len(X) > 1 and not self._is_part and _are_equal(X):
+        if len(samples) > 1 and not self._is_part and _are_equal(samples):
             warn_user(
-                f"the {len(X)} images to learn from do not differ: nothing can be "
-                "learned about what normal images look like, and every image that is "
-                "not like them is anomalous. Check the images (a lens cap, a frozen "
+                f"the {len(samples)} images to learn from do not differ: nothing can "
+                "be learned about what normal images look like, and every image that "
+                "is not like them is anomalous. Check the images (a lens cap, a frozen "
                 "camera, one file read again and again?) and fit on different ones."
             )
 
 
-def _are_equal(X):
-    """Whether all images, features or read one by one, are alike up to rounding."""
-    read = getattr(X, "read", X.__getitem__)
-    first = np.asarray(read(0))
-    room = 1e-5 * np.nanmax(np.abs(first), initial=0)
-    return all(
-        np.allclose(read(i), first, rtol=0, atol=room, equal_nan=True)
-        for i in range(1, len(X))
-    )
+def decide(decision: np.ndarray) -> np.ndarray:
+    """Labels from decisions: +1, -1, or 0 where there is no decision (NaN).
 
+    Parameters
+    ----------
+    decision : ndarray of shape (n,)
+        Scores less the threshold, as of `decision_function`.
 
-def decide(decision):
-    """Labels from decisions: +1, -1, or 0 where there is no decision (NaN)."""
+    Returns
+    -------
+    labels : ndarray of shape (n,), int64
+    """
     labels = np.where(decision >= 0, 1, -1)
     labels[np.isnan(decision)] = 0
     return labels
 
 
-def check_scores(found, n, where):
-    """Check what a hook returns: anomaly scores (n,) and maps (n, h, w)."""
-    wanted = (
-        "it must return two arrays, one anomaly score per image, (n,), and one map per "
-        "image, (n, h, w), larger for more anomalous"
-    )
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
-        raise TypeError(f"{where} returned {type(found).__name__}; {wanted}.")
-    scores, maps = (np.shape(array) for array in found)
-    if (
-        len(scores) != 1
-        or len(maps) != 3
-        or scores[0] != maps[0]
-        or (n is not None and scores[0] != n)
-    ):
-        of = "" if n is None else f" for n={n} images"
-        raise ValueError(
-            f"{where} returned scores of shape {scores} and maps of shape {maps}{of}; "
-            f"{wanted}."
-        )
-
-
-def _checked_hook(hook, owner, name):
-    @functools.wraps(hook)
-    def checked(self, *args):
-        found = hook(self, *args)
-        X: Any = args[0] if args else None
-        # The scores left out may be those of more images than X.
-        n = len(X) if X is not None and name == "_score" else None
-        check_scores(found, n, f"{owner}.{name}")
+def _at(present, found):
+    """Results (m, ...) at the m places that are True of `present` (n,), else NaN."""
+    if present.all():
         return found
+    result = np.full((len(present), *found.shape[1:]), np.nan, found.dtype)
+    result[present] = found
+    return result
 
-    return checked
 
-
-def _n_dims(item):
-    """Dimensions of one item of a list; nested lists count as arrays do."""
-    if not isinstance(item, (list, tuple)):
-        return getattr(item, "ndim", 0)
-    return 1 + (_n_dims(item[0]) if len(item) else 0)
+def _are_equal(samples):
+    """Whether all samples, features or read one by one, are alike up to rounding."""
+    read = getattr(samples, "read", samples.__getitem__)
+    first = np.asarray(read(0))
+    tolerance = 1e-5 * np.nanmax(np.abs(first), initial=0)
+    return all(
+        np.allclose(read(i), first, rtol=0, atol=tolerance, equal_nan=True)
+        for i in range(1, len(samples))
+    )

@@ -8,13 +8,12 @@ Maps come in the geometry of the images as passed, as those of a Pipeline do.
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from skad._checks import check_size, good_positions
 from skad._maps import draw_each, masks_above
-from skad._patches import filled
 from skad._progress import progress
-from skad.base._detector import BaseDetector, check_scores
+from skad.base._detector import BaseDetector
+from skad.base._hooks import check_scores
 from skad.base._image_input import ImageInput
 from skad.networks._torch_state import own_torch_state
 
@@ -38,116 +37,22 @@ class ImageDetector(ImageInput, BaseDetector):
 
     _auto_calibration = "split"  # training five times more would be slow
     _n_folds = 5
+    _required_parameters: tuple[str, ...] = (
+        *BaseDetector._required_parameters,
+        *("image_size", "crop_size", "batch_size", "on_error", "n_jobs", "verbose"),
+    )
     _parameter_constraints: dict[str, Any] = {
         **BaseDetector._parameter_constraints,
         **ImageInput._parameter_constraints,
     }
 
-    def fit(self, X, y=None):
-        """Learn from good images.
+    def anomaly_map(
+        self, X: Any, size: tuple[int, int] | None = None
+    ) -> np.ndarray | list[np.ndarray]:
+        """Anomaly score of each pixel; larger is more anomalous.
 
-        Parameters
-        ----------
-        X : sequence of images
-            Paths, `PIL.Image`, arrays (H, W[, C]), one array (n, H, W[, C]) or
-            a torch tensor (n, C, H, W).
-
-        y : array-like of shape (n,), optional
-            +1 for good, -1 for anomalous. Anomalous images are left out of
-            training; y has no other use.
-
-        Returns
-        -------
-        self : object
-
-        Raises
-        ------
-        ValueError
-            If X is empty, if no good image is left, or if a parameter is out of
-            range.
-
-        skad.images.ImageError
-            If an image cannot be read; it names position, file and reason. With
-            ``on_error="skip"`` such images are left out, and a
-            `SkippedImageWarning` lists them.
-        """
-        self._validate_params()
-        self._check_constructor()
-        reader = self._to_learn_from(X, y)
-        self.n_samples_seen_ = 0
-        with own_torch_state():
-            self._learn(reader, type(self)._fit)
-        return self
-
-    def score_samples(self, X):
-        """Score images; larger is more normal.
-
-        Parameters
-        ----------
-        X : sequence of images
-            As in `fit`.
-
-        Returns
-        -------
-        scores : ndarray of shape (n,), float64
-            NaN for an image that was skipped.
-        """
-        return super().score_samples(X)
-
-    def decision_function(self, X):
-        """Score images against the threshold; negative is anomalous.
-
-        Parameters
-        ----------
-        X : sequence of images
-            As in `fit`.
-
-        Returns
-        -------
-        decision : ndarray of shape (n,), float64
-            ``score_samples(X) - offset_``.
-        """
-        return super().decision_function(X)
-
-    def predict(self, X):
-        """Decide for each image: +1 is normal, -1 is anomalous.
-
-        Parameters
-        ----------
-        X : sequence of images
-            As in `fit`.
-
-        Returns
-        -------
-        labels : ndarray of shape (n,), int64
-            0 for an image that was skipped.
-        """
-        return super().predict(X)
-
-    def p_value(self, X):
-        """How usual each image is among good ones.
-
-        The share of held-out good images, the image itself counted, that look
-        at least as anomalous. Where training and new good images are
-        exchangeable, a good image gets p <= a with a probability of at most a.
-
-        Parameters
-        ----------
-        X : sequence of images
-            As in `fit`.
-
-        Returns
-        -------
-        p : ndarray of shape (n,), float64
-            In (0, 1], small for anomalies.
-        """
-        return super().p_value(X)
-
-    def anomaly_map(self, X, size=None):
-        """Say where images are anomalous; larger is more anomalous.
-
-        Mind the sign: scores are larger for normal images, maps for anomalous
-        pixels.
+        Mind the sign: scores of images are larger for normal images, maps are larger
+        for anomalous pixels.
 
         Parameters
         ----------
@@ -168,11 +73,15 @@ class ImageDetector(ImageInput, BaseDetector):
         """
         if size is not None:
             size = check_size(size)
-        grids = filled(self._of_present(X, self._score_patches))
-        sizes = self.image_sizes(X) if size is None else [size] * len(grids)
-        return draw_each(self._draw, grids, sizes, self.window(), self._frame()[0])
+        images = self._checked_reader(X)
+        grids = self._patch_maps(images)
+        # No file is opened again to tell the size of its image.
+        sizes = images.original_sizes() if size is None else [size] * len(grids)
+        return draw_each(self._render, grids, sizes, self.window(), self._frame()[0])
 
-    def predict_mask(self, X, size=None):
+    def predict_mask(
+        self, X: Any, size: tuple[int, int] | None = None
+    ) -> np.ndarray | list[np.ndarray]:
         """Mark the anomalous pixels.
 
         Parameters
@@ -191,13 +100,12 @@ class ImageDetector(ImageInput, BaseDetector):
         """
         return masks_above(self.anomaly_map(X, size), self.pixel_threshold)
 
-    # The window is that of the crop, and maps of no size there are none.
-    def pixel_threshold(self, size):  # type: ignore[override]
+    def pixel_threshold(self, size: tuple[int, int]) -> float:
         """Threshold for the pixels of maps of a given size.
 
-        It is taken from the largest value of each held-out good map, drawn at
-        that size, so that "no pixel of a good image fires" carries the same
-        promise as the threshold of the image scores.
+        It is taken from the largest value of each held-out map of a normal image,
+        rendered at that size, by the rule of `threshold`, so that "no pixel of a
+        normal image fires" holds as often as the threshold of the image scores.
 
         Parameters
         ----------
@@ -208,32 +116,7 @@ class ImageDetector(ImageInput, BaseDetector):
         -------
         threshold : float
         """
-        return super().pixel_threshold(check_size(size), window=self.window())
-
-    def calibrate(self, X, y=None, *, add=False):
-        """Set the threshold anew from good images that were not trained on.
-
-        The model itself stays as it is: for a new camera, new lighting, or a
-        threshold from more images.
-
-        Parameters
-        ----------
-        X : sequence of images
-            Good images that `fit` has not seen.
-
-        y : array-like of shape (n,), optional
-            Images labelled -1 are left out.
-
-        add : bool, default=False
-            Whether to add to the held-out scores at hand: thresholds and p-values
-            are then from both. By default the new ones replace them. Scores of
-            training images (``calibration="train"``) are always replaced.
-
-        Returns
-        -------
-        self : object
-        """
-        return super().calibrate(X, y, add=add)
+        return self._pixel_threshold(check_size(size), self.window())
 
     # -- hooks -------------------------------------------------------------------
 
@@ -250,59 +133,51 @@ class ImageDetector(ImageInput, BaseDetector):
             "per image, (b, h, w), larger for more anomalous."
         )
 
-    def _needed_attributes(self):
-        names = super()._needed_attributes()
-        if type(self)._frame is ImageInput._frame:
-            own = ["image_size", "crop_size", "on_error", "n_jobs", "verbose"]
-            if type(self)._images_at_once is ImageInput._images_at_once:
-                own.append("batch_size")
-            names += own
-        return names
+    # -- input -------------------------------------------------------------------
 
-    def _to_learn_from(self, X, y, *, reset=False):
+    def _to_learn_from(self, X, y, *, reset):
         """Reader of the images that y does not call anomalous and that can be read."""
-        reader = self._reader(self._checked_images(X))
+        reader = self._checked_reader(X)
         if y is not None:
             reader = reader[good_positions(X, y)]
-        if self.on_error == "raise":
-            return reader
-        # Training may go over the images many times and in any order: it is told
-        # beforehand what there is, at the price of reading everything once more.
-        readable = [i for i, _ in reader.each(reader.read, range(len(reader)))]
-        self._warn_of_skipped(reader, len(reader), stacklevel=4)
-        return reader[np.array(readable)]
+        if reader.on_error == "skip":
+            # Training may go over the images many times and in any order: it is told
+            # beforehand what there is, at the price of reading everything once more.
+            readable = [i for i, _ in reader.each(reader.read, range(len(reader)))]
+            self._warn_of_skipped(reader, len(reader))
+            reader = reader[np.array(readable)]
+        return reader, reader.positions
 
-    def _learned(self, X, y, learned):
-        return learned.positions
+    def _to_score(self, X):
+        """Reader of all images: which of them are present shows when it is read."""
+        reader = self._checked_reader(X)
+        return reader, np.ones(len(reader), bool)
 
-    def _of_present(self, X, score):
-        check_is_fitted(self)
-        return score(self._reader(self._checked_images(X)))
+    @staticmethod
+    def _not_anomalous(X, y):
+        """Which images (n,) `y` does not call anomalous; True for all of them."""
+        return True if y is None else np.isin(np.arange(len(X)), good_positions(X, y))
 
-    def _learned_from(self, X, y, decisions):
-        """Which images `fit` learned from, of those that have these decisions."""
-        learned = ~np.isnan(decisions)
-        if y is not None:
-            learned &= np.isin(np.arange(len(learned)), good_positions(X, y))
-        return learned
+    # -- scores ------------------------------------------------------------------
 
     def _score(self, reader):
+        """Scores and maps of images; NaN for those that cannot be read."""
         scores, maps = np.full(len(reader), np.nan), None
-        for index, some, found in self._scored_batches(reader):
+        for index, batch_scores, batch_maps in self._scored_batches(reader):
             if maps is None:
-                shape = len(reader), *found.shape[1:]
+                shape = len(reader), *batch_maps.shape[1:]
                 maps = np.full(shape, np.nan, np.float32)
-            scores[index], maps[index] = some, found
+            scores[index], maps[index] = batch_scores, batch_maps
         if maps is None:  # no image could be read
             if not hasattr(self, "calibration_maps_"):
                 self._warn_of_skipped(reader, len(reader))  # raises: in fit
             maps = self._no_maps(len(reader))
         return scores, maps
 
-    def _score_images(self, reader):
+    def _image_scores(self, reader):
         scores = np.full(len(reader), np.nan)
-        for index, some, _ in self._scored_batches(reader):
-            scores[index] = some
+        for index, batch_scores, _ in self._scored_batches(reader):
+            scores[index] = batch_scores
         return scores
 
     def _scored_batches(self, reader):
@@ -314,4 +189,4 @@ class ImageDetector(ImageInput, BaseDetector):
                 check_scores(found, len(batch), f"{type(self).__name__}._score_batch")
                 yield index, *found
                 bar.update(len(index))
-        self._warn_of_skipped(reader, len(reader), stacklevel=7, scoring=True)
+        self._warn_of_skipped(reader, len(reader), scoring=True)

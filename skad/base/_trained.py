@@ -106,8 +106,8 @@ class TrainedDetector:
     train_batch_size: int
     verbose: bool
 
-    def _calibration(self):
-        how = super()._calibration()  # type: ignore[misc]
+    def _resolved_calibration(self):
+        how = super()._resolved_calibration()  # type: ignore[misc]
         if how == "kfold" and self.warm_start:
             raise ValueError(
                 "calibration='kfold' with warm_start=True: the models of the folds "

@@ -3,16 +3,11 @@
 import numpy as np
 from sklearn.base import clone
 
-from skad.base import ImageDetector
 from skad.detectors._patchcore import PatchCoreDetector
 
 
-def patch_detector(given, advice):
-    """The detector on patch features that a user gave, or PatchCore."""
-    if isinstance(given, ImageDetector):
-        raise TypeError(
-            f"detector is {type(given).__name__}, which takes images; {advice}."
-        )
+def inner_detector(given):
+    """The detector that a user gave, or the default: PatchCore."""
     return PatchCoreDetector() if given is None else given
 
 

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 import numpy as np
 from scipy.ndimage import rotate
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 
 from skad import networks
 from skad._training_images import TrainingImages
@@ -282,7 +283,8 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
             In [0, 1], of `image_size` or `crop_size`; NaN for an image that was
             skipped.
         """
-        return self._of_present(X, self._restored)
+        check_is_fitted(self)
+        return self._restored(self._to_score(X)[0])
 
     def _restored(self, reader):
         shape = len(reader), *self._input_size(), 3
@@ -291,7 +293,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
             images[index] = networks.unet.restored_images(
                 self._trained_networks(self.model), batch, torch_device(self.device)
             )
-        self._warn_of_skipped(reader, len(reader), stacklevel=5, scoring=True)
+        self._warn_of_skipped(reader, len(reader), scoring=True)
         return images
 
     def _score_batch(self, batch):

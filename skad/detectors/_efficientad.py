@@ -352,9 +352,9 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
         """How to read centres of penalty images, and how many there are."""
         if self.penalty_images is None:
             return None, 0
-        size = self._input_size()
-        twice = tuple(2 * side for side in size)
-        reader = self._side_reader("penalty_images", twice, size)
+        height, width = self._input_size()
+        twice = 2 * height, 2 * width
+        reader = self._side_reader("penalty_images", twice, (height, width))
         return remembered(reader), len(reader)
 
     # -- the teacher ---------------------------------------------------------

@@ -14,22 +14,20 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 
 from skad._progress import progress
-from skad.base import BaseDetector
-from skad.detectors._combined import as_part, means_and_stds, patch_detector
-from skad.detectors._patchcore import PatchCoreDetector
+from skad.base import PatchDetector
+from skad.detectors._combined import as_part, inner_detector, means_and_stds
 
 
-def _members_can(method):
-    """Whether the detectors of all kinds have a method."""
+def _members_have(hook):
+    """Whether the detectors of all feature types have a hook."""
 
     def check(fusion):
-        given = fusion.detector
-        return hasattr(PatchCoreDetector() if given is None else given, method)
+        return hasattr(inner_detector(fusion.detector), hook)
 
     return check
 
 
-class FusionDetector(BaseDetector):
+class FusionDetector(PatchDetector):
     """Sum the standardised scores and maps of detectors on kinds of features.
 
     Each kind of channels, such as the two of `FusedFeatures`, has a detector of its
@@ -139,14 +137,19 @@ class FusionDetector(BaseDetector):
     """
 
     _auto_calibration = "loo"
-    _keeps_images = True  # the detectors keep their left-out scores
+    _keeps_left_out_scores = True  # the detectors keep their left-out scores
     _parameter_constraints = {
-        **BaseDetector._parameter_constraints,
-        "detector": [BaseDetector, None],
+        **PatchDetector._parameter_constraints,
+        "detector": [PatchDetector, None],
         "levels": [StrOptions({"auto"}), list, tuple],
         "weights": ["array-like", None],
     }
     del _parameter_constraints["sigma"]
+    _required_parameters: tuple[str, ...] = (
+        "contamination",
+        "calibration",
+        "random_state",
+    )
 
     detectors_: list[Any]
 
@@ -209,7 +212,7 @@ class FusionDetector(BaseDetector):
         return [np.ascontiguousarray(kind) for kind in np.split(X, ends, axis=3)]
 
     def _fit(self, X):
-        inner = patch_detector(self.detector, "choose one of patch features")
+        inner = inner_detector(self.detector)
         parts = [as_part(inner, self._how(inner, len(X))) for _ in self.levels_]
         self.detectors_ = self._each(parts, "fit", self._kinds(X))
         self._standardise()
@@ -231,47 +234,7 @@ class FusionDetector(BaseDetector):
                 bar.update()
         return detectors
 
-    @available_if(_members_can("partial_fit"))
-    def partial_fit(self, X, y=None):
-        """Learn from more good images, on top of those seen so far.
-
-        Each detector does, and the threshold follows.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, h, w, d)
-            Patch features, on the same grid as before.
-
-        y : array-like of shape (n,), optional
-            Images labelled -1 are left out.
-
-        Returns
-        -------
-        self : object
-        """
-        return super().partial_fit(X, y)
-
-    @available_if(_members_can("merge"))
-    def merge(self, other):
-        """Take in what another detector has learned, in place.
-
-        Parameters
-        ----------
-        other : FusionDetector
-            Fitted, with the same detector, on features of the same kinds. It stays as
-            it is.
-
-        Returns
-        -------
-        self : object
-
-        Raises
-        ------
-        ValueError
-            If kinds or grid of its features differ, or if `calibration` is not "loo".
-        """
-        return super().merge(other)
-
+    @available_if(_members_have("_update"))
     def _update(self, X):
         n_images = self.n_samples_seen_ + len(X)
         # Copies: an earlier copy of this detector stays as it was.
@@ -279,16 +242,17 @@ class FusionDetector(BaseDetector):
         for one in parts:
             one.set_params(calibration=self._how(one, n_images))
         self.detectors_ = self._each(parts, "partial_fit", self._kinds(X))
-        if self._calibration() == "loo":
+        if self._resolved_calibration() == "loo":
             self._standardise()
 
+    @available_if(_members_have("_merge"))
     def _merge(self, other):
         if other.levels_ != self.levels_:
             raise ValueError(
                 f"other was fitted on kinds of {other.levels_} channels, this detector "
                 f"on {self.levels_}; fit both on features of the same kinds."
             )
-        if self._calibration() != "loo":
+        if self._resolved_calibration() != "loo":
             raise ValueError(
                 f"calibration={self.calibration!r}: the scores that two detectors held "
                 "out are in deviations of their own images. Use 'loo', or fit again."
@@ -337,18 +301,19 @@ class FusionDetector(BaseDetector):
         )
         return self._sum_scores(scores), self._sum_maps(maps)
 
-    def _score_and_map(self, X):
+    def _score_for_calibration(self, X):
         scores, maps = zip(
-            *(one._score_and_map(kind) for one, kind in self._pairs(X)), strict=True
+            *(one._score_for_calibration(kind) for one, kind in self._pairs(X)),
+            strict=True,
         )
         return self._sum_scores(scores), self._sum_maps(maps)
 
-    def _score_images(self, X):
-        each = [one._score_images(kind) for one, kind in self._pairs(X)]
+    def _image_scores(self, X):
+        each = [one._image_scores(kind) for one, kind in self._pairs(X)]
         return self._sum_scores(each)
 
-    def _score_patches(self, X):
-        each = [one._score_patches(kind) for one, kind in self._pairs(X)]
+    def _anomaly_maps(self, X):
+        each = [one._anomaly_maps(kind) for one, kind in self._pairs(X)]
         return self._sum_maps(each)
 
     def _pairs(self, X):

@@ -5,18 +5,18 @@ features at each position of the grid. Section III-C: a patch scores by its
 Mahalanobis distance, an image by its worst patch.
 """
 
-import warnings
 from numbers import Integral, Real
 
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._patches import image_scores
 from skad._progress import progress
-from skad.base import BaseDetector
+from skad._user_warning import warn_user
+from skad.base import PatchDetector
 from skad.detectors._gaussians import Gaussians
 
 
-class PaDiMDetector(BaseDetector):
+class PaDiMDetector(PatchDetector):
     """Detect anomalies by their distance to a Gaussian at each position.
 
     For parts that always lie in the same place. The state grows with the grid
@@ -126,9 +126,9 @@ class PaDiMDetector(BaseDetector):
     """
 
     _auto_calibration = "loo"
-    _keeps_images = True
+    _keeps_left_out_scores = True
     _parameter_constraints = {
-        **BaseDetector._parameter_constraints,
+        **PatchDetector._parameter_constraints,
         "eps": [Interval(Real, 0, None, closed="neither")],
         "calibration_size": [Interval(Integral, 1, None, closed="left")],
         "interpolation": [StrOptions({"bilinear", "bicubic"})],
@@ -188,12 +188,12 @@ class PaDiMDetector(BaseDetector):
         gaussians = self._gaussians.reopened().join(other._gaussians)
         self._set_gaussians(gaussians, self.mean_.shape[:2])
 
-    def _fit_blocks(self, blocks, update=False):
-        """Fit, or learn on, from positions and features that come in blocks."""
+    def _fit_batches(self, batches, update=False):
+        """Fit, or learn on, from positions and features that come in batches."""
         self._validate_params()
         gaussians = self._gaussians.reopened() if update else None
         n_before = self.n_samples_seen_ if update else 0
-        for positions, X in blocks:
+        for positions, X in batches:
             X, present = self._check_features(X, reset=gaussians is None)
             if gaussians is None:
                 gaussians = self._new_gaussians(X)
@@ -201,18 +201,18 @@ class PaDiMDetector(BaseDetector):
                 self._check_grid(X.shape[1:3])
             gaussians.add(_flat(X if present.all() else X[present]), positions[present])
         if gaussians is None or gaussians.n_images == n_before:
-            raise ValueError("no good image is left: all of them were skipped.")
+            raise ValueError("no normal image is left: all of them were skipped.")
         if gaussians.n_images == 1:
             return self.fit(X[present])
         self._set_gaussians(gaussians, X.shape[1:3])
         self.n_samples_seen_ = gaussians.n_images
         if not update:
-            self._start_threshold()
+            self._take_threshold_parameters()
             self._warn_of_equal(gaussians.images)
         scores, maps = self._score_left_out()
-        self._set_threshold(scores, maps)
+        self._replace_held_out(scores, maps)
         if not update:
-            self._warn_of_outlier(scores, lambda: gaussians.numbers)
+            self._warn_of_outlier(scores, gaussians.numbers)
         return self
 
     def _new_gaussians(self, X):
@@ -227,10 +227,9 @@ class PaDiMDetector(BaseDetector):
                 gaussians.add(_flat(X[lo : lo + 32]))
                 bar.update(min(32, len(X) - lo))
         if gaussians.n_images == 1:
-            warnings.warn(
+            warn_user(
                 "one training image has no covariance: patches score by their "
                 "Euclidean distance to it, divided by the square root of eps.",
-                stacklevel=5,
             )
         self._set_gaussians(gaussians, X.shape[1:3])
 
@@ -252,7 +251,7 @@ class PaDiMDetector(BaseDetector):
         return self._gaussians.numbers - self._gaussians.start
 
     def _held_out_positions(self, n):
-        if self._calibration() != "loo":
+        if self._resolved_calibration() != "loo":
             return super()._held_out_positions(n)
         return self._left_out_images(n)
 

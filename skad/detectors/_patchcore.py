@@ -5,7 +5,6 @@ patch scores by its distance to the bank; an image by its worst patch, weighted
 down where the bank around the nearest row is itself sparse (Equations 6, 7).
 """
 
-import warnings
 from numbers import Integral, Real
 
 import numpy as np
@@ -15,7 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._patches import image_scores, patch_maps, patch_rows
 from skad._user_warning import warn_user
-from skad.base import BaseDetector
+from skad.base import PatchDetector
 from skad.detectors._left_out import LeftOutBank
 from skad.neighbors import greedy_coreset
 from skad.neighbors._coreset import extend_coreset
@@ -25,7 +24,7 @@ from skad.neighbors._nearest import Bank
 _SEARCH = {"n_candidates": 10, "epsilon": 0.3}  # of the approximate index
 
 
-class PatchCoreDetector(BaseDetector):
+class PatchCoreDetector(PatchDetector):
     """Detect anomalies by their distance to a memory bank of good patches.
 
     Parameters
@@ -176,9 +175,9 @@ class PatchCoreDetector(BaseDetector):
     """
 
     _auto_calibration = "loo"
-    _least_to_hold_out = 1  # patches of one image are held out from each other
+    _min_left_out = 1  # patches of one image are held out from each other
     _parameter_constraints = {
-        **BaseDetector._parameter_constraints,
+        **PatchDetector._parameter_constraints,
         "coreset_ratio": [Interval(Real, 0, 1, closed="right")],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "reweight": [Interval(Integral, 1, None, closed="left"), None],
@@ -392,10 +391,9 @@ class PatchCoreDetector(BaseDetector):
 
     def _available(self, k, available, name):
         if k > available:
-            warnings.warn(
+            warn_user(
                 f"{name}={k} exceeds the {available} rows of the bank; using "
                 f"{available}.",
-                stacklevel=4,
             )
         return min(k, available)
 

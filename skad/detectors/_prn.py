@@ -361,8 +361,8 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         Raises
         ------
         ValueError
-            If X is empty, if no good image is left, if masks and labels contradict each
-            other, or if a parameter is out of range.
+            If X is empty, if no normal image is left, if masks and labels contradict
+            each other, or if a parameter is out of range.
 
         skad.images.ImageError
             If an image or a mask cannot be read. With ``on_error="skip"`` images that
@@ -372,12 +372,12 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         self._check_input_size()
         with self._limited():
             defects = self._defects_to_learn_from(X, y, masks)
-        reader = self._to_learn_from(X, y)
+        reader, positions = self._to_learn_from(X, y, reset=True)
         self.n_samples_seen_ = 0
         self._defects = defects
         try:
             with own_torch_state():
-                self._learn(reader, type(self)._fit)
+                self._learn(reader, positions, first=True)
         finally:
             del self._defects
         self.n_defects_seen_ = len(defects)
@@ -417,7 +417,7 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         reader = self._reader(X)[chosen]
         if self.on_error == "skip":
             found = [i for i, _ in reader.each(reader.read, range(len(reader)))]
-            self._warn_of_skipped(reader, len(reader), stacklevel=4)
+            self._warn_of_skipped(reader, len(reader))
             reader, chosen = reader[np.array(found)], chosen[found]
         read = remembered(reader)
         defects = []

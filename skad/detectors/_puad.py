@@ -5,7 +5,6 @@ mean of the patch features does: its Mahalanobis distance joins the image score 
 any detector, both as z-scores, so that neither outweighs the other.
 """
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,29 @@ from sklearn.utils._param_validation import HasMethods
 
 from skad._patch_array import PatchArray
 from skad._training_images import TrainingImages
-from skad.base import BaseDetector, ImageDetector
-from skad.detectors._combined import as_part, means_and_stds, patch_detector
+from skad._user_warning import warn_user
+from skad.base import ImageDetector, PatchDetector
+from skad.detectors._combined import as_part, inner_detector, means_and_stds
 
 _LEAST = 7  # images for two z-scores; four fifths of them can still be parted
 
 
-class _TwoScores(BaseDetector):
-    """What both combinators do: of features, and of images."""
+class _TwoScores:
+    """Mixin of both detectors: adds the score of a detector to that of mean patches."""
 
     detector_: Any
+    random_state: Any
+    location_: np.ndarray
+    precision_: np.ndarray
+    score_means_: np.ndarray
+    score_stds_: np.ndarray
+    _is_alone: bool  # whether images are too few for the score of mean patches
     _n_folds = 5
+    _required_parameters: tuple[str, ...] = (
+        "contamination",
+        "calibration",
+        "random_state",
+    )
 
     def _inner(self):
         """The detector to clone."""
@@ -45,14 +56,14 @@ class _TwoScores(BaseDetector):
         raise NotImplementedError
 
     def _fit(self, X):
-        if len(X) >= _LEAST:
+        self._is_alone = len(X) < _LEAST
+        if not self._is_alone:
             self._fit_both(X)
             return
-        warnings.warn(
+        warn_user(
             f"{len(X)} images to learn from are too few for the distribution of their "
             "mean patch features: scores are those of the detector alone. Fit on at "
             "least 10 good images, better 50.",
-            stacklevel=4,
         )
         self._fit_alone(X)
 
@@ -64,32 +75,30 @@ class _TwoScores(BaseDetector):
         self._fit_detector(X)
         gaussian = LedoitWolf().fit(self._means(X))
         self.location_, self.precision_ = gaussian.location_, gaussian.precision_
-        scores = self.detector_._score_images(self._for_detector(held_out))
+        scores = self.detector_._image_scores(self._for_detector(held_out))
         both = self._both(held_out, scores)
         self.score_means_, self.score_stds_ = means_and_stds(both.T)
-        self._is_alone = False
 
     def _fit_alone(self, X):
         self._fit_detector(X)
         self.location_ = self._means(X).mean(axis=0)
         self.precision_ = np.zeros((len(self.location_),) * 2)
         self.score_means_, self.score_stds_ = np.zeros(2), np.ones(2)
-        self._is_alone = True
 
     def _score(self, X):
         scores, maps = self.detector_._score(self._for_detector(X))
         return self._sum(X, scores), maps
 
-    def _score_and_map(self, X):
-        scores, maps = self.detector_._score_and_map(self._for_detector(X))
-        return self._sum(X, scores), maps
+    def _score_for_calibration(self, X):
+        found = self.detector_._score_for_calibration(self._for_detector(X))
+        return self._sum(X, found[0]), found[1]
 
-    def _score_images(self, X):
-        scores = self.detector_._score_images(self._for_detector(X))
+    def _image_scores(self, X):
+        scores = self.detector_._image_scores(self._for_detector(X))
         return self._sum(X, scores)
 
-    def _score_patches(self, X):
-        return self.detector_._score_patches(self._for_detector(X))
+    def _anomaly_maps(self, X):
+        return self.detector_._anomaly_maps(self._for_detector(X))
 
     def _sum(self, X, scores):
         """Sum of the z-scores."""
@@ -107,10 +116,13 @@ class _TwoScores(BaseDetector):
             distances[read] = np.sqrt(np.maximum(squared, 0))
         return np.column_stack([scores, distances])
 
-    def _score_out_of_fold(self, X, before, step, n_folds=None):
-        """As in the base class, by models that score as the one of all images does."""
-        step = type(self)._fit_alone if self._is_alone else type(self)._fit_both
-        return super()._score_out_of_fold(X, before, step, n_folds)
+    def _fit_fold(self, X, whole):
+        """Fit as the model of all images was fitted, however few those of X are."""
+        self._is_alone = whole._is_alone
+        if self._is_alone:
+            self._fit_alone(X)
+        else:
+            self._fit_both(X)
 
     def _fit_detector(self, X):
         self.detector_ = as_part(self._inner(), "train")
@@ -120,7 +132,7 @@ class _TwoScores(BaseDetector):
         return self.detector_._rendering(window, grid)
 
 
-class PUADDetector(_TwoScores):
+class PUADDetector(_TwoScores, PatchDetector):
     """Add to a detector's image score how unusual the mean patch feature is.
 
     For logical anomalies, where every patch is normal and the whole is not: a part
@@ -227,8 +239,8 @@ class PUADDetector(_TwoScores):
 
     _auto_calibration = "split"
     _parameter_constraints = {
-        **BaseDetector._parameter_constraints,
-        "detector": [BaseDetector, None],
+        **PatchDetector._parameter_constraints,
+        "detector": [PatchDetector, None],
     }
     del _parameter_constraints["sigma"]
 
@@ -256,7 +268,7 @@ class PUADDetector(_TwoScores):
         return patches, present
 
     def _inner(self):
-        return patch_detector(self.detector, "use ImagePUADDetector for it")
+        return inner_detector(self.detector)
 
     def _given(self, X):
         return X
@@ -378,15 +390,12 @@ class ImagePUADDetector(TrainingImages, _TwoScores, ImageDetector):
 
     # How images are read is a matter of the detector.
 
-    @property
-    def on_error(self):  # type: ignore[override]
-        """As of the detector."""
-        return self.detector.on_error
+    def image_sizes(self, X: Any) -> list[tuple[int, int] | None]:
+        """Size of each image as passed; see `ImageDetector`."""
+        return self.detector.image_sizes(X)
 
-    @property
-    def n_jobs(self):  # type: ignore[override]
-        """As of the detector."""
-        return self.detector.n_jobs
+    def _reader(self, X):
+        return self.detector._reader(X)
 
     def _frame(self):
         return self.detector._frame()

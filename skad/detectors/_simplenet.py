@@ -18,7 +18,7 @@ from skad._kept import prepared
 from skad._moments import Moments
 from skad._patches import image_scores, patch_maps, patch_rows
 from skad._user_warning import warn_user
-from skad.base import BaseDetector, TrainedDetector
+from skad.base import PatchDetector, TrainedDetector
 from skad.networks._sampling import combined_seed, epoch_order
 from skad.synthesis import perlin_mask
 
@@ -26,7 +26,7 @@ _BATCH_PATCHES = 256  # of a step at least, for the statistics of batch normaliz
 _SAMPLE_PATCHES = 20_000  # that the scale of the noise and the whitening come from
 
 
-class SimpleNetDetector(TrainedDetector, BaseDetector):
+class SimpleNetDetector(TrainedDetector, PatchDetector):
     """Detect anomalies by a discriminator trained on good features and noise.
 
     Parameters
@@ -194,7 +194,7 @@ class SimpleNetDetector(TrainedDetector, BaseDetector):
     _auto_calibration = "split"
     _n_folds = 5  # each of them trains
     _parameter_constraints = {
-        **BaseDetector._parameter_constraints,
+        **PatchDetector._parameter_constraints,
         **TrainedDetector._parameter_constraints,
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "hidden_dim": [Interval(Integral, 1, None, closed="left")],

@@ -6,7 +6,6 @@ images only. With cosine distances, a window of positions and the mean over the
 layers of a transformer, this is RAD.
 """
 
-import warnings
 from numbers import Integral
 
 import numpy as np
@@ -16,12 +15,13 @@ from skad._maps import render
 from skad._patch_array import PatchArray
 from skad._patches import filled, image_scores
 from skad._progress import progress
-from skad.base import BaseDetector
+from skad._user_warning import warn_user
+from skad.base import PatchDetector
 from skad.neighbors._distances import unit_rows
 from skad.neighbors._nearest import search
 
 
-class SPADEDetector(BaseDetector):
+class SPADEDetector(PatchDetector):
     """Detect anomalies among the images that look most alike.
 
     Parameters
@@ -156,7 +156,7 @@ class SPADEDetector(BaseDetector):
 
     _auto_calibration = "loo"
     _parameter_constraints = {
-        **BaseDetector._parameter_constraints,
+        **PatchDetector._parameter_constraints,
         "n_neighbors_image": [Interval(Integral, 1, None, closed="left")],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "levels": [StrOptions({"auto", "joint"}), list, tuple],
@@ -205,15 +205,14 @@ class SPADEDetector(BaseDetector):
 
     def _fit(self, X):
         if self.n_neighbors_image > len(X):
-            warnings.warn(
+            warn_user(
                 f"n_neighbors_image={self.n_neighbors_image} exceeds the {len(X)} "
                 f"training images; using all of them.",
-                stacklevel=5,
             )
         self.descriptors_ = self._space(X.pooled)
         self.galleries_ = [self._space(level) for level in _split(X)]
 
-    def _score(self, X):
+    def _score_for_calibration(self, X):
         return self._compare(X, *self._nearest_images(X))
 
     def _score_left_out(self, X):
@@ -221,22 +220,20 @@ class SPADEDetector(BaseDetector):
         own = np.arange(len(X)), np.arange(len(X))
         return self._compare(X, *self._nearest_images(X, own))
 
-    def _score_images(self, X):
+    def _image_scores(self, X):
         if self.image_score == "max":
-            return self._score(X)[0]
+            return self._score_for_calibration(X)[0]
         return self._nearest_images(X)[0]
 
-    def _score_patches(self, X):
-        return self._score_and_map(X)[1]
-
-    def _score_and_map(self, X):
+    def _score(self, X):
         distances, neighbors = self._nearest_images(X)
         if not self.gate or self.image_score == "max":
             return self._compare(X, distances, neighbors)
-        odd = distances > -self.offset_
+        anomalous = distances > -self.offset_
         maps = np.zeros(X.shape[:3])
-        if odd.any():
-            maps[odd] = self._compare(X[odd], distances[odd], neighbors[odd])[1]
+        if anomalous.any():
+            some = X[anomalous], distances[anomalous], neighbors[anomalous]
+            maps[anomalous] = self._compare(*some)[1]
         return distances, maps
 
     # -- stage 1: images -------------------------------------------------------

@@ -13,12 +13,12 @@ from sklearn.utils._param_validation import Interval, RealNotInt
 
 from skad._moments import Moments
 from skad._patches import image_scores, patch_maps, patch_rows
-from skad.base import BaseDetector
+from skad.base import PatchDetector
 
 _CHUNK = 2**22  # entries of a temporary
 
 
-class SubspaceDetector(BaseDetector):
+class SubspaceDetector(PatchDetector):
     """Detect anomalies by their distance to the subspace of good patches.
 
     Parameters
@@ -53,7 +53,7 @@ class SubspaceDetector(BaseDetector):
         deterministic.
 
     verbose : bool, default=False
-        Accepted as by every detector; there is no long step to report.
+        Report progress on the standard error stream.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class SubspaceDetector(BaseDetector):
     """
 
     _parameter_constraints = {
-        **BaseDetector._parameter_constraints,
+        **PatchDetector._parameter_constraints,
         "n_components": [
             Interval(RealNotInt, 0, 1, closed="neither"),
             Interval(Integral, 1, None, closed="left"),
@@ -188,19 +188,15 @@ class SubspaceDetector(BaseDetector):
         maps = patch_maps(length, inside, X.shape[:3])
         return image_scores(maps, self.top_ratio), maps
 
-    def _score_out_of_fold(self, X, before, step, n_folds=None):
+    def _models_without(self, folds, X, before, *, first):
         """As in the base class, with every fold's moments computed once."""
-        folds = self._folds(len(X), n_folds)
         moments = [Moments().with_rows(patch_rows(X[fold])[0]) for fold in folds]
-        known = Moments() if step is type(self)._fit else before._moments
-        scores = np.empty(len(X))
-        maps = np.empty(X.shape[:3], np.float32)
-        for i, fold in enumerate(folds):
-            other = copy.copy(before)
+        known = Moments() if first else before._moments
+        for i in range(len(folds)):
+            model = copy.copy(before)
             rest = sum(moments[:i] + moments[i + 1 :], known)
-            other._set_moments(rest, X.dtype)
-            scores[fold], maps[fold] = other._score(X[fold])
-        return scores, maps
+            model._set_moments(rest, X.dtype)
+            yield model
 
 
 def _rounding(moments):

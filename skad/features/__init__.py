@@ -4,6 +4,7 @@ from skad.base._image_input import SkippedImageWarning
 from skad.features._base import PatchFeatureTransformer
 from skad.features._fused import FusedFeatures
 from skad.features._network import PatchFeatures
+from skad.features._patchwise import Patchwise
 from skad.features._pcanet import PCANetFeatures
 from skad.features._spd import SPDPatchFeatures
 
@@ -12,6 +13,7 @@ __all__ = [
     "PCANetFeatures",
     "PatchFeatureTransformer",
     "PatchFeatures",
+    "Patchwise",
     "SPDPatchFeatures",
     "SkippedImageWarning",
 ]

@@ -8,8 +8,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from skad import networks
+from skad._checks import check_size
 from skad._patch_array import PatchArray
-from skad.base._image_input import pair
 from skad.features._backbone import (
     Backbone,
     automatic_layers,
@@ -293,7 +293,7 @@ class PatchFeatures(PatchFeatureTransformer):
         parts = self.backbone.modules()
         return next((p.in_channels for p in parts if isinstance(p, Conv2d)), 3)
 
-    def _fit_extractor(self, images):
+    def _fit(self, images):
         self._check_settings()
         for name in ("_weights", "layers_"):
             self.__dict__.pop(name, None)
@@ -372,9 +372,15 @@ class PatchFeatures(PatchFeatureTransformer):
             (count, grid) for count, grid in zip(counts, grids, strict=True) if count
         )
 
-    def _extract(self, batch):
-        import torch
+    def _extraction(self):
+        backbone = self._checked_backbone()
+        return lambda index, batch: self._features_of(backbone, batch)
 
+    def _extract(self, batch):
+        return self._features_of(self._checked_backbone(), batch)
+
+    def _checked_backbone(self):
+        """The network, which must be the one that `fit` had."""
         backbone = self._backbone()
         if isinstance(self.backbone, str) and backbone.sha256 != self.weights_sha256_:
             raise ValueError(
@@ -383,6 +389,12 @@ class PatchFeatures(PatchFeatureTransformer):
                 f"({self.weights_sha256_[:12]}...): this version of torch, timm or "
                 "skad builds it differently; fit again."
             )
+        return backbone
+
+    def _features_of(self, backbone, batch):
+        """Patch features of a batch of images, with descriptors where there are any."""
+        import torch
+
         with torch.inference_mode():
             levels, pooled = self._levels(backbone, batch, self._last_layer)
             embedded = self._embed(levels)
@@ -465,7 +477,7 @@ class PatchFeatures(PatchFeatureTransformer):
 
     def _grid(self, levels):
         if self.grid is not None:
-            return pair(self.grid, "grid")
+            return check_size(self.grid, "grid", allow_int=True)
         return max((tuple(level.shape[2:]) for level in levels), key=np.prod)
 
     def _device(self):

@@ -190,8 +190,8 @@ class _Judge:
 
     def n_at_once(self):
         """Images of a part: as many as one step of scoring takes."""
-        if hasattr(self.reading, "_images_per_block"):
-            return self.reading._images_per_block()
+        if hasattr(self.reading, "_images_per_part"):
+            return self.reading._images_per_part()
         if hasattr(self.reading, "_images_at_once"):
             return self.reading._images_at_once()
         return _FEATURES_AT_ONCE
@@ -236,13 +236,13 @@ class _Judge:
 
     def _of_reader(self, reader):
         if self.maps is False:
-            return -self.detector._score_images(reader), None
-        scores, grids = self.detector._score_and_map(reader)
+            return -self.detector._image_scores(reader), None
+        scores, grids = self.detector._score(reader)
         return -scores, filled(grids)
 
     def _of_blocks(self, reader):
         scores, grids = np.full(len(reader), np.nan), None
-        for index, block in self.chain.images._scoring_blocks(reader):
+        for index, block in self.chain.images._scoring_parts(reader):
             for step in self.chain.after:
                 block = step.transform(block)
             scores[index], some = self._of_features(block)
@@ -284,9 +284,9 @@ class _Judge:
 
     def _rendered(self, grids, size):
         if self.reading is None:
-            return grids if size is None else self.detector._draw(grids, size)
+            return grids if size is None else self.detector._render(grids, size)
         if self.reading is self.detector:
-            return self.detector._draw(grids, size, self.detector.window())
+            return self.detector._render(grids, size, self.detector.window())
         return self.chain.rendered(grids, [size], self.looked_at)
 
 

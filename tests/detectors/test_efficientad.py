@@ -137,7 +137,7 @@ def test_golden_map_in_the_geometry_of_the_image(pipeline):
     framed = render(np.pad(maps, ((0, 0), (4, 4), (4, 4))), (120, 90), sigma=0)
     np.testing.assert_allclose(framed[0], g["map_final_orig_120x90"], atol=1e-4)
     # Ours is the same but at the margin, where it has no say.
-    drawn = detector._draw(maps, (120, 90))[0]
+    drawn = detector._render(maps, (120, 90))[0]
     inner = (slice(10, -10), slice(8, -8))
     np.testing.assert_allclose(
         drawn[inner], g["map_final_orig_120x90"][inner], atol=1e-4

@@ -503,7 +503,7 @@ def test_errors_of_labels_and_masks(data, seen):
         detector.fit(X, y, [None] * 30 + [np.zeros((64, 64))] * 8)
     with pytest.raises(ValueError, match=r"masks\[0\] marks a defect, but y\[0\]"):
         detector.fit(X, y, [masks[-1], *masks[1:]])
-    with pytest.raises(ValueError, match="no good image to learn from"):
+    with pytest.raises(ValueError, match="no normal image to learn from"):
         detector.fit(X[30:], y[30:], masks[30:])
     with pytest.raises(ValueError, match=r"masks\[37\].*float values"):
         detector.fit(X, y, [None] * 37 + [np.full((64, 64), 0.5)])

@@ -130,7 +130,7 @@ def test_three_parts_of_the_images_for_three_purposes():
     assert ids(own) == learned
     assert (len(learned), len(constants), len(threshold)) == (39, 9, 12)
     assert learned | ids(constants) | ids(threshold) == ids(X)
-    both = detector._both(constants, detector.detector_._score_images(constants))
+    both = detector._both(constants, detector.detector_._image_scores(constants))
     np.testing.assert_allclose(detector.score_means_, both.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(detector.score_stds_, both.std(axis=0), rtol=1e-12)
     np.testing.assert_allclose(
@@ -223,7 +223,7 @@ def test_maps_are_smoothed_as_the_detector_does():
 
 
 def test_a_detector_of_images_is_refused():
-    with pytest.raises(TypeError, match="EfficientADDetector, which takes images"):
+    with pytest.raises(ValueError, match=r"'detector' .* instance of .*PatchDetector"):
         PUADDetector(EfficientADDetector()).fit(mixed(20))
     with pytest.raises(ValueError, match="'detector' parameter"):
         PUADDetector("patchcore").fit(mixed(20))

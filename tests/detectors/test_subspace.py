@@ -52,7 +52,7 @@ def test_something_is_always_left_over():
 def test_held_out_scores_equal_models_of_the_other_folds():
     X = patches(23)
     detector = SubspaceDetector().fit(X)
-    for fold in detector._folds(23, 10):
+    for fold in detector._folds(23):
         other = SubspaceDetector(calibration="train").fit(np.delete(X, fold, axis=0))
         np.testing.assert_allclose(
             detector.calibration_scores_[fold], other.score_samples(X[fold]), rtol=1e-9

@@ -97,7 +97,7 @@ def test_one_to_three_images(detector, n):
 
 @pytest.mark.parametrize("detector", DETECTORS, ids=names)
 def test_images_without_a_patch_to_look_at_are_refused(detector):
-    with pytest.raises(ValueError, match="no good image is left"):
+    with pytest.raises(ValueError, match="no normal image is left"):
         clone(detector).fit(np.full((5, 4, 4, 8), np.nan))
 
 

@@ -331,7 +331,7 @@ def test_calibrate_can_add():
 def test_the_pixel_threshold_is_that_of_the_largest_pixels(detector):
     model = detector.fit(features(35))
     for size in ((20, 31), (4, 4), (3, 2)):
-        maps = model._draw(model.calibration_maps_, size).max((1, 2)).astype(float)
+        maps = model._render(model.calibration_maps_, size).max((1, 2)).astype(float)
         expected = threshold_of(maps, 0.05)
         assert model.pixel_threshold(size) == pytest.approx(expected, rel=1e-6)
     maps = model.calibration_maps_.max((1, 2)).astype(float)

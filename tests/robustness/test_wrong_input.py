@@ -8,7 +8,7 @@ from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
 import skad
-from skad.base import BaseDetector, ImageDetector
+from skad.base import ImageDetector, PatchDetector
 from skad.features import PatchFeatureTransformer
 
 pytestmark = [
@@ -96,16 +96,15 @@ def test_detectors_of_the_other_kind_inside_of_a_detector(model, features, textu
             detector.fit(textures.train)
     else:
         X = features().fit_transform(textures.train)
-        with pytest.raises(TypeError, match="takes images; use ImagePUADDetector"):
-            skad.PUADDetector(model).fit(X)
-        with pytest.raises(TypeError, match="takes images"):
-            skad.FusionDetector(model).fit(X)
+        for detector in (skad.PUADDetector(model), skad.FusionDetector(model)):
+            with pytest.raises(ValueError, match=r"instance of .*PatchDetector"):
+                detector.fit(X)
 
 
 # -- detectors and features of one's own -----------------------------------------------
 
 
-class Own(BaseDetector):
+class Own(PatchDetector):
     def __init__(self, contamination=0.1, calibration="kfold", random_state=0, sigma=0):
         self.contamination = contamination
         self.calibration = calibration
@@ -145,7 +144,7 @@ class OwnFeatures(PatchFeatureTransformer):
         self.on_error, self.n_jobs, self.verbose = "raise", None, False
         self.region = None
 
-    def _fit_extractor(self, images):
+    def _fit(self, images):
         self.grid_shape_, self.n_features_out_ = (4, 4), 3
 
     def _extract(self, batch):
@@ -223,7 +222,7 @@ def test_missing_hooks_are_named():
     def with_init(base, own):
         return type("Mine", (base,), {"__init__": own.__init__})
 
-    detector = with_init(BaseDetector, Own)()
+    detector = with_init(PatchDetector, Own)()
     with pytest.raises(NotImplementedError, match=r"Mine defines no _fit\(X\)"):
         detector.fit(X)
     Fitting = type("Mine", (type(detector),), {"_fit": Own._fit})
@@ -236,12 +235,12 @@ def test_missing_hooks_are_named():
     with pytest.raises(NotImplementedError, match=r"defines no _score_batch\(batch\)"):
         Fitting().fit(IMAGES)
     features = with_init(PatchFeatureTransformer, OwnFeatures)()
-    with pytest.raises(NotImplementedError, match=r"defines no _fit_extractor"):
+    with pytest.raises(NotImplementedError, match=r"defines no _fit\(images\)"):
         features.fit(IMAGES)
-    Fitting = type("Mine", (type(features),), {"_fit_extractor": lambda self, X: None})
-    with pytest.raises(TypeError, match=r"no grid_shape_, n_features_out_: _fit_ext"):
+    Fitting = type("Mine", (type(features),), {"_fit": lambda self, X: None})
+    with pytest.raises(TypeError, match=r"n_features_out_: _fit\(images\) sets"):
         Fitting().fit(IMAGES)
-    with_grid = {"_fit_extractor": OwnFeatures._fit_extractor}
+    with_grid = {"_fit": OwnFeatures._fit}
     with pytest.raises(NotImplementedError, match=r"defines no _extract\(batch\)"):
         type("Mine", (type(features),), with_grid)().fit_transform(IMAGES)
 

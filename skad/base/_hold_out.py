@@ -1,0 +1,96 @@
+"""How scores are held out: the values of the parameter `calibration`.
+
+A threshold must come from scores of normal images that the model has not seen. Each
+function here lets a detector learn from samples, and returns scores and maps of those
+that are held out from it, or from a copy of it.
+
+``first`` tells a fit from an update of a model that has learned before.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from skad._progress import progress
+
+_SPLIT_SHARE = 5  # "split" holds out one image of so many
+
+
+class HeldOut(NamedTuple):
+    """Held-out anomaly scores, larger for more anomalous.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (m,)
+
+    maps : ndarray of shape (m, h, w)
+
+    indices : ndarray of shape (m,), int
+        Which of the samples they are of; negative for images of earlier calls.
+    """
+
+    scores: np.ndarray
+    maps: np.ndarray
+    indices: np.ndarray
+
+
+def leave_one_out(detector: Any, samples: Any, *, first: bool) -> HeldOut:
+    """Score each sample by the model of all others, in the way of the method."""
+    _learn(detector, samples, first)
+    scores, maps = detector._score_left_out(samples)
+    return HeldOut(scores, maps, detector._left_out_images(len(samples)))
+
+
+def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
+    """Score each fold by a copy of the detector that learned from the other folds."""
+    before = copy.copy(detector)
+    _learn(detector, samples, first)
+    folds = detector._folds(len(samples))
+    scores, maps = np.empty(len(samples)), np.empty(0)
+    models = detector._models_without(folds, samples, before, first=first)
+    verbose = getattr(detector, "verbose", False)  # one of a user's own may lack it
+    with progress(len(samples), "images held out", verbose, unit="image") as bar:
+        for fold, model in zip(folds, models, strict=True):
+            scores[fold], fold_maps = model._score_for_calibration(samples[fold])
+            if len(maps) == 0:
+                maps = np.empty((len(samples), *fold_maps.shape[1:]), fold_maps.dtype)
+            maps[fold] = fold_maps
+            bar.update(len(fold))
+    return HeldOut(scores, maps, np.arange(len(samples)))
+
+
+def split(detector: Any, samples: Any, *, first: bool) -> HeldOut:
+    """Learn from four fifths of the samples, and score the last one."""
+    n = len(samples)
+    order = check_random_state(detector.random_state).permutation(n)
+    n_held_out = max(1, n // _SPLIT_SHARE)
+    held_out = np.sort(order[:n_held_out])
+    _learn(detector, samples[np.sort(order[n_held_out:])], first)
+    scores, maps = detector._score_for_calibration(samples[held_out])
+    return HeldOut(scores, maps, held_out)
+
+
+def in_sample(detector: Any, samples: Any, *, first: bool) -> HeldOut:
+    """Score the samples by the model that learned from them: none is held out."""
+    _learn(detector, samples, first)
+    scores, maps = detector._score_for_calibration(samples)
+    return HeldOut(scores, maps, np.arange(len(samples)))
+
+
+HOLD_OUT: dict[str, Callable[..., HeldOut]] = {
+    "loo": leave_one_out,
+    "kfold": k_fold,
+    "split": split,
+    "train": in_sample,
+}
+
+
+def _learn(detector, samples, first):
+    if first:
+        detector._fit(samples)
+    else:
+        detector._update(samples)
+    detector.n_samples_seen_ += len(samples)

@@ -1,0 +1,64 @@
+"""Checks of what the methods return that a detector of one's own defines."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+_EXPECTED = (
+    "it must return two arrays, one anomaly score per image, (n,), and one map per "
+    "image, (n, h, w), larger for more anomalous"
+)
+
+
+def check_scores(found: Any, n: int | None, where: str) -> None:
+    """Check anomaly scores of images and their maps, as `_score` returns them.
+
+    Parameters
+    ----------
+    found : object
+        What was returned.
+
+    n : int or None
+        Number of images; None if it is not known.
+
+    where : str
+        What returned it, for the message.
+
+    Raises
+    ------
+    TypeError
+        If `found` is not a pair.
+
+    ValueError
+        If the pair is not of shapes (n,) and (n, h, w).
+    """
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise TypeError(f"{where} returned {type(found).__name__}; {_EXPECTED}.")
+    scores, maps = (np.shape(array) for array in found)
+    if (
+        len(scores) != 1
+        or len(maps) != 3
+        or scores[0] != maps[0]
+        or (n is not None and scores[0] != n)
+    ):
+        of = "" if n is None else f" for n={n} images"
+        raise ValueError(
+            f"{where} returned scores of shape {scores} and maps of shape {maps}{of}; "
+            f"{_EXPECTED}."
+        )
+
+
+def checked_hook(hook, owner, name):
+    """The method `name` of the class `owner`, with a check of what it returns."""
+
+    @functools.wraps(hook)
+    def checked(self, *args):
+        found = hook(self, *args)
+        samples: Any = args[0] if args else None
+        # The scores left out may be those of more images than the samples.
+        n = len(samples) if samples is not None and name == "_score" else None
+        check_scores(found, n, f"{owner}.{name}")
+        return found
+
+    return checked
