@@ -296,6 +296,36 @@ class PatchCoreDetector(PatchDetector):
         squared, indices = self._nearest(queries, k)
         return self._scores(X, inside, queries, squared, indices)
 
+    def _nearest_training_patches(self, X):
+        """Worst patch of each image, and the training patch nearest to it.
+
+        Returns
+        -------
+        found : ndarray of shape (n, 3), float64
+            Position of the worst patch among the flattened ones of its image; that of
+            the training patch, as in `coreset_indices_`; their distance. NaN for images
+            that are not present.
+        """
+        samples, present = self._to_score(X)
+        result = np.full((len(present), 3), np.nan)
+        if present.any():
+            rows, inside = patch_rows(samples)
+            queries = self._space(rows)
+            k = min(self.n_neighbors, len(self.bank_))
+            squared, indices = self._nearest(queries, k)
+            distances = self._distances(squared)
+            maps = patch_maps(distances.mean(axis=1), inside, samples.shape[:3])
+            worst = np.nanargmax(maps.reshape(len(maps), -1), axis=1)
+            place = worst + np.arange(len(maps)) * maps[0].size
+            at = np.cumsum(inside)[place] - 1  # its row among the queries
+            nearest = self.coreset_indices_[indices[at, 0]]
+            result[present] = np.column_stack([worst, nearest, distances[at, 0]])
+        return result
+
+    def _distances(self, squared):
+        """Distances of the metric, from squared ones in the space of `_space`."""
+        return squared / 2 if self.metric == "cosine" else np.sqrt(squared)
+
     def _score_left_out(self, X):
         """Score each training image against the bank without it.
 
@@ -356,7 +386,7 @@ class PatchCoreDetector(PatchDetector):
         `bank` and ``around(rows, worst, b)``, the b neighbours of bank rows for the
         queries `worst`, are those of all images where they are not given.
         """
-        distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
+        distances = self._distances(squared)
         maps = patch_maps(distances.mean(axis=1), inside, X.shape[:3])
         scores = image_scores(maps, self.top_ratio)
         if self.top_ratio is None:
@@ -383,9 +413,9 @@ class PatchCoreDetector(PatchDetector):
         # The nearest row counts itself among its b neighbours.
         squared = direct(queries, bank, np.repeat(worst, b), near.ravel())
         squared = squared.reshape(-1, b)
-        distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
+        distances = self._distances(squared)
         own = direct(queries, bank, worst, nearest_row)
-        own = own / 2 if self.metric == "cosine" else np.sqrt(own)
+        own = self._distances(own)
         # 1 - exp(own) / sum(exp(distances)), with the quotient in logarithms.
         return -np.expm1(own - logsumexp(distances, axis=1))
 
