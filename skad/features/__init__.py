@@ -1,5 +1,6 @@
 """From images to patch features, the currency between transformers and detectors."""
 
+from skad._patch_array import PatchArray
 from skad.base._image_input import SkippedImageWarning
 from skad.features._base import PatchFeatureTransformer
 from skad.features._fused import FusedFeatures
@@ -11,6 +12,7 @@ from skad.features._spd import SPDPatchFeatures
 __all__ = [
     "FusedFeatures",
     "PCANetFeatures",
+    "PatchArray",
     "PatchFeatureTransformer",
     "PatchFeatures",
     "Patchwise",
