@@ -29,6 +29,7 @@ _EXPORTS = {
     "SPDPatchFeatures": "skad.features",
     "SimpleNetDetector": "skad.detectors",
     "SubspaceDetector": "skad.detectors",
+    "TiledFeatures": "skad.features",
     "anomaly_map": "skad.pipeline",
     "inspect": "skad.inspection",
     "make_pipeline": "skad.pipeline",

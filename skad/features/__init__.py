@@ -6,6 +6,7 @@ from skad.features._fused import FusedFeatures
 from skad.features._network import PatchFeatures
 from skad.features._pcanet import PCANetFeatures
 from skad.features._spd import SPDPatchFeatures
+from skad.features._tiled import TiledFeatures
 
 __all__ = [
     "FusedFeatures",
@@ -14,4 +15,5 @@ __all__ = [
     "PatchFeatures",
     "SPDPatchFeatures",
     "SkippedImageWarning",
+    "TiledFeatures",
 ]
