@@ -98,7 +98,7 @@ def throughput(options):
             rows.append(row(f"{name}, {size} px", ours, peer, total / len(files), goal))
         own = features._images_at_once()
         start = time.perf_counter()
-        next(iter(features._transform_blocks(files)))
+        next(iter(features._normal_batches(files)))
         late = time.perf_counter() - start
         first.append([f"{name}, {size} px", timing(late), timing(ours * own)])
     return rows, first

@@ -14,6 +14,7 @@ from sklearn.frozen import FrozenEstimator
 
 from skad._checks import check_size
 from skad._maps import draw_each, render
+from skad.images._batches import ImageReader
 
 
 class Chain:
@@ -85,19 +86,28 @@ class Chain:
         return _passed_through(steps, X, regions)
 
     def ask(self, method, X, regions=None):
-        """What a method of the detector says of images, some blocks at a time."""
+        """What a method of the detector says of images, some of them at a time."""
         self._check_regions(regions)
-        return self._ask(method, self.entering(X), regions)
+        return self._answers(method, self._readable(self.entering(X)), regions)
 
-    def _ask(self, method, X, regions):
+    def _readable(self, X):
+        """Reader of the images, where the step that reads them has one; else X."""
+        if hasattr(self.images, "_checked_reader"):
+            return self.images._checked_reader(X)
+        return X
+
+    def _answers(self, method, images, regions):
+        """What a method of the detector says of what `_readable` gave."""
         judge, result = getattr(self.final, method), None
-        if self.after or not hasattr(self.images, "_scoring_blocks"):
-            return judge(self._after_entering(X, regions))
-        reader = self.images._reader(self.images._checked_images(X))
-        for index, block in self.images._scoring_blocks(reader, regions):
-            part = judge(block)
+        if not isinstance(images, ImageReader):
+            return judge(self._after_entering(images, regions))
+        if self.after:
+            features = self.images._all_features(images, regions, scoring=True)
+            return judge(_passed_through(self.after, features, None))
+        for index, features in self.images._scoring_parts(images, regions):
+            part = judge(features)
             if result is None:
-                result = np.empty((len(reader), *part.shape[1:]), part.dtype)
+                result = np.empty((len(images), *part.shape[1:]), part.dtype)
             result[index] = part
         return result
 
@@ -109,12 +119,18 @@ class Chain:
         if self.images is None:
             return self.final.anomaly_map(self.features(X, regions), size=size)
         X = self.entering(X)
-        grids = self._ask("anomaly_map", X, regions)
-        sizes = self.images.image_sizes(X) if size is None else [size] * len(grids)
+        images = self._readable(X)
+        grids = self._answers("anomaly_map", images, regions)
+        if size is not None:
+            sizes = [size] * len(grids)
+        elif isinstance(images, ImageReader):
+            sizes = images.original_sizes()  # no file is opened again
+        else:
+            sizes = self.images.image_sizes(X)
         return self.rendered(grids, sizes, self.images.regions(regions, len(grids)))
 
-    def rendered(self, grids, sizes, looked_at=False):
-        """Patch scores as maps of these sizes; `looked_at` is `Regions`, or False."""
+    def rendered(self, grids, sizes, looked_at=None):
+        """Patch scores as maps of these sizes; `looked_at` is `Regions`, or None."""
         maps = draw_each(
             getattr(self.final, "_render", partial(render, sigma=0.0)),
             grids,

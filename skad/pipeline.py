@@ -108,7 +108,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Chain(self).check_takes_images()
         if self._can_stream() and not params:
             started = time.perf_counter()
-            self.steps[1][1]._fit_blocks(self._training_blocks(X, y, regions))
+            self.steps[1][1]._fit_batches(self._training_batches(X, y, regions))
             self._say_elapsed(started)
             return self
         if regions is None:
@@ -118,11 +118,11 @@ class Pipeline(sklearn.pipeline.Pipeline):
             return self._fit_around_frozen(path[0][0], X, y, regions, params)
         return super().fit(X, y, **params, **_regions_parameter(path, regions))
 
-    def _training_blocks(self, X, y, regions):
+    def _training_batches(self, X, y, regions):
         images = self.steps[0][1]
         if is_frozen(images):
-            return _unwrap(images)._transform_blocks(X, y, regions)
-        return images._fit_blocks(X, y, regions)
+            return _unwrap(images)._normal_batches(X, y, regions)
+        return images._fit_batches(X, y, regions)
 
     def _say_elapsed(self, started):
         if self.verbose:
@@ -289,23 +289,23 @@ class Pipeline(sklearn.pipeline.Pipeline):
             return self
         chain = Chain(self)
         if self._can_stream():
-            blocks = chain.images._transform_blocks(X, y, regions)
-            chain.final._fit_blocks(blocks, update=True)
+            batches = chain.images._normal_batches(X, y, regions)
+            chain.final._fit_batches(batches, update=True)
         elif not chain.is_frozen:
             chain.final.partial_fit(chain.features(X, regions), y)
         return self
 
     def _can_stream(self):
-        """Whether features can pass from step to step block by block."""
+        """Whether features can pass from step to step batch by batch."""
         if len(self.steps) != 2 or self.memory is not None:
             return False
         if self.transform_input is not None or getattr(self, "_skl_callbacks", None):
             return False
         images, final = (step for _, step in self.steps)
         return (
-            hasattr(_unwrap(images), "_fit_blocks")
+            hasattr(_unwrap(images), "_fit_batches")
             and not is_frozen(final)
-            and hasattr(final, "_fit_blocks")
+            and hasattr(final, "_fit_batches")
             and final._resolved_calibration() == "loo"
         )
 

@@ -306,17 +306,17 @@ def test_one_image_in_a_stream(data):
     assert np.isfinite(model.decision_function(data.test)).all()
 
 
-def test_scores_block_by_block(model, data, monkeypatch):
+def test_scores_part_by_part(model, data, monkeypatch):
     whole = model["features"].transform(data.test)
     seen = []
-    blocks = PatchFeatures._scoring_blocks
+    blocks = PatchFeatures._scoring_parts
 
     def small(self, reader, regions=None):
         for index, block in blocks(self, reader, regions, n_images=1):
             seen.append(len(block))
             yield index, block
 
-    monkeypatch.setattr(PatchFeatures, "_scoring_blocks", small)
+    monkeypatch.setattr(PatchFeatures, "_scoring_parts", small)
     monkeypatch.setattr(model["features"], "batch_size", 3)
     for method in ("score_samples", "decision_function", "predict", "p_value"):
         np.testing.assert_allclose(

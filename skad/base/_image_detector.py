@@ -135,7 +135,7 @@ class ImageDetector(ImageInput, BaseDetector):
 
     def _to_learn_from(self, X, y, *, reset):
         """Reader of the images that y does not call anomalous and that can be read."""
-        reader = self._reader(self._checked_images(X))
+        reader = self._checked_reader(X)
         if y is not None:
             reader = reader[good_positions(X, y)]
         if reader.on_error == "skip":
@@ -148,7 +148,7 @@ class ImageDetector(ImageInput, BaseDetector):
 
     def _to_score(self, X):
         """Reader of all images: which of them are present shows when it is read."""
-        reader = self._reader(self._checked_images(X))
+        reader = self._checked_reader(X)
         return reader, np.ones(len(reader), bool)
 
     @staticmethod

@@ -1,5 +1,8 @@
 """What estimators that take images share: how these are read, and their geometry."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -11,7 +14,6 @@ from skad.images._arrays import accepted_channels
 from skad.images._batches import ImageReader, n_threads
 from skad.images._containers import check_images, images_or_folder
 from skad.images._errors import ImageError
-from skad.images._files import image_size
 from skad.images._read import CarriesPixelLimit
 from skad.images._resize import center_crop_box
 
@@ -51,39 +53,40 @@ class ImageInput(CarriesPixelLimit):
 
         Returns
         -------
-        sizes : list of (int, int)
-            Height and width; None for an image that is skipped.
-        """
-        sizes: list[tuple[int, int] | None] = []
-        for i, item in enumerate(self._checked_images(X)):
-            try:
-                with self._limited():
-                    sizes.append(image_size(item, where=f"X[{i}]"))
-            except ImageError:
-                if self.on_error == "raise":
-                    raise
-                sizes.append(None)
-        return sizes
+        sizes : list of n (int, int) or None
+            Height and width in pixels; None for an image that is skipped.
 
-    def window(self):
-        """The part of an image that is looked at, as fractions.
+        Raises
+        ------
+        skad.images.ImageError
+            If an image cannot be read and ``on_error="raise"``.
+        """
+        return self._checked_reader(X).original_sizes()
+
+    def window(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Tell which part of an image is looked at, as fractions.
 
         Returns
         -------
-        ((float, float), (float, float))
+        window : ((float, float), (float, float))
             Top and bottom as fractions of the height, left and right of the
-            width; ((0, 1), (0, 1)) without `crop_size`.
+            width, in [0, 1]; ((0, 1), (0, 1)) without `crop_size`.
+
+        Raises
+        ------
+        ValueError
+            If `image_size` or `crop_size` is out of range.
         """
         size, crop = self._frame()
         if crop is None:
             return (0.0, 1.0), (0.0, 1.0)
-        starts = center_crop_box(size, crop)
-        return tuple(
-            (start / side, (start + kept) / side)
-            for start, side, kept in zip(starts, size, crop, strict=True)
+        top, left = center_crop_box(size, crop)
+        return (
+            (top / size[0], (top + crop[0]) / size[0]),
+            (left / size[1], (left + crop[1]) / size[1]),
         )
 
-    def _frame(self):
+    def _frame(self) -> tuple[tuple[int, int], tuple[int, int] | None]:
         """Validated (height, width) of the resized image and of the crop, or None."""
         size = pair(self.image_size, "image_size")
         if self.crop_size is None:
@@ -96,12 +99,17 @@ class ImageInput(CarriesPixelLimit):
             )
         return size, crop
 
-    def _input_size(self):
-        """Height and width of what the model sees."""
+    def _input_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the model gets."""
         size, crop = self._frame()
         return size if crop is None else crop
 
-    def _reader(self, X):
+    def _checked_reader(self, X: Any) -> ImageReader:
+        """Reader of X, which has to be a sequence of images."""
+        return self._reader(self._checked_images(X))
+
+    def _reader(self, X: Sequence[Any]) -> ImageReader:
+        """Reader of what `_checked_images` returned."""
         size, crop = self._frame()
         return ImageReader(
             X,
@@ -113,7 +121,12 @@ class ImageInput(CarriesPixelLimit):
             pixel_limit=self._pixel_limit,
         )
 
-    def _side_reader(self, name, image_size, crop_size=None):
+    def _side_reader(
+        self,
+        name: str,
+        image_size: tuple[int, int],
+        crop_size: tuple[int, int] | None = None,
+    ) -> ImageReader:
         """Reader of the images of another argument, or of the folder that it names."""
         images = images_or_folder(getattr(self, name), name)
         return ImageReader(
@@ -126,19 +139,21 @@ class ImageInput(CarriesPixelLimit):
             pixel_limit=self._pixel_limit,
         )
 
-    def _images_at_once(self):
+    def _images_at_once(self) -> int:
+        """Images per pass of the model."""
         return self.batch_size
 
-    def _n_channels(self):
-        """Channels of the images that the model sees."""
+    def _n_channels(self) -> int:
+        """Channels of the images that the model gets."""
         return 3
 
-    def _checked_images(self, X):
+    def _checked_images(self, X: Any) -> Any:
         """X as `check_images` returns it; features get an error of their own."""
         self._refuse_features(X)
         return check_images(X, n_channels=self._n_channels())
 
-    def _refuse_features(self, X):
+    def _refuse_features(self, X: Any) -> None:
+        """Refuse patch features, which look like images of many channels."""
         shape: tuple = getattr(X, "shape", ())
         if len(shape) != 4 or not isinstance(X, np.ndarray) or X.dtype.kind != "f":
             return
@@ -151,10 +166,12 @@ class ImageInput(CarriesPixelLimit):
                 "a pipeline, leave out the feature step before it."
             )
 
-    def _warn_of_skipped(self, reader, n_images, *, scoring=False):
+    def _warn_of_skipped(
+        self, images: ImageReader, n_images: int, *, scoring: bool = False
+    ) -> None:
         """Warn of images that were skipped; to learn, one at least is needed."""
-        skipped = sorted(reader.skipped)
-        if not skipped or reader.on_error == "report":
+        skipped = sorted(images.skipped)
+        if not skipped or images.on_error == "report":
             return
         if len(skipped) == n_images and not scoring:
             raise ImageError(
@@ -167,7 +184,7 @@ class ImageInput(CarriesPixelLimit):
             SkippedImageWarning,
         )
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # type: ignore[misc]
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
@@ -175,7 +192,7 @@ class ImageInput(CarriesPixelLimit):
         return tags
 
 
-def pair(value, name):
+def pair(value: Any, name: str) -> tuple[int, int]:
     """(height, width) from an int or a pair."""
     sides = (value, value) if isinstance(value, Integral) else tuple(value)
     if len(sides) != 2 or not all(

@@ -506,7 +506,7 @@ class EfficientADDetector(TrainingImages, ImageDetector):
         if self.penalty_images is None:
             return None, 0
         size = self._input_size()
-        twice = tuple(2 * side for side in size)
+        twice = 2 * size[0], 2 * size[1]
         reader = self._side_reader("penalty_images", twice, size)
         return remembered(reader), len(reader)
 

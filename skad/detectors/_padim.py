@@ -188,12 +188,12 @@ class PaDiMDetector(PatchDetector):
         gaussians = self._gaussians.reopened().join(other._gaussians)
         self._set_gaussians(gaussians, self.mean_.shape[:2])
 
-    def _fit_blocks(self, blocks, update=False):
-        """Fit, or learn on, from positions and features that come in blocks."""
+    def _fit_batches(self, batches, update=False):
+        """Fit, or learn on, from positions and features that come in batches."""
         self._validate_params()
         gaussians = self._gaussians.reopened() if update else None
         n_before = self.n_samples_seen_ if update else 0
-        for positions, X in blocks:
+        for positions, X in batches:
             X, present = self._check_features(X, reset=gaussians is None)
             if gaussians is None:
                 gaussians = self._new_gaussians(X)

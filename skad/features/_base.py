@@ -1,9 +1,13 @@
 """What every patch-feature transformer shares: images in, patch grids out."""
 
+from __future__ import annotations
+
 import copy
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -14,19 +18,24 @@ from skad._progress import progress
 from skad.base._image_input import ImageInput
 from skad.features._cache import Cache
 from skad.features._regions import Regions, read_region
+from skad.images._batches import ImageReader
 from skad.networks._torch_state import own_torch_state
+
+_PART_ENTRIES = 2**24  # float32 features of a part that is scored: 64 MB
+
+# From the indices and pixels of a batch of images to their features.
+Extract = Callable[[NDArray[np.intp], NDArray[np.float32]], NDArray[np.float32]]
 
 
 class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstimator):
     """Base of the transformers from images to patch features.
 
-    Subclasses define ``_fit_extractor(images)``, which learns from an
-    `ImageReader` and sets `grid_shape_` and `n_features_out_`, and
-    ``_extract(batch)``, from float32 (b, H, W, 3) in [0, 1] to float32
-    (b, h, w, d). One that caches defines ``_signature()``, a text of
-    everything that its features depend on beside the image. One that describes
-    whole images, too, sets ``_n_pooled``, the length of the descriptor, and
-    ``_own_levels``, and extracts a `PatchArray`.
+    Subclasses define ``_fit(images)``, which learns from an `ImageReader` and sets
+    `grid_shape_` and `n_features_out_`, and ``_extract(batch)``, from float32
+    (b, H, W, C) in [0, 1] to float32 (b, h, w, d). One that caches defines
+    ``_signature()``, a text of everything that its features depend on beside the
+    image. One that describes whole images, too, sets ``_n_pooled``, the length of the
+    descriptor, and ``_own_levels``, and extracts a `PatchArray`.
     """
 
     _n_pooled = 0
@@ -42,30 +51,41 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
     __metadata_request__fit = {"regions": True}
     __metadata_request__transform = {"regions": True}
 
-    def fit(self, X, y=None, regions=None):
+    def fit(self, X: Any, y: ArrayLike | None = None, regions: Any = None) -> Self:
         """Prepare the extractor on images.
 
         Parameters
         ----------
         X : sequence of images
             Paths, `PIL.Image`, arrays (H, W[, C]), one array (n, H, W[, C]) or
-            a torch tensor (n, C, H, W).
+            a torch tensor (n, C, H, W); see `skad.images.read_image`.
 
-        y : array-like of shape (n,), optional
-            +1 for good, -1 for anomalous. Filters are learned from good images
+        y : array-like of shape (n,), default=None
+            +1 for normal, -1 for anomalous. Filters are learned from normal images
             only.
 
-        regions : object
+        regions : object, default=None
             Not used: what lies outside a region is cut out after the extractor.
 
         Returns
         -------
         self : object
+            The fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If X is empty, no image is normal, or a parameter is out of range.
+
+        skad.images.ImageError
+            If an image cannot be read; it names position, file and reason.
         """
-        self._fit_extract(X, y)
+        self._fit_images(self._validated_reader(X), y)
         return self
 
-    def fit_transform(self, X, y=None, regions=None):
+    def fit_transform(
+        self, X: Any, y: ArrayLike | None = None, regions: Any = None
+    ) -> NDArray[np.float32]:
         """Fit, then extract the features of the same images.
 
         Like ``fit(X, y).transform(X)``; images that could not be read are
@@ -76,22 +96,32 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         X : sequence of images
             As in `fit`.
 
-        y : array-like of shape (n,), optional
+        y : array-like of shape (n,), default=None
             As in `fit`.
 
-        regions : sequence of n masks, optional
+        regions : sequence of n masks, default=None
             As in `transform`.
 
         Returns
         -------
         features : ndarray of shape (n, h, w, d), float32
             As of `transform`.
+
+        Raises
+        ------
+        ValueError
+            As `fit`, or if `regions` does not fit to X.
+
+        skad.images.ImageError
+            As `transform`.
         """
-        extract = self._fit_extract(X, y)
-        features, self.skipped_ = self._transform(X, regions, extract, scoring=False)
+        images = self._validated_reader(X)
+        extract = self._fit_images(images, y)
+        features = self._all_features(images, regions, extract, scoring=False)
+        self.skipped_ = sorted(images.skipped)
         return features
 
-    def transform(self, X, regions=None):
+    def transform(self, X: Any, regions: Any = None) -> NDArray[np.float32]:
         """Extract patch features.
 
         Parameters
@@ -99,7 +129,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         X : sequence of images
             As in `fit`.
 
-        regions : sequence of n masks, optional
+        regions : sequence of n masks, default=None
             For each image a mask, as `skad.images.read_mask` takes it, or None for
             the whole image; True or not zero is looked at, beside what `region`
             leaves out of every image.
@@ -109,117 +139,146 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         features : ndarray of shape (n, h, w, d), float32
             A patch that lies outside the region by more than half is NaN. With
             ``on_error="skip"`` an image that could not be read is all NaN, and
-            a `SkippedImageWarning` lists it.
+            a `SkippedImageWarning` lists it. Where a descriptor of the whole image
+            travels along, a `PatchArray`.
 
         Raises
         ------
+        sklearn.exceptions.NotFittedError
+            If the transformer is not fitted.
+
+        ValueError
+            If X is empty, or `regions` does not fit to it.
+
         skad.images.ImageError
             If an image cannot be read; it names position, file and reason.
         """
-        return self._transform(X, regions)[0]
+        return self._all_features(self._checked_reader(X), regions, scoring=True)
 
-    def _fit_extract(self, X, y):
-        """Fit; returns how to extract the features of the same images, or None."""
-        self._fit_reader(X, y)
+    # -- fitting ------------------------------------------------------------------
 
-    def _fit_reader(self, X, y):
-        """Validate, and fit the extractor; returns what `_fit_extractor` does."""
+    def _validated_reader(self, X: Any) -> ImageReader:
+        """Check parameters and images; returns the reader of these."""
         self._validate_params()
         self._check_constructor()
-        self._frame()
-        X = self._checked_images(X)
+        images = self._checked_reader(X)
         self._fit_region()
+        return images
+
+    def _fit_images(self, images: ImageReader, y: ArrayLike | None) -> Extract | None:
+        """Fit; returns how to extract the features of the same images.
+
+        None where that is by `_extract`, as of any other images.
+        """
+        self._fit_normal(images, y)
+        return None
+
+    def _fit_normal(self, images: ImageReader, y: ArrayLike | None) -> Any:
+        """Call `_fit` with the normal images; returns what it does."""
         # A part of the reader, not of X: errors name the places in X.
-        reader = self._reader(X)
-        if y is not None:
-            reader = reader[good_positions(X, y)]
+        normal = images[good_positions(images, y)]
         with own_torch_state():
-            learned = self._fit_extractor(reader)
+            learned = self._fit(normal)
         require_attributes(
-            self, ("grid_shape_", "n_features_out_"), "_fit_extractor(images) sets them"
+            self, ("grid_shape_", "n_features_out_"), "_fit(images) sets them"
         )
         return learned
 
-    def _fit_region(self):
+    def _fit_region(self) -> None:
         """Read `region`: what is fitted needs no file, and scores by what it read."""
         with self._limited():
             self.region_ = read_region(self.region)
 
-    def _check_constructor(self):
+    def _check_constructor(self) -> None:
         names = ["image_size", "crop_size", "on_error", "n_jobs", "region", "verbose"]
         if type(self)._images_at_once is ImageInput._images_at_once:
             names.append("batch_size")
         require_attributes(self, names, "the constructor stores them")
 
-    def _transform(self, X, regions=None, extract=None, *, scoring=True):
-        """Features and skipped images."""
+    # -- extraction ---------------------------------------------------------------
+
+    def _all_features(
+        self,
+        images: ImageReader,
+        regions: Any = None,
+        extract: Extract | None = None,
+        *,
+        scoring: bool,
+    ) -> NDArray[np.float32]:
+        """Features of all images in one array; NaN of those that cannot be read."""
         check_is_fitted(self, "grid_shape_")
-        X = self._checked_images(X)
-        features = np.empty(
-            (len(X), *self.grid_shape_, self.n_features_out_), np.float32
-        )
-        pooled = np.empty((len(X), self._n_pooled), np.float32)
-        absent = np.ones(len(X), bool)
-        reader = self._reader(X)
-        for index, block in self._blocks(reader, regions, extract, scoring=scoring):
-            features[index], absent[index] = block, False
+        shape = len(images), *self.grid_shape_, self.n_features_out_
+        features = np.empty(shape, np.float32)
+        pooled = np.empty((len(images), self._n_pooled), np.float32)
+        absent = np.ones(len(images), bool)
+        for index, batch in self._feature_batches(
+            images, regions, extract, scoring=scoring
+        ):
+            features[index], absent[index] = batch, False
             if self._n_pooled:
-                pooled[index] = block.pooled
+                pooled[index] = batch.pooled  # type: ignore[attr-defined]
         features[absent], pooled[absent] = np.nan, np.nan
         if self._n_pooled:
-            features = PatchArray(features, pooled, self._own_levels)
-        return features, sorted(reader.skipped)
+            return PatchArray(features, pooled, self._own_levels)
+        return features
 
-    def _fit_blocks(self, X, y=None, regions=None):
-        """Fit, then yield positions and features of the normal images in blocks."""
-        extract = self._fit_extract(X, y)
-        X = self._checked_images(X)
-        reader = self._reader(X)
-        yield from self._blocks_in_order(reader, regions, extract, good_positions(X, y))
-        self.skipped_ = sorted(reader.skipped)
+    def _fit_batches(
+        self, X: Any, y: ArrayLike | None = None, regions: Any = None
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+        """Fit, then yield positions and features of the normal images, in batches."""
+        images = self._validated_reader(X)
+        extract = self._fit_images(images, y)
+        normal = good_positions(images, y)
+        yield from self._ordered_batches(images, regions, extract, normal)
+        self.skipped_ = sorted(images.skipped)
 
-    def _transform_blocks(self, X, y=None, regions=None):
-        """Yield positions and features of the normal images in blocks."""
+    def _normal_batches(
+        self, X: Any, y: ArrayLike | None = None, regions: Any = None
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+        """Yield positions and features of the normal images in batches."""
         check_is_fitted(self, "grid_shape_")
-        X = self._checked_images(X)
-        reader = self._reader(X)
-        yield from self._blocks_in_order(reader, regions, None, good_positions(X, y))
+        images = self._checked_reader(X)
+        normal = good_positions(images, y)
+        yield from self._ordered_batches(images, regions, None, normal)
 
-    def _blocks_in_order(self, reader, regions, extract, indices):
-        """Yield blocks in the order of the images, wherever these are cached.
+    def _ordered_batches(self, images, regions, extract, indices):
+        """Yield batches in the order of the images, wherever these are cached.
 
         What a detector keeps of each image then stands in that order, too.
         """
-        if Cache.of(self).folder is None:
-            yield from self._blocks(reader, regions, extract, indices)
+        if not Cache.is_wanted(self):
+            yield from self._feature_batches(images, regions, extract, indices)
             return
         step = self._images_at_once()
-        part = copy.copy(reader)  # with the same list of skipped images
-        part.on_error = "raise" if reader.on_error == "raise" else "report"
+        part = copy.copy(images)  # with the same list of skipped images
+        part.on_error = "raise" if images.on_error == "raise" else "report"
         for lo in range(0, len(indices), step):
-            blocks = self._blocks(part, regions, extract, indices[lo : lo + step])
-            if found := list(blocks):
-                index, block = _joined(found)
+            some = indices[lo : lo + step]
+            if found := list(self._feature_batches(part, regions, extract, some)):
+                index, features = _joined(found)
                 order = np.argsort(index)
-                yield index[order], block[order]
-        self._warn_of_skipped(reader, len(indices))
+                yield index[order], features[order]
+        self._warn_of_skipped(images, len(indices))
 
-    def _images_per_block(self, n_entries=2**24):
-        """Images of a block for scoring: whole batches, of 64 MB or more together."""
+    def _images_per_part(self) -> int:
+        """Images of a part that is scored: whole batches, of 64 MB or more together."""
         per_image = int(np.prod(self.grid_shape_)) * self.n_features_out_
         batch = self._images_at_once()
-        return batch * -(-n_entries // (batch * per_image))
+        return batch * -(-_PART_ENTRIES // (batch * per_image))
 
-    def _scoring_blocks(self, reader, regions=None, n_images=None):
+    def _scoring_parts(
+        self, images: ImageReader, regions: Any = None, n_images: int | None = None
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
         """Yield indices and features of images, `n_images` or the last few at once.
 
-        Every image is in one of the blocks; one that was skipped is NaN.
+        Every image is in one of the parts; one that was skipped is NaN.
         """
         check_is_fitted(self, "grid_shape_")
-        n_images = self._images_per_block() if n_images is None else n_images
-        waiting, left = [], np.ones(len(reader), bool)
-        for index, block in self._blocks(reader, regions, scoring=True):
-            waiting.append((index, block))
+        n_images = self._images_per_part() if n_images is None else n_images
+        waiting: list = []
+        left = np.ones(len(images), bool)
+        for index, batch in self._feature_batches(images, regions, scoring=True):
+            waiting.append((index, batch))
             left[index] = False
             if sum(len(index) for index, _ in waiting) >= n_images:
                 yield _joined(waiting)
@@ -228,72 +287,86 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
             yield _joined(waiting)
         absent = np.flatnonzero(left)
         for lo in range(0, len(absent), n_images):
-            yield absent[lo : lo + n_images], self._nothing(absent[lo : lo + n_images])
+            some = absent[lo : lo + n_images]
+            yield some, self._absent_features(len(some))
 
-    def _nothing(self, index):
-        """Features of images that could not be read."""
-        shape = len(index), *self.grid_shape_, self.n_features_out_
+    def _absent_features(self, n: int) -> NDArray[np.float32]:
+        """Features of n images that could not be read."""
+        shape = n, *self.grid_shape_, self.n_features_out_
         patches = np.full(shape, np.nan, np.float32)
         if not self._n_pooled:
             return patches
-        pooled = np.full((len(index), self._n_pooled), np.nan, np.float32)
+        pooled = np.full((n, self._n_pooled), np.nan, np.float32)
         return PatchArray(patches, pooled, self._own_levels)
 
-    def _blocks(self, reader, regions, extract=None, indices=None, *, scoring=False):
+    def _feature_batches(
+        self,
+        images: ImageReader,
+        regions: Any = None,
+        extract: Extract | None = None,
+        indices: Iterable[int] | None = None,
+        *,
+        scoring: bool = False,
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
         """Yield indices and the features of these images, the cached ones first.
 
-        `extract` takes indices and their batch of images. To learn (without
-        `scoring`), one image at least has to be readable.
+        To learn (without `scoring`), one image at least has to be readable.
         """
-        indices = range(len(reader)) if indices is None else indices
-        regions = self.regions(regions, len(reader))
-        cache = Cache.of(self)
-        with progress(len(indices), "features", self.verbose) as bar:
-            keys, missing = cache.keys(reader, indices), []
-            for lo in range(0, len(keys), self._images_at_once()):
-                some = list(keys)[lo : lo + self._images_at_once()]
-                index, rows, absent = cache.load(some, keys)
-                missing += absent
-                bar.update(len(index))
-                if len(index):
-                    yield index, regions.cut(self._unpacked(rows), index)
-            missing = indices if cache.folder is None else missing
-            for index, batch in reader.indexed_batches(self._images_at_once(), missing):
+        missing = list(range(len(images)) if indices is None else indices)
+        n_images, keys = len(missing), {}
+        cut = self.regions(regions, len(images))
+        cache = Cache.of(self) if Cache.is_wanted(self) else None
+        with progress(n_images, "features", self.verbose) as bar:
+            if cache is not None:
+                keys = cache.keys(images, missing)
+                missing = []
+                for index, rows, absent in cache.loaded(keys, self._images_at_once()):
+                    missing += absent
+                    bar.update(len(index))
+                    if len(index):
+                        features = self._unpacked(rows)
+                        yield index, cut.cut(features, index) if cut else features
+            if extract is None:
                 with own_torch_state():
-                    if extract is None:
-                        block = self._extract(batch)
-                    else:
-                        block = extract(index, batch)
-                self._check_block(block, len(index))
-                cache.store(self._packed(block), index, keys)
+                    extract = self._extraction()
+            for index, batch in images.indexed_batches(self._images_at_once(), missing):
+                with own_torch_state():
+                    features = extract(index, batch)
+                self._check_features(features, len(index))
+                if cache is not None:
+                    cache.store(self._packed(features), index, keys)
                 bar.update(len(index))
-                yield index, regions.cut(block, index)
-        self._warn_of_skipped(reader, len(indices), scoring=scoring)
+                yield index, cut.cut(features, index) if cut else features
+        self._warn_of_skipped(images, n_images, scoring=scoring)
 
-    def _check_block(self, block, n):
+    def _extraction(self) -> Extract:
+        """How to extract the features of images, for one pass over some."""
+        return lambda index, batch: self._extract(batch)
+
+    def _check_features(self, features: NDArray[np.float32], n: int) -> None:
         """Refuse what an `_extract` of the user's own returns in another shape."""
-        wanted = (n, *self.grid_shape_, self.n_features_out_)
-        if np.shape(block) != wanted:
+        expected = n, *self.grid_shape_, self.n_features_out_
+        if np.shape(features) != expected:
             raise ValueError(
-                f"{type(self).__name__}._extract returned the shape {np.shape(block)}, "
-                f"expected {wanted} for {n} images: rows and columns of grid_shape_, "
-                "then n_features_out_ channels."
+                f"{type(self).__name__}._extract returned the shape "
+                f"{np.shape(features)}, expected {expected} for {n} images: rows and "
+                "columns of grid_shape_, then n_features_out_ channels."
             )
 
-    def _packed(self, block):
+    def _packed(self, features: Any) -> NDArray[np.float32]:
         """One row per image: its patches, then its descriptor if there is one."""
-        rows = np.asarray(block).reshape(len(block), -1)
-        return np.hstack([rows, block.pooled]) if self._n_pooled else rows
+        rows = np.asarray(features).reshape(len(features), -1)
+        return np.hstack([rows, features.pooled]) if self._n_pooled else rows
 
-    def _unpacked(self, rows):
+    def _unpacked(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         patches = rows[:, : rows.shape[1] - self._n_pooled]
         patches = patches.reshape(len(rows), *self.grid_shape_, self.n_features_out_)
         if not self._n_pooled:
             return patches
         return PatchArray(patches, rows[:, -self._n_pooled :], self._own_levels)
 
-    def regions(self, each, n_images):
-        """What to look at in each of some images.
+    def regions(self, each: Any, n_images: int) -> Regions | None:
+        """Tell what to look at in each of some images.
 
         Parameters
         ----------
@@ -301,30 +374,40 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
             As the argument `regions` of `transform`.
 
         n_images : int
+            Number of images n.
 
         Returns
         -------
-        regions : object
-            False where everything is looked at; ``inside(i, grid)`` tells which
+        regions : object or None
+            None where everything is looked at; ``inside(i, grid)`` tells which
             cells of a grid over image i are.
+
+        Raises
+        ------
+        ValueError
+            If `each` is no sequence of `n_images` masks.
         """
         check_is_fitted(self, "grid_shape_")
+        if each is None and self.region_ is None:
+            return None
         return Regions(self.region_, each, n_images, self.window(), self._pixel_limit)
 
-    def _fit_extractor(self, images):
+    # -- hooks --------------------------------------------------------------------
+
+    def _fit(self, images: ImageReader) -> Any:
         raise NotImplementedError(
-            f"{type(self).__name__} defines no _fit_extractor(images): it learns from "
-            "an ImageReader and sets grid_shape_, (rows, columns) of the patch grid, "
+            f"{type(self).__name__} defines no _fit(images): it learns from an "
+            "ImageReader and sets grid_shape_, (rows, columns) of the patch grid, "
             "and n_features_out_, the channels of a patch."
         )
 
-    def _extract(self, batch):
+    def _extract(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         raise NotImplementedError(
             f"{type(self).__name__} defines no _extract(batch): it returns float32 "
             "features (b, rows, columns, channels) of images (b, H, W, C) in [0, 1]."
         )
 
-    def _signature(self):
+    def _signature(self) -> str:
         raise NotImplementedError(
             f"{type(self).__name__} has a cache_dir but defines no _signature(): it "
             "returns a text of everything that its features depend on beside the "
@@ -332,14 +415,14 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         )
 
 
-def _joined(blocks):
-    """Indices and features of several blocks as of one."""
-    if len(blocks) == 1:
-        return blocks[0]
-    index = np.concatenate([index for index, _ in blocks])
-    patches = np.concatenate([np.asarray(block) for _, block in blocks])
-    first = blocks[0][1]
+def _joined(batches):
+    """Indices and features of several batches as of one."""
+    if len(batches) == 1:
+        return batches[0]
+    index = np.concatenate([index for index, _ in batches])
+    patches = np.concatenate([np.asarray(features) for _, features in batches])
+    first = batches[0][1]
     if isinstance(first, PatchArray):
-        pooled = np.concatenate([block.pooled for _, block in blocks])
+        pooled = np.concatenate([features.pooled for _, features in batches])
         patches = PatchArray(patches, pooled, first.levels)
     return index, patches

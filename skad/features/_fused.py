@@ -15,8 +15,7 @@ from skad._moments import Moments
 from skad._patch_array import PatchArray
 from skad.features._base import PatchFeatureTransformer
 from skad.features._network import PatchFeatures
-from skad.features._pcanet import PCANetFeatures
-from skad.features._statistics import SILENCE
+from skad.features._pcanet import NO_VARIANCE, PCANetFeatures
 from skad.networks._torch_state import own_torch_state
 
 _KEPT_BYTES = 2**28  # of features that need not be extracted again
@@ -129,27 +128,29 @@ class FusedFeatures(PatchFeatureTransformer):
     def _n_channels(self):
         return self._members()[0]._n_channels()
 
-    def _fit_extract(self, X, y):
+    def _validated_reader(self, X):
         self._validate_params()
         self._check_members()
-        X = self._checked_images(X)
+        images = self._checked_reader(X)
         self._fit_region()
+        return images
+
+    def _fit_images(self, images, y):
+        """Fit both; returns how to extract the features of the same images."""
         members = [clone(member) for member in self._members()]
         # Images that one of the two skips are skipped for both.
         if "on_error" in members[1].get_params(deep=False):
             members[1].set_params(on_error=self.on_error)
-        extracts = [
-            member._fit_extract(X, y) or _extract_with(member) for member in members
-        ]
+        extractions = [_fitted_extraction(member, images, y) for member in members]
         self.first_, self.second_ = members
         self._check_grids()
 
         def extract(index, batch):
             # A network works in the batch's own memory.
             with own_torch_state():
-                return [one(index, batch.copy()) for one in extracts]
+                return [one(index, batch.copy()) for one in extractions]
 
-        kept = self._learn_variances(X, good_positions(X, y), extract)
+        kept = self._learn_variances(images, good_positions(images, y), extract)
 
         def side_by_side(index, batch):
             parts = kept.pop(tuple(index.tolist()), None)  # each is asked for once
@@ -157,14 +158,14 @@ class FusedFeatures(PatchFeatureTransformer):
 
         return side_by_side
 
-    def _learn_variances(self, X, good, extract):
+    def _learn_variances(self, images, normal, extract):
         """Set the variances; returns the features of batches by their indices."""
-        reader = self._reader(X)
-        drawn = good[
-            np.linspace(0, len(good) - 1, min(len(good), _N_IMAGES)).astype(int)
+        images = images[np.arange(len(images))]  # what it skips, the others report
+        sampled = normal[
+            np.linspace(0, len(normal) - 1, min(len(normal), _N_IMAGES)).astype(int)
         ]
         both, kept, room = [Moments(), Moments()], {}, _KEPT_BYTES
-        for index, batch in reader.indexed_batches(self._images_at_once(), drawn):
+        for index, batch in images.indexed_batches(self._images_at_once(), sampled):
             parts = extract(index, batch)
             both = [
                 moments.with_rows(np.asarray(part).reshape(-1, part.shape[-1]))
@@ -174,7 +175,7 @@ class FusedFeatures(PatchFeatureTransformer):
             if room >= 0:
                 kept[tuple(index.tolist())] = parts
         if both[0].n == 0:
-            self._warn_of_skipped(reader, len(drawn))
+            self._warn_of_skipped(images, len(sampled))
         self.variances_ = tuple(float(np.trace(m.covariance)) for m in both)
         return kept
 
@@ -187,7 +188,7 @@ class FusedFeatures(PatchFeatureTransformer):
         shares = 1 - self.share, self.share
         patches = np.concatenate(
             [
-                np.asarray(part) * np.float32(np.sqrt(share / (variance + SILENCE)))
+                np.asarray(part) * np.float32(np.sqrt(share / (variance + NO_VARIANCE)))
                 for part, share, variance in zip(
                     parts, shares, self.variances_, strict=True
                 )
@@ -229,5 +230,7 @@ class FusedFeatures(PatchFeatureTransformer):
         self._own_levels = tuple((count, self.grid_shape_) for count in counts)
 
 
-def _extract_with(member):
-    return lambda index, batch: member._extract(batch)
+def _fitted_extraction(member, images, y):
+    """Fit a member; returns how it extracts the features of the same images."""
+    images = member._validated_reader(images.X)
+    return member._fit_images(images, y) or member._extraction()

@@ -289,7 +289,7 @@ class PatchFeatures(PatchFeatureTransformer):
         parts = self.backbone.modules()
         return next((p.in_channels for p in parts if isinstance(p, Conv2d)), 3)
 
-    def _fit_extractor(self, images):
+    def _fit(self, images):
         self._check_settings()
         for name in ("_weights", "layers_"):
             self.__dict__.pop(name, None)
@@ -368,9 +368,15 @@ class PatchFeatures(PatchFeatureTransformer):
             (count, grid) for count, grid in zip(counts, grids, strict=True) if count
         )
 
-    def _extract(self, batch):
-        import torch
+    def _extraction(self):
+        backbone = self._checked_backbone()
+        return lambda index, batch: self._features_of(backbone, batch)
 
+    def _extract(self, batch):
+        return self._features_of(self._checked_backbone(), batch)
+
+    def _checked_backbone(self):
+        """The network, which must be the one that `fit` had."""
         backbone = self._backbone()
         if isinstance(self.backbone, str) and backbone.sha256 != self.weights_sha256_:
             raise ValueError(
@@ -379,6 +385,12 @@ class PatchFeatures(PatchFeatureTransformer):
                 f"({self.weights_sha256_[:12]}...): this version of torch, timm or "
                 "skad builds it differently; fit again."
             )
+        return backbone
+
+    def _features_of(self, backbone, batch):
+        """Patch features of a batch of images, with descriptors where there are any."""
+        import torch
+
         with torch.inference_mode():
             levels, pooled = self._levels(backbone, batch, self._last_layer)
             embedded = self._embed(levels)

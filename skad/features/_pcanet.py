@@ -17,11 +17,12 @@ from skad._moments import Moments
 from skad._progress import progress
 from skad.base._image_input import pair
 from skad.features._base import PatchFeatureTransformer
-from skad.features._statistics import SILENCE, Positions
 
 _KEPT_BYTES = 2**29  # of responses that a second pass finds
 _N_PATCHES = 50_000  # patches behind the filters of one stage
 _QUANTISATION = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
+_PRIOR_IMAGES = 20  # that the common variance counts for, against a position's own
+NO_VARIANCE = 1e-6  # of responses to values in [0, 1]: no signal
 
 
 class PCANetFeatures(PatchFeatureTransformer):
@@ -178,10 +179,10 @@ class PCANetFeatures(PatchFeatureTransformer):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _fit_extract(self, X, y):
+    def _fit_images(self, images, y):
         """Fit; returns how to extract the same images as if they were new."""
-        everyone = self._fit_reader(X, y)
-        learned = np.ones(len(X), bool) if y is None else np.asarray(y) == 1
+        everyone = self._fit_normal(images, y)
+        learned = np.ones(len(images), bool) if y is None else np.asarray(y) == 1
 
         def extract(index, batch):
             responses = self._responses(batch)
@@ -194,7 +195,7 @@ class PCANetFeatures(PatchFeatureTransformer):
 
         return extract
 
-    def _fit_extractor(self, images):
+    def _fit(self, images):
         self._check_stages()
         rng = check_random_state(self.random_state)
         sampled = np.sort(rng.permutation(len(images))[: self.max_images])
@@ -232,7 +233,7 @@ class PCANetFeatures(PatchFeatureTransformer):
                 left = left.with_rows(standardised.reshape(-1, responses.shape[-1]))
                 bar.update()
         values, vectors, mean = _leading(left.covariance, self.n_components)
-        spread = np.sqrt(values + self.shrinkage * mean + SILENCE)
+        spread = np.sqrt(values + self.shrinkage * mean + NO_VARIANCE)
         self.whitening_ = _in_order(vectors / spread)
         self.position_mean_, self.position_scale_ = positions.mean, positions.scale
         self.grid_shape_ = positions.mean.shape[:2]
@@ -319,6 +320,44 @@ class PCANetFeatures(PatchFeatureTransformer):
             )
 
 
+class Positions:
+    """Running mean and spread of responses at every position, in float64."""
+
+    def __init__(self, n=0, total=0.0, squares=0.0):
+        self.n, self.total, self.squares = n, total, squares
+
+    def add(self, responses):
+        responses = responses.astype(np.float64)
+        self.n += len(responses)
+        self.total = self.total + responses.sum(axis=0)
+        self.squares = self.squares + (responses**2).sum(axis=0)
+
+    def without(self, responses):
+        """The statistics of all images but one; of that one where it is alone."""
+        if self.n == 1:
+            return self
+        responses = responses.astype(np.float64)
+        return Positions(
+            self.n - 1, self.total - responses, self.squares - responses**2
+        )
+
+    @property
+    def mean(self):
+        return (self.total / self.n).astype(np.float32)
+
+    @property
+    def scale(self):
+        """Standard deviations, drawn towards the common one where images are few."""
+        variance = np.maximum(self.squares / self.n - (self.total / self.n) ** 2, 0)
+        common = variance.mean(axis=(0, 1))
+        share = self.n / (self.n + _PRIOR_IMAGES)
+        variance = share * variance + (1 - share) * common
+        return np.sqrt(variance + NO_VARIANCE).astype(np.float32)
+
+    def standardise(self, responses):
+        return (responses - self.mean) / self.scale
+
+
 def _to_tensor(batch):
     import torch
 
@@ -360,7 +399,7 @@ def _filters(covariance, kernel_size, n_filters, first):
         projector = np.kron(np.eye(channels), centre)
         covariance = projector @ covariance @ projector
     values, vectors, _ = _leading(covariance, n_filters)
-    floor = _QUANTISATION if first else SILENCE
+    floor = _QUANTISATION if first else NO_VARIANCE
     scaled = vectors / np.sqrt(np.maximum(values, floor))
     filters = scaled.T.reshape(len(values), -1, kernel_size, kernel_size)
     return _in_order(filters)
@@ -375,7 +414,7 @@ def _leading(covariance, n):
     """
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    silent = values <= 1e-10 * max(values[0], SILENCE)
+    silent = values <= 1e-10 * max(values[0], NO_VARIANCE)
     leading = _signed(vectors[:, :n])
     n_mixed = np.sum(silent[:n])
     if n_mixed:

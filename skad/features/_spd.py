@@ -309,11 +309,11 @@ class SPDPatchFeatures(PatchFeatures):
 
     # -- training ------------------------------------------------------------
 
-    def _fit_extractor(self, images):
+    def _fit(self, images):
         self._check_settings()  # a fit that is refused leaves the last one as it is
         for name in ("state_", "loss_curve_"):
             self.__dict__.pop(name, None)
-        super()._fit_extractor(images)
+        super()._fit(images)
         start = self._backbone()
         black = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
         last = list(self._outputs(start, black, list(self.layers_))[0])[-1]

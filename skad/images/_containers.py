@@ -77,16 +77,23 @@ of a folder with skad.images.list_images(folder).
     """
     if isinstance(X, np.ndarray):
         return _check_array(X, name, n_channels)
-    if is_tensor(X):
-        return _check_tensor(X, name, n_channels)
-    if has_base(type(X), "pandas", "Series") or has_base(type(X), "pandas", "Index"):
-        X = X.to_numpy(dtype=object)
-    elif not isinstance(X, Sequence) or isinstance(X, str | bytes | bytearray):
-        raise TypeError(f"{name} is {_container_problem(X)}.")
+    if not isinstance(X, list | tuple):
+        if is_tensor(X):
+            return _check_tensor(X, name, n_channels)
+        X = _as_sequence(X, name)
     if len(X) == 0:
         raise ValueError(_empty(name))
     if isinstance(X, list | tuple | np.ndarray):
         _check_item_types(X, name)
+    return X
+
+
+def _as_sequence(X: Any, name: str) -> Any:
+    """Values of a pandas Series or Index; any other sequence as it is."""
+    if has_base(type(X), "pandas", "Series") or has_base(type(X), "pandas", "Index"):
+        return X.to_numpy(dtype=object)
+    if not isinstance(X, Sequence) or isinstance(X, str | bytes | bytearray):
+        raise TypeError(f"{name} is {_container_problem(X)}.")
     return X
 
 

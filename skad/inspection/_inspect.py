@@ -190,8 +190,8 @@ class _Judge:
 
     def n_at_once(self):
         """Images of a part: as many as one step of scoring takes."""
-        if hasattr(self.reading, "_images_per_block"):
-            return self.reading._images_per_block()
+        if hasattr(self.reading, "_images_per_part"):
+            return self.reading._images_per_part()
         if hasattr(self.reading, "_images_at_once"):
             return self.reading._images_at_once()
         return _FEATURES_AT_ONCE
@@ -242,7 +242,7 @@ class _Judge:
 
     def _of_blocks(self, reader):
         scores, grids = np.full(len(reader), np.nan), None
-        for index, block in self.chain.images._scoring_blocks(reader):
+        for index, block in self.chain.images._scoring_parts(reader):
             for step in self.chain.after:
                 block = step.transform(block)
             scores[index], some = self._of_features(block)

@@ -416,12 +416,13 @@ def test_cache_keeps_the_fourth_channel(tmp_path):
 
 def test_cache_extracts_each_image_once(tiny_network, images, tmp_path, monkeypatch):
     extracted = []
-    extract = PatchFeatures._extract
-    monkeypatch.setattr(
-        PatchFeatures,
-        "_extract",
-        lambda self, batch: extracted.append(len(batch)) or extract(self, batch),
-    )
+    extract = PatchFeatures._features_of
+
+    def counting(self, backbone, batch):
+        extracted.append(len(batch))
+        return extract(self, backbone, batch)
+
+    monkeypatch.setattr(PatchFeatures, "_features_of", counting)
     features = PatchFeatures(tiny_network, **TINY, cache_dir=tmp_path)
     first = features.fit_transform(images[:3])
     np.testing.assert_array_equal(features.transform(images)[:3], first)

@@ -113,7 +113,7 @@ def test_arrays_tensors_and_batches_of_any_size(fitted, textures):
     many = [X[i % len(X)] for i in range(70)]
     small = pickle.loads(pickle.dumps(fitted))
     small[0].batch_size = 8
-    small[0]._images_per_block = lambda: 16
+    small[0]._images_per_part = lambda: 16
     found = list(skad.inspect(small, many))
     assert [one.index for one in found] == list(range(70))
     np.testing.assert_array_equal(

@@ -144,7 +144,7 @@ class OwnFeatures(PatchFeatureTransformer):
         self.on_error, self.n_jobs, self.verbose = "raise", None, False
         self.region = None
 
-    def _fit_extractor(self, images):
+    def _fit(self, images):
         self.grid_shape_, self.n_features_out_ = (4, 4), 3
 
     def _extract(self, batch):
@@ -235,12 +235,12 @@ def test_missing_hooks_are_named():
     with pytest.raises(NotImplementedError, match=r"defines no _score_batch\(batch\)"):
         Fitting().fit(IMAGES)
     features = with_init(PatchFeatureTransformer, OwnFeatures)()
-    with pytest.raises(NotImplementedError, match=r"defines no _fit_extractor"):
+    with pytest.raises(NotImplementedError, match=r"defines no _fit\(images\)"):
         features.fit(IMAGES)
-    Fitting = type("Mine", (type(features),), {"_fit_extractor": lambda self, X: None})
-    with pytest.raises(TypeError, match=r"no grid_shape_, n_features_out_: _fit_ext"):
+    Fitting = type("Mine", (type(features),), {"_fit": lambda self, X: None})
+    with pytest.raises(TypeError, match=r"n_features_out_: _fit\(images\) sets"):
         Fitting().fit(IMAGES)
-    with_grid = {"_fit_extractor": OwnFeatures._fit_extractor}
+    with_grid = {"_fit": OwnFeatures._fit}
     with pytest.raises(NotImplementedError, match=r"defines no _extract\(batch\)"):
         type("Mine", (type(features),), with_grid)().fit_transform(IMAGES)
 
