@@ -258,7 +258,7 @@ class TiledFeatures(PatchFeatureTransformer):
         if self.overlap >= min(tile):
             raise ValueError(
                 f"overlap={self.overlap} leaves nothing of a tile of {tile[0]} x "
-                f"{tile[1]} pixels; pass less than {min(tile)}, at best a quarter of it."
+                f"{tile[1]} pixels; pass less than {min(tile)}, such as a quarter."
             )
         return tile
 
@@ -375,9 +375,7 @@ class Tiling:
         ]
 
     @classmethod
-    def of(
-        cls, image: tuple[int, int], tile: tuple[int, int], overlap: int
-    ) -> Tiling:
+    def of(cls, image: tuple[int, int], tile: tuple[int, int], overlap: int) -> Tiling:
         """Tiles of an image that have at least `overlap` pixels in common."""
         tops, lefts = (
             (*range(0, side - length, length - overlap), side - length)
@@ -441,7 +439,7 @@ class _Tiles(NamedImages):
     def __len__(self) -> int:
         return self._n_images * self._tiling.n_tiles
 
-    def __getitem__(self, position: Any) -> NDArray[np.float32]:
+    def __getitem__(self, position: Any) -> Any:
         index, k = divmod(int(position), self._tiling.n_tiles)
         with self._lock:  # threads that want tiles of one image read it once
             image = self._read(index)
@@ -457,7 +455,7 @@ class _TileNames(Sequence):
     def __len__(self) -> int:
         return len(self._images) * self._n_tiles
 
-    def __getitem__(self, position: Any) -> str:
+    def __getitem__(self, position: Any) -> Any:
         index, k = divmod(position, self._n_tiles)
         return f"tile {k} of {self._images.item(index)[1]}"
 

@@ -27,6 +27,8 @@ from skad.images import ImageError
 from skad.metrics import pro_scorer
 from skad.model_selection import OneClassSplit
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*cannot certify")
+
 TILE = 32
 
 
@@ -202,7 +204,9 @@ class Brightness(PatchFeatureTransformer):
 
     def _extract(self, batch):
         b, h, w, _ = batch.shape
-        return batch.reshape(b, 4, h // 4, 4, w // 4, -1).mean(axis=(2, 4, 5))[..., None]
+        return batch.reshape(b, 4, h // 4, 4, w // 4, -1).mean(axis=(2, 4, 5))[
+            ..., None
+        ]
 
 
 @pytest.mark.parametrize(
@@ -368,12 +372,12 @@ def test_images_that_cannot_be_read(textures, tmp_path):
         PCANetFeatures(n_filters=(4, 8, 8), on_error="skip"),
     ):
         tiled = TiledFeatures(features, 80, tile=40)
-        with pytest.warns(SkippedImageWarning, match="1 of 21 images .*broken.png"):
+        with pytest.warns(SkippedImageWarning, match=r"1 of 21 images .*broken\.png"):
             found = tiled.fit_transform(X)
         assert [index for index, _ in tiled.skipped_] == [0]
         assert np.isnan(found[0]).all()
         assert np.isfinite(found[1:]).all()
-    with pytest.raises(ImageError, match="none of the 2 images .*broken.png"):
+    with pytest.raises(ImageError, match=r"none of the 2 images .*broken\.png"):
         TiledFeatures(small(on_error="skip")).fit([broken, broken])
 
 
@@ -393,11 +397,17 @@ def test_a_cache_keeps_whole_grids(textures, tmp_path):
     ("parameters", "message"),
     [
         ({"tile": 128}, r"tile=128 .* 72 x 104 .*at most \(72, 104\)"),
-        ({"image_size": (24, 64)}, r"image_size of features=32 .* 24 x 64 .*image_size"),
+        (
+            {"image_size": (24, 64)},
+            r"image_size of features=32 .* 24 x 64 .*image_size",
+        ),
         ({"overlap": 32}, "overlap=32 leaves nothing .* 32 x 32 .* less than 32"),
         ({"overlap": 12}, "overlap=12 is no multiple .* 8 pixels; pass 8 or 16"),
         ({"overlap": 4}, "overlap=4 is no multiple .* pass 0 or 8"),
-        ({"tile": (32, 44)}, r"tile=\(32, 44\): 44 .* 5 patches.* pass 40 or 48, .* 8 "),
+        (
+            {"tile": (32, 44)},
+            r"tile=\(32, 44\): 44 .* 5 patches.* pass 40 or 48, .* 8 ",
+        ),
         ({"image_size": (70, 104)}, r"70 x 104 .* 8 x 8 .*image_size=\(72, 104\)"),
         ({"overlap": -8}, "overlap"),
         ({"tile": 0}, "tile"),
