@@ -11,6 +11,8 @@ from functools import cache
 import numpy as np
 import timm
 from harness import lite0_weights
+from sklearn.ensemble import IsolationForest
+from sklearn.neighbors import LocalOutlierFactor
 
 from skad import (
     CutPasteDetector,
@@ -21,6 +23,8 @@ from skad import (
     PaDiMDetector,
     PatchCoreDetector,
     PatchFeatures,
+    Patchwise,
+    PatchwiseDetector,
     PCANetFeatures,
     Pipeline,
     PRNDetector,
@@ -110,6 +114,9 @@ def builders(options, folder):
     def puad():
         return PUADDetector(PatchCoreDetector(0.01))
 
+    def patchwise(features, estimator):
+        return Pipeline([features, Patchwise(), PatchwiseDetector(estimator)])
+
     untrained = {
         "PatchCore": lambda: Pipeline([deep(), PatchCoreDetector()]),
         "PatchCore, 1 %": lambda: Pipeline([deep(), PatchCoreDetector(0.01)]),
@@ -129,6 +136,12 @@ def builders(options, folder):
         "PatchCore, PCANet": lambda: Pipeline([pcanet(), PatchCoreDetector()]),
         "Subspace, PCANet": lambda: Pipeline([pcanet(), SubspaceDetector()]),
         "Fusion of skad_small and PCANet": fusion,
+        "IsolationForest, skad_small": lambda: patchwise(
+            small(), IsolationForest(random_state=0)
+        ),
+        "LocalOutlierFactor, skad_small": lambda: patchwise(
+            small(), LocalOutlierFactor(novelty=True)
+        ),
     }
     return untrained, trained_builders(options, network, deep)
 

@@ -2,9 +2,9 @@ r"""
 Choose layers, method and bank size by grid search
 ==================================================
 
-Which layers of the network, which detector, how large a bank? One `GridSearchCV`
-compares them all, by image labels and by masks of the defects. As it stands, this runs
-in less than a minute on generated images, with features that need no download::
+Which layers of the network, which detector, how large a memory bank? One `GridSearchCV`
+compares them all, by image labels and by masks of the defects. Without options, this
+runs in less than a minute on generated images, with features that need no download::
 
     python examples/grid_search.py
 
@@ -54,9 +54,8 @@ options = parser.parse_args()
 # %%
 # The images
 # ----------
-# Half of the defective images is for the search, and as many good ones are added as
-# there are to learn from. The winner of a search has won on these very images, so what
-# it is worth is measured on the other half.
+# All normal training images and half of the test images are for the search. The best
+# candidate was chosen on these images, so it is evaluated on the other half.
 
 if options.data is None:
     data = make_textures(24, 12, texture="metal", size=96, random_state=0)
@@ -70,7 +69,7 @@ search_half, final_half = train_test_split(
 X = list(data.train) + [data.test[i] for i in search_half]
 y = np.concatenate([data.y_train, data.y_test[search_half]])
 masks = [None] * len(data.train) + [data.masks[i] for i in search_half]
-print(f"{np.sum(y == 1)} good and {np.sum(y == -1)} defective images to search on")
+print(f"{np.sum(y == 1)} normal and {np.sum(y == -1)} defective images to search on")
 
 # %%
 # The candidates
@@ -110,7 +109,7 @@ grid = [
 # %%
 # The search
 # ----------
-# `OneClassSplit` trains on good images only. Masks reach the scorer that asks for them
+# `OneClassSplit` trains on normal images only. Masks reach the scorer that needs them
 # by scikit-learn's metadata routing, which has to be switched on.
 
 search = GridSearchCV(
@@ -129,8 +128,8 @@ print(f"searched in {time.perf_counter() - start:.0f} s")
 # %%
 # Results
 # -------
-# A mean over three folds, and how far the folds lie apart. A difference that is smaller
-# than that is no reason to prefer anything.
+# Means over three folds, and standard deviations. A difference that is smaller than
+# these is no reason to prefer a candidate.
 
 
 def words(candidate):
@@ -183,8 +182,8 @@ print(f"picture: {options.output}")
 # %%
 # The winner
 # ----------
-# The search is now itself a fitted model. By default it took the best PRO; the images
-# that no candidate was judged on say what to expect of it.
+# The search is now itself a fitted model: the candidate with the best PRO. The images
+# that took no part in the search say what to expect of it.
 
 method, value = words(search.best_params_)
 held_out = [data.test[i] for i in final_half]

@@ -1,10 +1,10 @@
 """
-DRAEM and CutPaste: learning from defects that are made
-=======================================================
+DRAEM and CutPaste: trained on synthetic anomalies
+==================================================
 
-Both put defects into good images, each in its own way, and train a network to find
-them. Nothing else is needed: no defective images, no pretrained network. As it stands,
-this runs in less than a minute on generated images::
+Both put synthetic anomalies into normal images, each in its own way, and train a
+network to find them. No defective images and no pretrained network are needed. Without
+options, this runs in less than a minute on generated images::
 
     python examples/made_defects.py
 
@@ -32,7 +32,7 @@ parser.add_argument("--data", type=Path, help="folder in the layout of MVTec AD"
 parser.add_argument("--size", type=int, default=64, help="of images, in pixels")
 parser.add_argument("--steps", type=int, default=150, help="of DRAEM")
 parser.add_argument("--cutpaste-steps", type=int, default=60)
-parser.add_argument("--seed", type=int, default=1, help="of the defects shown")
+parser.add_argument("--seed", type=int, default=1, help="of the anomalies shown")
 parser.add_argument("--output", default="made_defects.png", help="picture to write")
 options = parser.parse_args()
 
@@ -69,8 +69,9 @@ report("DRAEM", by_draem, start)
 # %%
 # CutPaste
 # --------
-# A network learns to tell three kinds of images: good ones, ones with a pasted box, and
-# ones with a pasted scar. What it makes of good images is a Gaussian.
+# A network is trained to classify three sorts of images: normal ones, ones with a
+# pasted box, and ones with a pasted scar. A Gaussian describes its features of normal
+# images.
 
 start = time.perf_counter()
 by_cutpaste = CutPasteDetector(
@@ -82,14 +83,14 @@ by_cutpaste = CutPasteDetector(
 report("CutPaste", by_cutpaste, start)
 
 # %%
-# What they learned from, and what they see
-# -----------------------------------------
-# Above, a good image with a defect as DRAEM makes it; below that, a real one; at the
-# bottom, how CutPaste makes them, and the losses of both.
+# Training images and maps
+# ------------------------
+# At the top, a normal image with a synthetic anomaly of DRAEM; below that, a real
+# defect; at the bottom, synthetic anomalies of CutPaste, and the losses of both.
 
-good = read_image(data.train[0])
+normal = read_image(data.train[0])
 rng = np.random.default_rng(options.seed)
-made = draem(good, rng)[0]
+made = draem(normal, rng)[0]
 defective = np.flatnonzero(data.y_test == -1)
 real = read_image(data.test[defective[len(defective) // 2]])
 restored = by_draem.reconstruct([made, real])
@@ -98,16 +99,16 @@ figure, axes = plt.subplots(3, 4, figsize=(9, 7), layout="constrained")
 for axis, (title, image) in zip(
     axes.flat,
     {
-        "good": good,
-        "defect as DRAEM makes it": made,
+        "normal": normal,
+        "anomaly of DRAEM": made,
         "restored": restored[0],
         "map of DRAEM": by_draem.anomaly_map([made])[0],
         "real defect": real,
         "restored ": restored[1],
         "map of DRAEM ": by_draem.anomaly_map([real])[0],
         "map of CutPaste": by_cutpaste.anomaly_map([real])[0],
-        "box as CutPaste makes it": cutpaste(good, rng)[0],
-        "scar": cutpaste_scar(good, rng)[0],
+        "box of CutPaste": cutpaste(normal, rng)[0],
+        "scar of CutPaste": cutpaste_scar(normal, rng)[0],
     }.items(),
     strict=False,
 ):

@@ -2,10 +2,10 @@
 Learn from a few defects: PRN
 =============================
 
-Ten defects of two kinds are known, with masks. PRN learns from them, and from defects
-that it makes itself, so that it finds the known kinds well and others, too. As it
-stands, this runs in less than a minute on generated images, through a frozen network of
-random weights, which need no download::
+Ten defects of two types are known, with masks. PRN is trained on them and on synthetic
+anomalies, so that it finds the known types well, and others, too. Without options, this
+runs in less than a minute on generated images, with a frozen network of random weights,
+which need no download::
 
     python examples/prn.py
 
@@ -44,8 +44,8 @@ options = parser.parse_args()
 # %%
 # Defects to learn from
 # ---------------------
-# Five of each of the first two kinds by name. They leave the test: a detector must not
-# be judged by what it was shown.
+# Five of each of the first two types by name. They are removed from the test set: a
+# detector must not be tested on its training images.
 
 if options.data is None:
     data = make_textures(60, 40, texture="fabric", size=96, random_state=0)
@@ -66,9 +66,9 @@ masks = [None] * len(data.train) + [data.masks[i] for i in learned]
 # %%
 # Training
 # --------
-# The reduced model is the one for processors. With so few steps, the learning rate is
-# larger than the paper's, and falls to 0. Woven fabric is as good when mirrored, so
-# mirrored images make more of few defects.
+# The reduced model is the one for CPUs. With so few steps, the learning rate is larger
+# than the paper's, and decreases to 0. Mirrored fabric is normal, too, so images are
+# mirrored at random.
 
 start = time.perf_counter()
 model = PRNDetector(
@@ -86,9 +86,9 @@ model = PRNDetector(
 print(f"training: {time.perf_counter() - start:.0f} s")
 
 # %%
-# Kinds that it has seen, and others
+# Types in training, and other types
 # ----------------------------------
-# Each group of defects is tested together with the good test images.
+# Each group of defects is tested together with the normal test images.
 
 test = [data.test[i] for i in tested]
 scores, maps = model.score_samples(test), model.anomaly_map(test)
@@ -96,17 +96,17 @@ truth = [
     np.zeros(maps[k].shape, bool) if data.masks[i] is None else read_mask(data.masks[i])
     for k, i in enumerate(tested)
 ]
-good, seen = kinds[tested] == "good", np.isin(kinds[tested], known)
-for name, group in (("seen", seen), ("unseen", ~good & ~seen)):
-    rows = np.flatnonzero(good | group)
+normal, seen = kinds[tested] == "good", np.isin(kinds[tested], known)
+for name, group in (("seen", seen), ("unseen", ~normal & ~seen)):
+    rows = np.flatnonzero(normal | group)
     ap = pixel_average_precision([truth[k] for k in rows], [maps[k] for k in rows])
-    auroc = image_auroc(np.where(good[rows], 1, -1), scores[rows])
-    print(f"{name} kinds: pixel AP {ap:.3f}, image AUROC {auroc:.3f}")
+    auroc = image_auroc(np.where(normal[rows], 1, -1), scores[rows])
+    print(f"{name} types: pixel AP {ap:.3f}, image AUROC {auroc:.3f}")
 
 # %%
 # Maps
 # ----
-# From top to bottom: an image, its defect, and its map; one column for each kind.
+# From top to bottom: an image, its mask, and its map; one column for each type.
 
 names = [*known, *sorted(set(kinds) - {"good", *known})][:4]
 shown = [np.flatnonzero(kinds[tested] == name)[0] for name in names]
@@ -116,7 +116,7 @@ figure, axes = plt.subplots(
 brightest = max(maps[k].max() for k in shown)
 for column, name, k in zip(axes.T, names, shown, strict=True):
     column[0].imshow(read_image(test[k]))
-    column[0].set_title(f"{name}\n({'seen' if name in known else 'unseen'} kind)")
+    column[0].set_title(f"{name}\n({'seen' if name in known else 'unseen'} type)")
     column[1].imshow(truth[k], cmap="gray")
     column[2].imshow(maps[k], cmap="inferno", vmin=0, vmax=brightest)
     for axis in column:

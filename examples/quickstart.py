@@ -1,16 +1,17 @@
 """
-Good images in, decisions and heat maps out
-===========================================
+Normal images in, decisions and heat maps out
+=============================================
 
-Learn from images of good parts, decide for each new image, and draw where it is
-wrong. As it stands, this runs in about a minute on generated images of woven fabric,
-with features that need no download: the network that comes with skad, and filters
-learned from the good images::
+Learn from images of normal parts, decide for each new image, and show where it is
+anomalous. Without options, this runs in about a minute on generated images of woven
+fabric, with features that need no download: those of the network that is part of skad,
+and of filters learned from the normal images::
 
     python examples/quickstart.py
 
-On your own images, in the layout of MVTec AD (``train/good``, ``test/<kind>``, and
-``ground_truth/<kind>`` if you have masks), with these or a network of your choice::
+On your own images, in the layout of MVTec AD (``train/good``, ``test/DEFECT_TYPE``,
+and ``ground_truth/DEFECT_TYPE`` if you have masks), with these features or those of a
+network of your choice::
 
     python examples/quickstart.py --data DIR
     python examples/quickstart.py --data DIR --backbone wide_resnet50_2
@@ -51,7 +52,7 @@ if options.backbone is None and (options.weights or options.backbone_kwargs):
 # %%
 # The images
 # ----------
-# A sequence of paths, PIL images or arrays. Only good ones are needed to learn; the
+# A sequence of paths, PIL images or arrays. Only normal ones are needed to learn; the
 # others are here to see what the model makes of them.
 
 if options.data is None:
@@ -63,14 +64,14 @@ else:
     names = [str(path.relative_to(folder)) for path in data.test]
 # Pixel metrics need the mask of every defect.
 all_masks = None if data.get("unmasked") else data.masks
-print(f"{len(data.train)} good images to learn from, {len(data.test)} new ones")
+print(f"{len(data.train)} normal images to learn from, {len(data.test)} new ones")
 
 # %%
 # The model
 # ---------
-# Two steps: patch features of every image, and a memory bank of good patches, or one
-# for each kind of features. The threshold comes from scoring every training image as
-# if it were new, so that about 5 % of new good images will be called defective
+# Two steps: patch features of every image, and a memory bank of normal patches, or one
+# for each type of features. The threshold comes from scoring every training image as
+# if it were new, so that about 5 % of new normal images will be called defective
 # (``contamination=0.05``).
 
 if options.backbone is None:
@@ -97,8 +98,8 @@ print(f"learned in {time.perf_counter() - start:.0f} s")
 # %%
 # Decisions
 # ---------
-# The decision, and how usual the image is: the share of good images that look at
-# least as odd.
+# The decision, and the p-value: the share of normal images that look at least as
+# anomalous.
 
 start = time.perf_counter()
 scores = model.decision_function(data.test)  # negative is defective
@@ -108,19 +109,19 @@ p_values = model.p_value(data.test)
 for name, kind, decision, p in zip(
     names, data.defect_types, decisions, p_values, strict=True
 ):
-    verdict = "good" if decision == 1 else "DEFECTIVE"
+    verdict = "normal" if decision == 1 else "ANOMALOUS"
     print(f"{name:45s} {verdict:10s} p = {p:.3f}   (is: {kind})")
 print(f"{milliseconds:.0f} ms per image")
 
 # %%
-# Where labels and masks are known, so is how good the model is.
+# Where labels and masks are known, metrics say how good the model is.
 
 if len(set(data.y_test)) == 2:
     print(f"image AUROC {image_auroc(data.y_test, scores):.3f}")
-    good = data.y_test == 1
+    normal = data.y_test == 1
     print(
-        f"defects found {np.mean(decisions[~good] == -1):.0%}, "
-        f"false alarms {np.mean(decisions[good] == -1):.0%}"
+        f"defects found {np.mean(decisions[~normal] == -1):.0%}, "
+        f"false alarms {np.mean(decisions[normal] == -1):.0%}"
     )
     if all_masks is not None:
         maps = model.anomaly_map(data.test)
@@ -133,7 +134,7 @@ if len(set(data.y_test)) == 2:
 # Heat maps
 # ---------
 # Image, heat map and ground truth side by side. The zero of the colour bar is the
-# threshold: what is red there would be marked on one good image in twenty.
+# threshold: one normal image in twenty has a pixel above it.
 
 defective = [i for i, label in enumerate(data.y_test) if label == -1]
 chosen = [defective[i] for i in np.linspace(0, len(defective) - 1, 4).astype(int)]

@@ -1,11 +1,11 @@
 """
-Train the network on: views, loss and scores with SPD
-=====================================================
+Fine-tune the network: views, loss and scores with SPD
+======================================================
 
-SPot-the-Difference trains a network so that an image is near its versions of other
-colours and crops, and far from those of which a small part was changed. As it stands,
-this runs in less than a minute on generated images, with a network that starts at
-random and therefore needs no download::
+SPot-the-Difference fine-tunes a network so that the features of an image are near those
+of its views with other colours and crops, and far from those of views in which a small
+part was replaced. Without options, this runs in less than a minute on generated images,
+with a network of random weights, which needs no download::
 
     python examples/spd.py
 
@@ -52,10 +52,10 @@ else:
     data = load_mvtec(folder.parent, folder.name)
 
 # %%
-# What training looks at
-# ----------------------
-# The image itself, a view that is the same thing to the eye, and one with a part that
-# was copied from elsewhere and has soft edges.
+# Augmented views
+# ---------------
+# The image itself, a view with small changes of the whole image, and one in which a
+# part was copied from elsewhere, with soft edges.
 
 rng = np.random.default_rng(3)
 image = read_image(data.train[0]).astype(np.float32) / 255
@@ -65,10 +65,10 @@ triples = [
 ]
 
 # %%
-# With and without
-# ----------------
-# The same network, layers and detector. Learning from so few images for so short a time
-# need not help: compare on images of your own before you pay for it.
+# With and without fine-tuning
+# ----------------------------
+# The same network, layers and detector. Fine-tuning on so few images for so few steps
+# need not help: compare on your own images first.
 
 shared = {
     "backbone": options.backbone,
@@ -81,7 +81,7 @@ shared = {
 trained = SPDPatchFeatures(
     max_steps=options.steps, train_batch_size=8, learning_rate=options.rate, **shared
 )
-for name, features in (("as it comes", PatchFeatures(**shared)), ("SPD", trained)):
+for name, features in (("without", PatchFeatures(**shared)), ("SPD", trained)):
     start = time.perf_counter()
     model = Pipeline([features, PatchCoreDetector()]).fit(data.train)
     seconds = time.perf_counter() - start
@@ -94,7 +94,7 @@ for name, features in (("as it comes", PatchFeatures(**shared)), ("SPD", trained
 # ------------------
 
 figure, axes = plt.subplots(2, 4, figsize=(10, 5), layout="constrained")
-titles = ("image", "weakly changed: near", "a part replaced: far")
+titles = ("image", "weak changes: near", "a part replaced: far")
 for row, views in zip(axes, triples, strict=True):
     for axis, view, title in zip(row, views, titles, strict=False):
         axis.imshow(view)

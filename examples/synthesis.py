@@ -1,11 +1,11 @@
 """
-Made defects: what they look like, and what they are good for
-=============================================================
+Synthetic anomalies: what they look like, and how they compare models
+=====================================================================
 
-Some detectors train on defects that they make themselves. Each way to make them is
-shown here on good images of two materials, then they stand in for defects that were
-never seen: settings are compared by made defects, and, to see how far that can be
-trusted, by the defects of the test set. As it stands, this runs in a minute::
+Some detectors are trained on synthetic anomalies. This shows each method to generate
+them, on normal images of two materials. Then settings are compared by synthetic
+anomalies, as one can before any defect is known, and, to see how far this can be
+trusted, by the defects of the test set. Without options, this runs in a minute::
 
     python examples/synthesis.py
 
@@ -90,16 +90,16 @@ def gallery(method):
     )
     for row in range(2):
         data = sets[row % len(sets)]
-        good = [data.train[2 * row], data.train[2 * row + 1]]
-        changed, masks = maker(method, data, 10 + row).fit(data.train).make(good)
+        normal = [data.train[2 * row], data.train[2 * row + 1]]
+        changed, masks = maker(method, data, 10 + row).fit(data.train).make(normal)
         axes[row, 3].axis("off")
         for k in range(2):
-            shown = read_image(good[k]), changed[k], masks[k]
+            shown = read_image(normal[k]), changed[k], masks[k]
             for axis, image in zip(axes[row, 4 * k :], shown, strict=False):
                 axis.imshow(image.squeeze(), cmap="gray")
                 axis.set(xticks=[], yticks=[])
     for axis, title in zip(
-        np.delete(axes[0], 3), ("good", "changed", "mask") * 2, strict=True
+        np.delete(axes[0], 3), ("normal", "changed", "mask") * 2, strict=True
     ):
         axis.set_title(title, fontsize="medium")
     path = Path(options.output)
@@ -109,7 +109,7 @@ def gallery(method):
 # %%
 # CutPaste
 # --------
-# A box, copied to another place: a part in the wrong place, a label askew.
+# A box, copied to another place: parts in the wrong place, a label askew.
 
 gallery("cutpaste")
 
@@ -132,20 +132,20 @@ gallery("smooth_blend")
 # --------------------------
 # DRAEM's blend of a texture, the heterologous anomaly of PRN: dirt, mould, foreign
 # material. Photographs of textures can be passed as ``texture_images``; these are
-# drawn.
+# generated.
 
 gallery("perlin")
 
 # %%
-# Good images in blobs of noise
+# Normal images in blobs of noise
 # -----------------------------
 # The homologous anomaly of PRN: the material itself, in a wrong colour or direction.
 
 gallery("homologous")
 
 # %%
-# Seen defects, moved
-# -------------------
+# Known defects, moved
+# --------------------
 # The extended anomaly of PRN: a few known defects, turned, scaled and put elsewhere.
 
 gallery("extended")
@@ -153,17 +153,18 @@ gallery("extended")
 # %%
 # Settings compared without defects
 # ---------------------------------
-# Six settings are judged twice: by defects made on good images that were not trained
-# on, and by the defects of the test set. What is known to be good serves both.
+# Six settings are evaluated twice, with the same normal test images: by synthetic
+# anomalies in these images, and by the defects of the test set.
 
 data = sets[-1]
-good = [data.test[i] for i in np.flatnonzero(data.y_test == 1)]
-images, masks = list(good), [None] * len(good)
+normal = [data.test[i] for i in np.flatnonzero(data.y_test == 1)]
+images, masks = list(normal), [None] * len(normal)
 for seed, method in enumerate(("cutpaste_scar", "smooth_blend", "perlin")):
-    changed, where = maker(method, data, seed).fit(data.train).make(good)
+    changed, where = maker(method, data, seed).fit(data.train).make(normal)
     images += list(changed)
     masks += list(where)
-print(f"{len(good)} good images, {len(images) - len(good)} with made defects")
+n = len(normal)
+print(f"{n} normal images, {len(images) - n} with synthetic anomalies")
 
 
 def features(size):
@@ -193,13 +194,13 @@ for size in (64, 128):
         made = pro_score(masks, model.anomaly_map(images))
         real = pro_score(data.masks, model.anomaly_map(data.test))
         results[name, size] = made, real
-        print(f"{name}, {size} px: PRO {made:.3f} made, {real:.3f} test set")
+        print(f"{name}, {size} px: PRO {made:.3f} synthetic, {real:.3f} test set")
 
 # %%
-# Made defects tell a poor setting from a good one: here, 64 pixels are too few. Among
-# the good settings their order means little. The values are far apart, and none of
-# them says how many real defects will be found; for that, see `skad.calibration` once
-# the first ones have turned up.
+# Synthetic anomalies separate poor settings from good ones: here, 64 pixels are too
+# few. The order of the good settings means little. The values differ much from those of
+# the test set, and do not say how many real defects will be found; for that, see
+# `skad.inspection.recall_report` once some are known.
 
 by_made, by_real = np.transpose(list(results.values()))
 print(f"rank correlation {spearmanr(by_made, by_real).statistic:.2f}")
@@ -214,6 +215,6 @@ for (name, size), (made, real) in results.items():
         alpha=0.7,
         label=f"{name}, {size} px",
     )
-axis.set(xlabel="PRO on made defects", ylabel="PRO on the test set")
+axis.set(xlabel="PRO on synthetic anomalies", ylabel="PRO on the test set")
 figure.legend(loc="outside right upper")
 figure.savefig(options.output, dpi=110)

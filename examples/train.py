@@ -1,11 +1,11 @@
 """
-Methods that train: curves, maps, and a teacher of your own
-===========================================================
+SimpleNet and EfficientAD: curves, maps, and a teacher of your own
+==================================================================
 
-SimpleNet trains a discriminator between good features and noise, EfficientAD a student
-that follows a teacher on good images only. The teacher is made here, too, from the
-images at hand. As it stands, this runs in less than a minute on generated images, with
-features that need no download::
+SimpleNet trains a discriminator between normal features and features with noise,
+EfficientAD a student that predicts a teacher on normal images only. Here, the teacher
+is distilled first, from the images at hand. Without options, this runs in less than a
+minute on generated images, with features that need no download::
 
     python examples/train.py
 
@@ -90,9 +90,9 @@ def report(name, model, started):
 # %%
 # SimpleNet
 # ---------
-# It takes patch features, as PatchCore does. The loss starts at 1, where the
-# discriminator says nothing, and falls as it learns to tell noise. Features of a
-# pretrained network have more dimensions, in which less noise is seen.
+# It takes patch features, as PatchCore does. The loss starts at 1 and decreases as the
+# discriminator learns to recognise noise. Features of a pretrained network have more
+# dimensions, in which a smaller standard deviation of the noise suffices.
 
 start = time.perf_counter()
 simplenet = Pipeline(
@@ -108,11 +108,10 @@ report("SimpleNet", simplenet, start)
 # %%
 # A teacher, then EfficientAD
 # ---------------------------
-# The teacher imitates the features at twice the resolution. It is best made once, from
-# thousands of photographs of many things, and saved with ``path=``; the good images
-# alone do where there is nothing else, and then they serve as penalty images, too,
-# which is a poor choice: nothing in them looks like a defect. ``padding=True`` lets so
-# small an image be looked at up to its border.
+# The teacher is trained to give the features at twice the resolution. Distil it once,
+# from thousands of photographs of many things, and save it with ``path=``. Here there
+# are only the normal images, and no penalty images, which costs accuracy.
+# ``padding=True`` lets maps of so small an image reach its border.
 
 start = time.perf_counter()
 photographs = data.train

@@ -1,10 +1,10 @@
 """
-Learn from 50 new good images
-=============================
+Learn from 50 new normal images
+===============================
 
-The camera was changed, good parts look a little different, and many of them are now
-called defective. Fifty good images from the new camera are enough to update the model,
-in seconds. As it stands, this runs in less than a minute on generated images, with
+The camera was changed, normal parts look a little different, and many of them are now
+rejected. Fifty normal images from the new camera are enough to update the model, in
+seconds. Without options, this runs in less than a minute on generated images, with
 features that need no download::
 
     python examples/update.py
@@ -48,9 +48,9 @@ options = parser.parse_args()
 # %%
 # Old and new images
 # ------------------
-# The new camera is made here: its pictures are brighter, warmer and noisier. Of the
-# good images, 50 are seen by the new camera only, and another 50 wait for the test.
-# There both cameras see everything.
+# The new camera is simulated: its pictures are brighter, warmer and noisier. Of the
+# normal images, 50 come from the new camera only, and another 50 are for the test, in
+# which every image comes from both cameras.
 
 if options.data is None:
     data = make_textures(160, 20, texture="metal", size=128, random_state=0)
@@ -77,8 +77,8 @@ old, new, held_out = (
 )
 defects = [data.test[i] for i in np.flatnonzero(data.y_test == -1)]
 tests = {
-    "good, old camera": held_out,
-    "good, new camera": by_new_camera(held_out),
+    "normal, old camera": held_out,
+    "normal, new camera": by_new_camera(held_out),
     "defective, old camera": defects,
     "defective, new camera": by_new_camera(defects),
 }
@@ -88,8 +88,8 @@ print(f"{len(old)} images to begin with, {len(new)} new ones")
 # Before and after
 # ----------------
 # `Pipeline.partial_fit` passes the new images through the features, and the detector
-# learns on. What it knew it still knows, and the threshold takes the new images into
-# account: each is scored as if the model had not seen it.
+# is updated. It keeps what it has learned before. The threshold takes the new images
+# into account: each is scored as if it had not been used for training.
 
 if options.backbone is None:
     features = PCANetFeatures(image_size=128)
@@ -131,7 +131,7 @@ for detector in (PatchCoreDetector(), PaDiMDetector(), SubspaceDetector()):
     )
 
 # %%
-# Every image is a dot. What is left of the line is called defective.
+# Every image is a dot. Images left of the line are rejected.
 
 figure, axes = plt.subplots(
     len(decisions), 2, figsize=(9, 6), sharex="row", sharey=True, layout="constrained"
@@ -142,7 +142,7 @@ for row, (method, pair) in zip(axes, decisions.items(), strict=True):
         row, pair, ("before", f"after {n} images"), strict=True
     ):
         for height, (kind, values) in enumerate(scores.items()):
-            color = "C0" if kind.startswith("good") else "C3"
+            color = "C0" if kind.startswith("normal") else "C3"
             heights = height + jitter.uniform(-0.2, 0.2, len(values))
             ax.plot(values, heights, ".", c=color, ms=4, alpha=0.7)
         ax.axvline(0, c="k", lw=1)

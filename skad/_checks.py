@@ -1,5 +1,8 @@
 """Checks of what users pass, shared by all families."""
 
+from numbers import Integral
+from typing import Any
+
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
@@ -44,18 +47,28 @@ def good_positions(X, y):
     return good
 
 
-def check_size(size):
-    """Check a (height, width) pair given by a user."""
+def check_size(
+    value: Any, name: str = "size", *, allow_int: bool = False
+) -> tuple[int, int]:
+    """Check a (height, width) pair; with `allow_int`, one integer is both sides.
+
+    Raises
+    ------
+    ValueError
+        If a side is not a positive integer; it gives `name` and value.
+    """
+    is_int = isinstance(value, Integral)
     try:
-        height, width = size
+        height, width = (value, value) if is_int and allow_int else value
     except (TypeError, ValueError):
         height = width = None
     if not all(
-        isinstance(side, (int, np.integer)) and side > 0 for side in (height, width)
+        isinstance(side, Integral) and int(side) > 0 for side in (height, width)
     ):
-        raise ValueError(
-            f"size={size!r} is not a pair of positive integers (height, width)."
-        )
+        expected = "two positive integers (height, width)"
+        if allow_int:
+            expected = f"a positive integer or {expected}"
+        raise ValueError(f"{name}={value!r} must be {expected}.")
     return int(height), int(width)
 
 

@@ -1,31 +1,52 @@
 """Patch features that carry a descriptor of each image."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
 class PatchArray(np.ndarray):
-    """Patch features (n, h, w, d) with one descriptor per image beside them.
+    """Patch features with one descriptor per image beside them.
 
-    An array in every respect. Selecting images, as cross-validation does, selects
+    A NumPy array in every respect. Selecting images, as cross-validation does, selects
     their descriptors too, and a pickle holds both; whatever else is done to it
-    gives an array without descriptors.
+    gives an array without descriptors. Feature transformers return one where a
+    descriptor of the whole image travels along, as ``PatchFeatures(pooled=True)``
+    does for `SPADEDetector`.
 
     Parameters
     ----------
     patches : array-like of shape (n, h, w, d)
+        Features of n images on a grid of h x w patches with d channels. The memory is
+        shared.
 
     pooled : ndarray of shape (n, p)
         Descriptor of each image.
 
     levels : tuple of (int, (int, int)), default=()
-        For every level of the network that the channels come from, in their
+        For every feature map of the network that the channels come from, in their
         order: the number of channels, and rows and columns of its own grid.
         Where that is coarser than (h, w), cells are repeated.
+
+    Attributes
+    ----------
+    pooled : ndarray of shape (n, p) or None
+        As given; None of what is no selection of images.
+
+    levels : tuple of (int, (int, int))
+        As given; empty of what is no selection of images.
+
+    See Also
+    --------
+    PatchFeatures : Its parameter `pooled` says which descriptor travels along.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from skad._patch_array import PatchArray
+    >>> from skad.features import PatchArray
     >>> X = PatchArray(np.zeros((5, 2, 2, 3)), pooled=np.arange(10).reshape(5, 2))
     >>> X[[0, 3]].pooled
     array([[0, 1],
@@ -34,16 +55,18 @@ class PatchArray(np.ndarray):
     True
     """
 
-    def __new__(cls, patches, pooled, levels=()):
+    def __new__(
+        cls, patches: ArrayLike, pooled: NDArray[Any] | None, levels: tuple = ()
+    ) -> PatchArray:
         array = np.asarray(patches).view(cls)
         array.pooled, array.levels = pooled, levels
         return array
 
-    def __array_finalize__(self, source):
-        self.pooled: np.ndarray | None = None
+    def __array_finalize__(self, source: Any) -> None:
+        self.pooled: NDArray[Any] | None = None
         self.levels: tuple = ()
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         part = super().__getitem__(key)
         if not isinstance(part, np.ndarray):
             return part
@@ -56,7 +79,7 @@ class PatchArray(np.ndarray):
             return np.asarray(part)
         return PatchArray(part, self.pooled[first], self.levels)
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         if self.pooled is None:
             return np.asarray(self).__reduce__()
         return PatchArray, (np.asarray(self), self.pooled, self.levels)

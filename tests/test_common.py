@@ -8,17 +8,17 @@ import joblib
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.ensemble import IsolationForest
 from sklearn.utils import estimator_checks, estimator_html_repr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skad
 from skad.base import BaseDetector, PatchDetector
-from skad.synthesis import SyntheticAnomalies
 
 
 def all_estimators():
     """Every estimator that skad exports, save the Pipeline that holds them."""
-    exported = [*(getattr(skad, name) for name in skad.__all__), SyntheticAnomalies]
+    exported = [getattr(skad, name) for name in skad.__all__]
     return [
         cls
         for cls in exported
@@ -45,6 +45,8 @@ def quick(cls, **parameters):
     if cls is skad.SimpleNetDetector:
         parameters |= {"max_epochs": 40, "hidden_dim": 128, "noise_std": 1.5}
         parameters |= {"learning_rate": 5e-3, "adaptor_learning_rate": 5e-3}
+    if cls is skad.PatchwiseDetector:
+        parameters |= {"estimator": IsolationForest(n_estimators=10, random_state=0)}
     return cls(**parameters)
 
 
@@ -75,6 +77,11 @@ def test_training_scores_are_flagged_where_they_set_the_threshold(cls, check):
 @parametrize_with_checks([quick(cls, calibration="train") for cls in DETECTORS])
 @pytest.mark.usefixtures("one_torch_thread")
 def test_estimator_with_a_threshold_from_training_scores(estimator, check):
+    check(estimator)
+
+
+@parametrize_with_checks([skad.Patchwise()])
+def test_transformer_of_features(estimator, check):
     check(estimator)
 
 

@@ -30,7 +30,7 @@ def test_quickstart_on_a_folder(new_process, tmp_path):
         (tmp_path / "parts" / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(image)).save(tmp_path / "parts" / name / f"{i}.png")
     printed = run(new_process, tmp_path, "quickstart", "--data", tmp_path / "parts")
-    assert "12 good images to learn from, 8 new ones" in printed
+    assert "12 normal images to learn from, 8 new ones" in printed
     assert "image AUROC" in printed
 
 
@@ -44,7 +44,7 @@ def test_quickstart_on_a_folder(new_process, tmp_path):
         ("train", ["--epochs", "2", "--steps", "40"], "EfficientAD"),
         ("spd", ["--steps", "4", "--rate", "1e-4"], "SPD"),
         ("grid_search", ["--layers", "blocks.4"], "best by PRO"),
-        ("prn", ["--steps", "20", "--size", "64"], "unseen kinds: pixel AP"),
+        ("prn", ["--steps", "20", "--size", "64"], "unseen types: pixel AP"),
         ("made_defects", ["--steps", "20", "--cutpaste-steps", "5"], "CutPaste"),
     ],
 )

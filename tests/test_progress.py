@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from skad import PaDiMDetector, PatchCoreDetector, PCANetFeatures
+from skad import PaDiMDetector, PatchCoreDetector, PCANetFeatures, SubspaceDetector
 from skad.metrics import pixel_metrics
 from skad.neighbors import greedy_coreset
 
@@ -28,6 +28,10 @@ MAPS = RNG.random((3, 8, 8))
             ["Gaussians: 100%.* 12/12 ", "positions, images left out: 100%.* 16/16 "],
         ),
         (
+            lambda verbose: SubspaceDetector(verbose=verbose).fit(GRIDS),
+            ["images held out: 100%.* 12/12 "],
+        ),
+        (
             lambda verbose: PCANetFeatures(image_size=40, verbose=verbose).fit(IMAGES),
             ["filters: 100%.* 18/18 ", "positions: 100%.* 12/12 "],
         ),
@@ -40,7 +44,7 @@ MAPS = RNG.random((3, 8, 8))
             ["maps: 100%.* 4/4 "],
         ),
     ],
-    ids=["PatchCore", "PaDiM", "PCANet", "coreset", "pixel metrics"],
+    ids=["PatchCore", "PaDiM", "k-fold", "PCANet", "coreset", "pixel metrics"],
 )
 @pytest.mark.filterwarnings("ignore:.*held-out images cannot certify")
 def test_progress_is_shown_on_request(work, bars, capsys):

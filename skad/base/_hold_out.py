@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.utils import check_random_state
 
+from skad._progress import progress
+
 _SPLIT_SHARE = 5  # "split" holds out one image of so many
 
 
@@ -49,11 +51,14 @@ def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     folds = detector._folds(len(samples))
     scores, maps = np.empty(len(samples)), np.empty(0)
     models = detector._models_without(folds, samples, before, first=first)
-    for fold, model in zip(folds, models, strict=True):
-        scores[fold], fold_maps = model._score_for_calibration(samples[fold])
-        if len(maps) == 0:
-            maps = np.empty((len(samples), *fold_maps.shape[1:]), fold_maps.dtype)
-        maps[fold] = fold_maps
+    verbose = getattr(detector, "verbose", False)  # one of a user's own may lack it
+    with progress(len(samples), "images held out", verbose, unit="image") as bar:
+        for fold, model in zip(folds, models, strict=True):
+            scores[fold], fold_maps = model._score_for_calibration(samples[fold])
+            if len(maps) == 0:
+                maps = np.empty((len(samples), *fold_maps.shape[1:]), fold_maps.dtype)
+            maps[fold] = fold_maps
+            bar.update(len(fold))
     return HeldOut(scores, maps, np.arange(len(samples)))
 
 

@@ -73,8 +73,10 @@ class ImageDetector(ImageInput, BaseDetector):
         """
         if size is not None:
             size = check_size(size)
-        grids = self._patch_maps(X)
-        sizes = self.image_sizes(X) if size is None else [size] * len(grids)
+        images = self._checked_reader(X)
+        grids = self._patch_maps(images)
+        # No file is opened again to tell the size of its image.
+        sizes = images.original_sizes() if size is None else [size] * len(grids)
         return draw_each(self._render, grids, sizes, self.window(), self._frame()[0])
 
     def predict_mask(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skad._checks import check_size
 from skad._user_warning import warn_user
 from skad.images._arrays import accepted_channels
 from skad.images._batches import ImageReader, n_threads
@@ -88,10 +89,10 @@ class ImageInput(CarriesPixelLimit):
 
     def _frame(self) -> tuple[tuple[int, int], tuple[int, int] | None]:
         """Validated (height, width) of the resized image and of the crop, or None."""
-        size = pair(self.image_size, "image_size")
+        size = check_size(self.image_size, "image_size", allow_int=True)
         if self.crop_size is None:
             return size, None
-        crop = pair(self.crop_size, "crop_size")
+        crop = check_size(self.crop_size, "crop_size", allow_int=True)
         if crop[0] > size[0] or crop[1] > size[1]:
             raise ValueError(
                 f"crop_size={self.crop_size!r} exceeds image_size="
@@ -105,8 +106,10 @@ class ImageInput(CarriesPixelLimit):
         return size if crop is None else crop
 
     def _checked_reader(self, X: Any) -> ImageReader:
-        """Reader of X, which has to be a sequence of images."""
-        return self._reader(self._checked_images(X))
+        """Reader of X, which has to be a sequence of images or their reader already."""
+        return (
+            X if isinstance(X, ImageReader) else self._reader(self._checked_images(X))
+        )
 
     def _reader(self, X: Sequence[Any]) -> ImageReader:
         """Reader of what `_checked_images` returned."""
@@ -190,16 +193,3 @@ class ImageInput(CarriesPixelLimit):
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
-
-
-def pair(value: Any, name: str) -> tuple[int, int]:
-    """(height, width) from an int or a pair."""
-    sides = (value, value) if isinstance(value, Integral) else tuple(value)
-    if len(sides) != 2 or not all(
-        isinstance(side, (int, np.integer)) and side > 0 for side in sides
-    ):
-        raise ValueError(
-            f"{name}={value!r} must be a positive integer or a pair of them "
-            "(height, width)."
-        )
-    return int(sides[0]), int(sides[1])

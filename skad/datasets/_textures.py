@@ -11,6 +11,7 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from sklearn.utils import Bunch, check_random_state
 
+from skad._checks import check_size
 from skad.datasets import _flaws, _materials
 from skad.datasets._flaws import Flawed
 from skad.datasets._materials import Array, Shape
@@ -120,15 +121,9 @@ def make_textures(
 
 
 def _check_size(size: Any) -> Shape:
-    sides = (size, size) if isinstance(size, Integral) else size
-    try:
-        height, width = (int(side) for side in sides)
-    except (TypeError, ValueError):
-        height = width = 0
-    if height < 32 or width < 32:
-        raise ValueError(
-            f"size must be an integer or (height, width), at least 32, got {size!r}."
-        )
+    height, width = check_size(size, allow_int=True)
+    if min(height, width) < 32:
+        raise ValueError(f"size={size!r} must be at least 32 pixels high and wide.")
     return height, width
 
 

@@ -6,6 +6,7 @@ from skad.detectors._efficientad import EfficientADDetector
 from skad.detectors._fusion import FusionDetector
 from skad.detectors._padim import PaDiMDetector
 from skad.detectors._patchcore import PatchCoreDetector
+from skad.detectors._patchwise import PatchwiseDetector
 from skad.detectors._prn import PRNDetector
 from skad.detectors._puad import ImagePUADDetector, PUADDetector
 from skad.detectors._simplenet import SimpleNetDetector
@@ -23,6 +24,7 @@ __all__ = [
     "PUADDetector",
     "PaDiMDetector",
     "PatchCoreDetector",
+    "PatchwiseDetector",
     "SPADEDetector",
     "SimpleNetDetector",
     "SubspaceDetector",

@@ -10,7 +10,7 @@ bank, farthest first, until all are covered as closely as the coreset covers all
 import numpy as np
 
 from skad._progress import progress
-from skad.neighbors._distances import squared_distances, squared_norms
+from skad.neighbors._distances import join_own_group, nearest_of_own_group
 
 
 class LeftOutBank:
@@ -68,7 +68,7 @@ class LeftOutBank:
 
     def _returned_rows(self, rows, images, squared, nearest):
         """For each image, the rows of others that come back without it."""
-        own = self._own_squared(rows, images)
+        own = nearest_of_own_group(rows, images, self._bank.rows, self._owner)
         radius = np.minimum(squared, own).max()
         holder = self._owner[nearest]
         lost = np.flatnonzero((own > radius) & (holder >= 0))
@@ -85,31 +85,9 @@ class LeftOutBank:
             returned[image] = some[_cover(rows[some], left[of_image], radius)]
         return returned
 
-    def _own_squared(self, rows, images):
-        """Squared distance of each row to the nearest one of its own image."""
-        own = np.full(len(rows), np.inf)
-        for image in np.unique(self._owner[self._owner >= 0]):
-            members = np.flatnonzero(images == image)
-            kept = self._bank.rows[self._owner == image]
-            own[members] = squared_distances(rows[members], kept).min(axis=1)
-        return own
-
     def _among_returned(self, queries, images, squared, indices):
         """The k nearest of those found and of those that came back."""
-        k = squared.shape[1]
-        for image, places in self._places.items():
-            members = np.flatnonzero(images == image)
-            if len(members) == 0:
-                continue
-            more = squared_distances(
-                queries[members].astype(np.float64), self.rows[places].astype(float)
-            )
-            both = np.concatenate([squared[members], more], axis=1)
-            places = np.broadcast_to(places, more.shape)
-            which = np.concatenate([indices[members], places], axis=1)
-            order = np.argsort(both, axis=1, kind="stable")[:, :k]
-            squared[members] = np.take_along_axis(both, order, axis=1)
-            indices[members] = np.take_along_axis(which, order, axis=1)
+        join_own_group(squared, indices, queries, images, self.rows, self._places)
         return squared, indices
 
 
@@ -122,5 +100,6 @@ def _cover(rows, squared, radius):
     picked = []
     while squared.max() > radius:
         picked.append(int(squared.argmax()))
-        squared = np.minimum(squared, squared_norms(rows - rows[picked[-1]]))
+        gaps = rows - rows[picked[-1]]
+        squared = np.minimum(squared, np.einsum("ij,ij->i", gaps, gaps))
     return picked

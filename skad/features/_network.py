@@ -7,8 +7,8 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
+from skad._checks import check_size
 from skad._patch_array import PatchArray
-from skad.base._image_input import pair
 from skad.features._backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -476,7 +476,7 @@ class PatchFeatures(PatchFeatureTransformer):
 
     def _grid(self, levels):
         if self.grid is not None:
-            return pair(self.grid, "grid")
+            return check_size(self.grid, "grid", allow_int=True)
         return max((tuple(level.shape[2:]) for level in levels), key=np.prod)
 
     def _device(self):

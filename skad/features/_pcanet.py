@@ -15,7 +15,6 @@ from sklearn.utils._param_validation import Interval
 
 from skad._moments import Moments
 from skad._progress import progress
-from skad.base._image_input import pair
 from skad.features._base import PatchFeatureTransformer
 
 _KEPT_BYTES = 2**29  # of responses that a second pass finds
@@ -315,7 +314,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         smallest = 2 ** len(sizes) * max(sizes)
         if min(self._input_size()) < smallest:
             raise ValueError(
-                f"image_size={pair(self.image_size, 'image_size')} is too small for "
+                f"image_size={self._frame()[0]} is too small for "
                 f"{len(sizes)} stages; the smaller side must be at least {smallest}."
             )
 

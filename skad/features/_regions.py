@@ -1,18 +1,24 @@
 """Regions of interest: what lies outside is neither learned from nor scored."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from skad._maps import WHOLE
 from skad._patch_array import PatchArray
 from skad.images import read_mask
 from skad.images._arrays import has_base
 from skad.images._read import PILLOW_LIMIT, carried_limit
 
 
-def read_region(region):
-    """The mask of all images that a transformer keeps: bool (H, W), or None."""
+def read_region(region: Any) -> NDArray[np.bool_] | None:
+    """Read the mask that holds for all images: bool (H, W), or None."""
     if region is None:
         return None
     mask = read_mask(region, where="region")
@@ -41,10 +47,17 @@ class Regions:
         The part of an image that the patch grid covers.
 
     pixel_limit : int or None
-        The limit that came with the estimator, see `skad.images._read`.
+        The limit that came with the estimator, see `skad.images._read.pixel_limit`.
     """
 
-    def __init__(self, common, each, n, window, pixel_limit=PILLOW_LIMIT):
+    def __init__(
+        self,
+        common: NDArray[np.bool_] | None,
+        each: Any,
+        n: int,
+        window: tuple[tuple[float, float], tuple[float, float]],
+        pixel_limit: int | None = PILLOW_LIMIT,
+    ) -> None:
         self.window = window
         self.each = each
         self.common = common
@@ -66,24 +79,31 @@ class Regions:
         if has_base(type(each), "pandas", "Series"):  # its index is no position
             self.each = each.to_numpy(dtype=object)
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return self.common is not None or self.each is not None
 
-    def cut(self, block, index):
+    def cut(
+        self, features: NDArray[np.float32], index: Sequence[int] | NDArray[np.intp]
+    ) -> NDArray[np.float32]:
         """Features of some images, NaN for patches that lie mostly outside."""
         if not self:
-            return block
+            return features
         outside = ~np.stack(
-            [self.inside(i, block.shape[1:3], self.window) for i in index]
+            [self.inside(i, features.shape[1:3], self.window) for i in index]
         )
-        patches = np.array(block)
+        patches = np.array(features)
         patches[outside] = np.nan
-        if isinstance(block, PatchArray):
-            return PatchArray(patches, block.pooled, block.levels)
+        if isinstance(features, PatchArray):
+            return PatchArray(patches, features.pooled, features.levels)
         return patches
 
-    def inside(self, i, grid, window=((0.0, 1.0), (0.0, 1.0))):
-        """Which cells of a grid over a window lie in the region of image i."""
+    def inside(
+        self,
+        i: int,
+        grid: tuple[int, ...],
+        window: tuple[tuple[float, float], tuple[float, float]] = WHOLE,
+    ) -> NDArray[np.bool_]:
+        """Tell which cells of a grid over a window lie in the region of image i."""
         inside = np.ones(grid, bool)
         if self.common is not None:
             inside &= _covered(self.common, grid, window)
@@ -95,10 +115,14 @@ class Regions:
 
 
 def _covered(mask, grid, window):
-    """Cells of which at least half the area is True."""
+    """Cells of a grid of which at least half the area is True.
+
+    A box filter of Pillow averages the mask over each cell; cells need not begin or
+    end at pixels, which then count in part.
+    """
     (top, bottom), (left, right) = window
     height, width = mask.shape
     box = left * width, top * height, right * width, bottom * height
-    picture = Image.fromarray(mask.astype(np.float32))
-    share = picture.resize((grid[1], grid[0]), Image.Resampling.BOX, box=box)
+    values = Image.fromarray(mask.astype(np.float32))
+    share = values.resize((grid[1], grid[0]), Image.Resampling.BOX, box=box)
     return np.asarray(share) >= 0.5

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from skad._checks import check_size
 from skad.images._arrays import CONVERTED
 
 _FILTERS = {
@@ -16,19 +17,6 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
-def _positive_pair(value: Any, name: str) -> tuple[int, int]:
-    try:
-        height, width = (int(v) for v in value)
-        good = height > 0 and width > 0 and (height, width) == tuple(value)
-    except (TypeError, ValueError):
-        good = False
-    if not good:
-        raise ValueError(
-            f"{name} must be two positive whole numbers (H, W), got {value!r}."
-        )
-    return height, width
 
 
 def resize_image(
@@ -62,7 +50,7 @@ def resize_image(
     >>> resize_image(np.zeros((8, 6, 3), dtype=np.uint8), (4, 3)).shape
     (4, 3, 3)
     """
-    height, width = _positive_pair(size, "size")
+    height, width = check_size(size)
     if resample not in _FILTERS:
         raise ValueError(
             f"resample must be one of {sorted(_FILTERS)}, got {resample!r}."
@@ -117,7 +105,7 @@ def resize_short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
     >>> resize_short_side((75, 90), 64)
     (64, 76)
     """
-    height, width = _positive_pair(size, "size")
+    height, width = check_size(size)
     if isinstance(short, bool) or int(short) != short or short < 1:
         raise ValueError(f"short must be a positive whole number, got {short!r}.")
     short = int(short)
@@ -156,9 +144,8 @@ def center_crop_box(
     >>> center_crop_box((9, 11), (8, 8))
     (0, 2)
     """
-    height, width = _positive_pair(size, "size")
-    window = (crop, crop) if np.ndim(crop) == 0 else crop
-    crop_height, crop_width = _positive_pair(window, "crop")
+    height, width = check_size(size)
+    crop_height, crop_width = check_size(crop, "crop", allow_int=True)
     if crop_height > height or crop_width > width:
         raise ValueError(
             f"crop {(crop_height, crop_width)} is larger than the image size "

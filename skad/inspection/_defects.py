@@ -1,10 +1,16 @@
 """The defects of a mask, one by one."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
+
+from skad.images import read_mask
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
@@ -16,7 +22,7 @@ class Defect:
     Parameters
     ----------
     area : int
-        Number of its pixels.
+        Number of its pixels, 1 or more.
 
     bbox : (int, int, int, int)
         Top, left, bottom and right of the smallest box around it; rows ``top`` to
@@ -24,7 +30,7 @@ class Defect:
         ``image[top:bottom, left:right]`` shows it.
 
     centroid : (float, float)
-        Mean row and mean column of its pixels.
+        Mean row and mean column of its pixels, from 0.
 
     peak : float or None
         Largest value of the anomaly map inside; None without a map.
@@ -36,21 +42,23 @@ class Defect:
     peak: float | None
 
 
-def find_defects(mask, anomaly_map=None, *, min_area=1):
+def find_defects(
+    mask: Any, anomaly_map: ArrayLike | None = None, *, min_area: int = 1
+) -> list[Defect]:
     """List the connected regions of a mask.
 
     Pixels that touch at a side or at a corner belong to one region.
 
     Parameters
     ----------
-    mask : array-like of shape (H, W)
-        True, or not zero, where anomalous: one of `predict_mask`.
+    mask : array-like of shape (H, W), or what else `skad.images.read_mask` takes
+        True, or not zero, where anomalous: one of `predict_mask`, or a file.
 
     anomaly_map : array-like of shape (H, W), default=None
         Map of the same image, from which the peak of each defect is taken.
 
     min_area : int, default=1
-        Regions of fewer pixels are left out.
+        Regions of fewer pixels are left out; 1 or more.
 
     Returns
     -------
@@ -60,7 +68,8 @@ def find_defects(mask, anomaly_map=None, *, min_area=1):
     Raises
     ------
     ValueError
-        If the shapes do not fit together, or `min_area` is no positive integer.
+        If `mask` is no mask, the shapes do not fit together, or `min_area` is no
+        positive integer.
 
     Examples
     --------
@@ -74,9 +83,9 @@ def find_defects(mask, anomaly_map=None, *, min_area=1):
     >>> find_defects(mask, min_area=2)[0].bbox
     (1, 2, 4, 6)
     """
-    mask = np.asarray(mask)
-    if mask.ndim != 2:
+    if getattr(mask, "ndim", 2) != 2:
         raise ValueError(f"mask has shape {mask.shape}; expected (height, width).")
+    mask = read_mask(mask, where="mask")
     if isinstance(min_area, bool) or not isinstance(min_area, Integral) or min_area < 1:
         raise ValueError(f"min_area={min_area!r} must be a positive integer.")
     if anomaly_map is not None:

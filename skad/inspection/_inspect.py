@@ -1,11 +1,14 @@
 """All that a model says of an image, from one pass of the network and one search."""
 
-from collections.abc import Iterator, Sized
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skad._chain import Chain
@@ -14,9 +17,10 @@ from skad._patches import filled
 from skad.base import BaseDetector, decide
 from skad.base._threshold import conformal_p_values
 from skad.images import image_size
-from skad.inspection._defects import find_defects
+from skad.images._batches import ImageReader
+from skad.inspection._defects import Defect, find_defects
 
-_FEATURES_AT_ONCE = 256  # images whose features come as an array
+_FEATURES_AT_ONCE = 256  # images whose features are scored together
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,30 +30,35 @@ class Inspection:
     Parameters
     ----------
     index : int
-        Position of the image in X.
+        Position of the image in X, from 0.
 
     source : object
         The image as passed, such as its path.
 
-    label : int
-        +1 is normal, -1 is anomalous; 0 for an image that could not be read, or of
+    label : {1, -1, 0}
+        1 is normal, -1 is anomalous; 0 for an image that could not be read, or of
         which nothing lies inside of its region.
 
-    score, decision, p_value : float
-        As of `score_samples`, `decision_function` and `p_value`; NaN where `label`
-        is 0.
+    score : float
+        As of `score_samples`: larger is more normal. NaN where `label` is 0.
 
-    anomaly_map : ndarray of shape (H, W), float32, or None
+    decision : float
+        As of `decision_function`: negative is anomalous. NaN where `label` is 0.
+
+    p_value : float
+        As of `p_value`, in (0, 1]: small for anomalies. NaN where `label` is 0.
+
+    anomaly_map : ndarray of shape (H, W), float32, or None, default=None
         Larger is more anomalous. None where no map was asked for, or where `label`
         is 0.
 
-    mask : ndarray of shape (H, W), bool, or None
+    mask : ndarray of shape (H, W), bool, or None, default=None
         Where the map exceeds the threshold of its size; None where there is no map.
 
-    defects : list of Defect, or None
-        Regions of the mask; None where there is no map.
+    defects : list of Defect, or None, default=None
+        Regions of the mask, the largest first; None where there is no map.
 
-    error : str or None
+    error : str or None, default=None
         Why the image could not be read.
     """
 
@@ -59,12 +68,12 @@ class Inspection:
     score: float
     decision: float
     p_value: float
-    anomaly_map: np.ndarray | None = None
-    mask: np.ndarray | None = None
-    defects: list | None = None
+    anomaly_map: NDArray[np.float32] | None = None
+    mask: NDArray[np.bool_] | None = None
+    defects: list[Defect] | None = None
     error: str | None = None
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if self.error is not None:
             return f"Inspection(index={self.index}, error={self.error!r})"
         found = "" if self.defects is None else f", defects={len(self.defects)}"
@@ -75,8 +84,14 @@ class Inspection:
         )
 
 
-def inspect(model, X, *, size=None, maps=True):
-    """Say all there is to say of images, one after the other.
+def inspect(
+    model: Any,
+    X: Any,
+    *,
+    size: tuple[int, int] | None = None,
+    maps: bool | Literal["rejected"] = True,
+) -> Iterator[Inspection]:
+    """Say all that a model knows of images, one image after the other.
 
     Label, decision, p-value, map, mask and defects come from one pass of the network
     and one search, and memory does not grow with the number of images. The model
@@ -141,6 +156,16 @@ def inspect(model, X, *, size=None, maps=True):
         raise ValueError(f"maps={maps!r} must be True, False or 'rejected'.")
     if size is not None:
         size = check_size(size)
+    _check_iterable(X)
+    if hasattr(chain.final, "_refuse_features"):
+        chain.final._refuse_features(X)
+    elif hasattr(chain.images, "_refuse_features"):
+        chain.images._refuse_features(X)
+    return _inspections(_Inspector(chain, size, maps), X)
+
+
+def _check_iterable(X):
+    """Refuse what gives no images one after the other, and what is empty."""
     if isinstance(X, (str, bytes)) or not hasattr(X, "__iter__"):
         raise TypeError(
             f"X is of type {type(X).__name__}; pass a list of images, an array of "
@@ -148,22 +173,17 @@ def inspect(model, X, *, size=None, maps=True):
         )
     if isinstance(X, Sized) and len(X) == 0:
         raise ValueError("X is empty: found 0 images.")
-    if hasattr(chain.final, "_refuse_features"):
-        chain.final._refuse_features(X)
-    elif hasattr(chain.images, "_refuse_features"):
-        chain.images._refuse_features(X)
-    return _inspections(_Judge(chain, size, maps), X)
 
 
-def _inspections(judge, X) -> Iterator[Inspection]:
+def _inspections(inspector, X) -> Iterator[Inspection]:
     start = 0
-    for part in _parts(X, judge.n_at_once()):
-        yield from judge.each(part, start)
+    for part in _parts(X, inspector.images_at_once()):
+        yield from inspector.inspections(part, start)
         start += len(part)
 
 
 def _parts(X, n):
-    """X in parts of n images; single images of an iterator."""
+    """Yield X in parts of n images; of an iterator, single images."""
     if not isinstance(X, Sized):
         for item in X:
             yield [item]
@@ -176,37 +196,55 @@ def _parts(X, n):
             yield part
 
 
-class _Judge:
-    """Inspects images part by part, and keeps what every part needs."""
+class _Inspector:
+    """Inspects images part by part, and keeps what every part needs.
+
+    Parameters
+    ----------
+    chain : Chain
+        The model.
+
+    size : (int, int) or None
+        Height and width of the maps; None is that of each image.
+
+    maps : bool or "rejected"
+        As of `inspect`.
+    """
 
     def __init__(self, chain, size, maps):
-        self.chain, self.size, self.maps = chain, size, maps
+        self.chain, self.size = chain, size
+        self.maps = maps if maps == "rejected" else bool(maps)
         self.detector = chain.final
         # What reads images: a transformer, a detector, or nobody.
         takes_images = hasattr(chain.final, "image_sizes")
-        self.reading = chain.final if takes_images else chain.images
-        self.looked_at = chain.images.regions(None, 1) if chain.images else False
-        self._thresholds: dict[Any, float] = {}
+        self.image_step = chain.final if takes_images else chain.images
+        self.regions = chain.images.regions(None, 1) if chain.images else None
+        self._thresholds: dict[Any, float] = {}  # of maps, by their size
 
-    def n_at_once(self):
+    def images_at_once(self) -> int:
         """Images of a part: as many as one step of scoring takes."""
-        if hasattr(self.reading, "_images_per_part"):
-            return self.reading._images_per_part()
-        if hasattr(self.reading, "_images_at_once"):
-            return self.reading._images_at_once()
+        if hasattr(self.image_step, "_images_per_part"):
+            return self.image_step._images_per_part()
+        if hasattr(self.image_step, "_images_at_once"):
+            return self.image_step._images_at_once()
         return _FEATURES_AT_ONCE
 
-    def each(self, part, start):
+    def inspections(self, part: Sequence[Any], start: int) -> Iterator[Inspection]:
         """Yield the inspections of a part, whose first image is number `start`."""
-        images = self.chain.entering(part)
-        scores, grids, errors = self._scored(images, start)
+        images = self._entered(part, start)
+        scores, grids = self._scores_and_grids(images)
+        reader = images if isinstance(images, ImageReader) else None
+        errors = {} if reader is None else dict(reader.skipped)
         decisions = scores - self.detector.offset_
         labels = decide(decisions)
         p_values = conformal_p_values(scores, self.detector.calibration_scores_)
         for i, item in enumerate(part):
             found: dict[str, Any] = {}
-            if labels[i] == -1 or (labels[i] == 1 and self.maps is True):
-                found = {} if grids is None else self._mapped(images[i], grids[i])
+            if grids is not None and (
+                labels[i] == -1 or (labels[i] == 1 and self.maps is True)
+            ):
+                size = self.size or self._size_of(images, i)
+                found = self._map_mask_defects(grids[i], size)
             yield Inspection(
                 index=start + i,
                 source=item,
@@ -218,42 +256,51 @@ class _Judge:
                 **found,
             )
 
-    # -- scores and patch grids ----------------------------------------------
-
-    def _scored(self, images, start):
-        """Scores, patch grids or None, and what could not be read, by position."""
-        if not hasattr(self.reading, "_reader"):
-            features = self.chain._after_entering(images, None)
-            return *self._of_features(features), {}
-        reader = self.reading._reader(_Numbered(images, start))
+    def _entered(self, part, start):
+        """Reader of a part, or what enters the step that reads images by itself."""
+        images = self.chain.entering(part)
+        if not hasattr(self.image_step, "_reader"):
+            return images
+        reader = self.image_step._reader(_Numbered(images, start))
         reader.positions = np.arange(start, start + len(images))
         reader.on_error = "report"
-        if self.reading is self.detector:
-            scores, grids = self._of_reader(reader)
-        else:
-            scores, grids = self._of_blocks(reader)
-        return scores, grids, dict(reader.skipped)
+        return reader
 
-    def _of_reader(self, reader):
+    def _size_of(self, images, i):
+        """Size of the map of an image: its own, or None for features."""
+        if isinstance(images, ImageReader):
+            return images.original_size(i)  # known, for the image has been read
+        return None if self.image_step is None else image_size(images[i])
+
+    # -- scores and patch grids ----------------------------------------------
+
+    def _scores_and_grids(self, images):
+        """Scores of images, and their patch scores, or None."""
+        if not isinstance(images, ImageReader):
+            return self._of_features(self.chain._after_entering(images, None))
+        if self.image_step is not self.detector:
+            return self._of_feature_parts(images)
         if self.maps is False:
-            return -self.detector._image_scores(reader), None
-        scores, grids = self.detector._score(reader)
+            return -self.detector._image_scores(images), None
+        scores, grids = self.detector._score(images)
         return -scores, filled(grids)
 
-    def _of_blocks(self, reader):
-        scores, grids = np.full(len(reader), np.nan), None
-        for index, block in self.chain.images._scoring_parts(reader):
+    def _of_feature_parts(self, images):
+        """Scores and patch scores by way of features, some images at a time."""
+        scores, grids = np.full(len(images), np.nan), None
+        for index, features in self.chain.images._scoring_parts(images):
             for step in self.chain.after:
-                block = step.transform(block)
-            scores[index], some = self._of_features(block)
+                features = step.transform(features)
+            scores[index], some = self._of_features(features)
             if some is None:
                 continue
             if grids is None:
-                grids = np.full((len(reader), *some.shape[1:]), np.nan, some.dtype)
+                grids = np.full((len(images), *some.shape[1:]), np.nan, some.dtype)
             grids[index] = some
         return scores, grids
 
     def _of_features(self, X):
+        """Scores and patch scores of what the detector takes."""
         if self.maps is True:
             return self.detector._scores_and_maps(X)
         scores = self.detector.score_samples(X)
@@ -267,27 +314,25 @@ class _Judge:
 
     # -- maps ------------------------------------------------------------------
 
-    def _mapped(self, image, grid):
-        """Map, mask and defects of one image."""
-        size = self.size
-        if size is None and self.reading is not None:
-            size = image_size(image)
-        heat = self._rendered(grid[None], size)[0]
+    def _map_mask_defects(self, grid, size):
+        """Map, mask and defects of one image, from its patch scores."""
+        anomaly_map = self._rendered(grid[None], size)[0]
         if size not in self._thresholds:
             self._thresholds[size] = self.chain.pixel_threshold(size)
-        mask = heat > self._thresholds[size]
+        mask = anomaly_map > self._thresholds[size]
         return {
-            "anomaly_map": heat,
+            "anomaly_map": anomaly_map,
             "mask": mask,
-            "defects": find_defects(mask, heat),
+            "defects": find_defects(mask, anomaly_map),
         }
 
     def _rendered(self, grids, size):
-        if self.reading is None:
+        """Patch scores as maps of a size; as they are where it is None."""
+        if self.image_step is None:
             return grids if size is None else self.detector._render(grids, size)
-        if self.reading is self.detector:
+        if self.image_step is self.detector:
             return self.detector._render(grids, size, self.detector.window())
-        return self.chain.rendered(grids, [size], self.looked_at)
+        return self.chain.rendered(grids, [size], self.regions)
 
 
 class _Numbered:

@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from skad.neighbors._distances import squared_norms
-
 _SMALL = 2**26  # multiplications from which bfloat16 pays
 _SAMPLE = 4096  # rows that the directions are taken from
 _VARIANCE = 0.96  # share of the variance that the directions keep
@@ -197,7 +195,7 @@ class Bounds:
 def _lengths(points):
     """Length of each row, for an array or a tensor."""
     if isinstance(points, np.ndarray):
-        return np.sqrt(squared_norms(points))
+        return np.sqrt(np.einsum("ij,ij->i", points, points))
     return points.norm(dim=1).numpy()
 
 

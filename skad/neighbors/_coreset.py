@@ -14,11 +14,7 @@ from sklearn.utils import check_array
 
 from skad._progress import progress
 from skad._user_warning import warn_user
-from skad.neighbors._distances import (
-    rounding_bound,
-    squared_distances,
-    squared_norms,
-)
+from skad.neighbors._distances import squared_distances, upper_bounds
 
 _CANDIDATES = 256, 2048  # fewest and most rows that a round looks at
 _ROOM = 1.2e7  # bytes for these and their distances, or a tenth of X
@@ -181,17 +177,10 @@ class _Traversal:
     def _refresh(self, index, rows):
         """Bring upper bounds up to date in the arithmetic of X."""
         rows = rows.astype(self.X.dtype, copy=False)
-        norms = squared_norms(rows)
         for part, missed in self._missed(self.seen, index):
             centres = self._rows(missed).astype(self.X.dtype, copy=False)
-            centre_norms = squared_norms(centres)
-            screen = rows[part] @ centres.T
-            screen *= -2
-            screen += centre_norms
-            largest = centre_norms.max()
-            noise = rounding_bound(norms[part], largest, rows.shape[1], rows.dtype)
-            bound = screen.min(axis=1).astype(np.float64) + norms[part] + 2 * noise
             reached = index[part]
+            bound = upper_bounds(rows[part], centres)
             self.bound[reached] = np.minimum(self.bound[reached], bound)
         self.seen[index] = self.n_picked
 

@@ -65,3 +65,66 @@ def squared_distances(left, right):
     rows, cols = np.nonzero(result <= 16 * noise[:, None])
     result[rows, cols] = direct(left, right, rows, cols)
     return result
+
+
+def upper_bounds(rows, centres):
+    """Upper bounds of the squared distance of each row to the nearest centre.
+
+    Computed in the dtype of the rows, with room for its rounding; float64.
+    """
+    norms, centre_norms = squared_norms(rows), squared_norms(centres)
+    screen = rows @ centres.T
+    screen *= -2
+    screen += centre_norms
+    noise = rounding_bound(norms, centre_norms.max(), rows.shape[1], rows.dtype)
+    return screen.min(axis=1).astype(np.float64) + norms + 2 * noise
+
+
+def nearest_of_own_group(rows, groups, others, other_groups):
+    """Squared distance of each row to the nearest of the others in its own group.
+
+    Infinite where there is none; others of negative groups are in none.
+    """
+    nearest = np.full(len(rows), np.inf)
+    for group in np.unique(other_groups[other_groups >= 0]):
+        members = np.flatnonzero(groups == group)
+        own = others[other_groups == group]
+        nearest[members] = squared_distances(rows[members], own).min(axis=1)
+    return nearest
+
+
+def join_own_group(squared, indices, queries, groups, rows, places):
+    """Put nearer rows of the queries' own groups in the place of those found.
+
+    Parameters
+    ----------
+    squared, indices : ndarray of shape (n, k)
+        Squared distances and indices of the k nearest rows found, ascending. Both are
+        written to.
+
+    queries : ndarray of shape (n, d)
+
+    groups : ndarray of shape (n,)
+        Group of each query.
+
+    rows : ndarray of shape (m, d)
+        All rows.
+
+    places : dict of ndarray
+        By group, the indices of the rows that only its queries find.
+    """
+    k = squared.shape[1]
+    for group, own in places.items():
+        members = np.flatnonzero(groups == group)
+        if len(members) == 0:
+            continue
+        more = squared_distances(
+            queries[members].astype(np.float64), rows[own].astype(np.float64)
+        )
+        both = np.concatenate([squared[members], more], axis=1)
+        which = np.concatenate(
+            [indices[members], np.broadcast_to(own, more.shape)], axis=1
+        )
+        order = np.argsort(both, axis=1, kind="stable")[:, :k]
+        squared[members] = np.take_along_axis(both, order, axis=1)
+        indices[members] = np.take_along_axis(which, order, axis=1)

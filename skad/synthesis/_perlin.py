@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.ndimage import rotate
 
+from skad._checks import check_size
+
 
 def perlin_noise(shape, cells, rng):
     """Draw a field of Perlin noise.
@@ -45,8 +47,8 @@ def perlin_noise(shape, cells, rng):
     >>> bool(np.abs(noise[::32, ::32]).max() == 0)
     True
     """
-    _check_pair(shape, "shape")
-    _check_pair(cells, "cells")
+    check_size(shape, "shape")
+    check_size(cells, "cells")
     corners = (cells[0] + 1, cells[1] + 1)
     if isinstance(rng, np.random.Generator):
         angles = rng.uniform(0, 2 * np.pi, corners)
@@ -107,7 +109,7 @@ def perlin_mask(shape, rng, *, threshold=0.5, max_scale=5):
     >>> mask.dtype, bool(0 < mask.mean() < 0.5)
     (dtype('bool'), True)
     """
-    _check_pair(shape, "shape")
+    check_size(shape, "shape")
     cells = [
         min(2 ** int(rng.integers(max_scale + 1)), max(1, side // 2)) for side in shape
     ]
@@ -126,10 +128,3 @@ def _cells(n, n_cells):
 def _between(a, b, t):
     """From a to b with derivatives of zero at both ends."""
     return a + (b - a) * (t**3 * (t * (6 * t - 15) + 10))
-
-
-def _check_pair(value, name):
-    if len(value) != 2 or not all(
-        isinstance(v, (int, np.integer)) and v > 0 for v in value
-    ):
-        raise ValueError(f"{name}={value!r} must be two positive integers.")

@@ -6,7 +6,7 @@ from sklearn.utils import _safe_indexing
 
 from skad import SPADEDetector
 from skad._maps import render
-from skad._patch_array import PatchArray
+from skad.features import PatchArray
 
 
 def unit(rows):

@@ -5,8 +5,8 @@ import pytest
 from sklearn.model_selection import GridSearchCV
 
 from skad import PatchFeatures, Pipeline, SPADEDetector
-from skad._patch_array import PatchArray
 from skad.datasets import make_textures
+from skad.features import PatchArray
 from skad.model_selection import OneClassSplit
 
 TIMM = {"backbone": "resnet10t", "weights": False, "image_size": 64}

@@ -5,6 +5,7 @@ import os
 import pickle
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +204,23 @@ def test_features_are_inspected_too(n_dims):
     np.testing.assert_allclose(
         sized.anomaly_map, model.anomaly_map(X[:1], size=(8, 8))[0], rtol=1e-5
     )
+
+
+def test_every_file_is_opened_once(fitted, textures, tmp_path, monkeypatch):
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for file, image in zip(files, textures.test, strict=False):
+        Image.fromarray(image).save(file)
+    opened = []
+    path_open = Path.open
+
+    def counting(path, *args, **kwargs):
+        opened.append(path)
+        return path_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", counting)
+    for one in skad.inspect(fitted, files):
+        assert one.anomaly_map.shape == (64, 64)
+    assert sorted(opened) == files
 
 
 def test_wrong_calls(fitted, textures):
