@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils._param_validation import Interval
 
+from skad._checks import check_size
 from skad._patch_array import PatchArray
-from skad.base._image_input import pair
 from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._fused import FusedFeatures
 from skad.features._network import PatchFeatures
@@ -157,7 +157,7 @@ class TiledFeatures(PatchFeatureTransformer):
 
     def _frame(self) -> tuple[tuple[int, int], None]:
         if self.image_size is not None:
-            return pair(self.image_size, "image_size"), None
+            return check_size(self.image_size, "image_size", allow_int=True), None
         if not hasattr(self, "image_size_"):
             raise ValueError(
                 "image_size=None: the size of the images is known from fit on only; "
@@ -179,7 +179,7 @@ class TiledFeatures(PatchFeatureTransformer):
         if self.image_size is None:
             self.image_size_ = self._common_size(X)
         else:
-            self.image_size_ = pair(self.image_size, "image_size")
+            self.image_size_ = check_size(self.image_size, "image_size", allow_int=True)
         return super()._validated_reader(X)
 
     def _common_size(self, X: Any) -> tuple[int, int]:
@@ -246,7 +246,7 @@ class TiledFeatures(PatchFeatureTransformer):
             name, given = "image_size of features", self._wrapped().image_size
         else:
             name, given = "tile", self.tile
-        tile = pair(given, name)
+        tile = check_size(given, name, allow_int=True)
         image, told = self.image_size_, f"image_size={self.image_size!r}"
         if tile[0] > image[0] or tile[1] > image[1]:
             largest = min(tile[0], image[0]), min(tile[1], image[1])

@@ -411,7 +411,7 @@ def test_a_cache_keeps_whole_grids(textures, tmp_path):
         ({"image_size": (70, 104)}, r"70 x 104 .* 8 x 8 .*image_size=\(72, 104\)"),
         ({"overlap": -8}, "overlap"),
         ({"tile": 0}, "tile"),
-        ({"tile": (32, 32, 3)}, "tile=.*pair"),
+        ({"tile": (32, 32, 3)}, "tile=.*two positive"),
         ({"image_size": "large"}, "image_size"),
         ({"features": network(crop_size=24)}, "crop_size=24.*region"),
     ],
