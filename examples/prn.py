@@ -66,7 +66,7 @@ masks = [None] * len(data.train) + [data.masks[i] for i in learned]
 # %%
 # Training
 # --------
-# The reduced model is the one for CPUs. With so few steps, the learning rate is larger
+# The tiny model is the one for CPUs. With so few steps, the learning rate is larger
 # than the paper's, and decreases to 0. Mirrored fabric is normal, too, so images are
 # mirrored at random.
 
@@ -75,9 +75,9 @@ model = PRNDetector(
     options.backbone or "resnet10t",
     weights=options.weights if options.backbone else False,
     backbone_kwargs=options.backbone_kwargs,
-    model="reduced",
+    model="tiny",
     image_size=options.size,
-    batch_size=16,
+    train_batch_size=16,
     max_steps=options.steps,
     learning_rate=2e-3,
     schedule="cosine",

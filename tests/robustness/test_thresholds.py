@@ -26,8 +26,8 @@ from skad import (
 from skad._maps import render
 from skad.base import ImageDetector
 from skad.base._threshold import outlier, threshold_of
-from skad.calibration import recall_report
 from skad.datasets import load_mvtec
+from skad.inspection import recall_report
 
 DETECTORS = [
     PatchCoreDetector(),
