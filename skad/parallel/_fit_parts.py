@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
-from contextlib import closing
 from numbers import Integral
 from typing import Any
 
@@ -319,11 +319,11 @@ class _Job:
                 delayed(fit_part)(template, self.parts[k], k, skad.__version__)
                 for k in some
             )
-            if isinstance(found, list):
+            try:
                 yield from found
-            else:
-                with closing(found):
-                    yield from found
+            finally:
+                if not isinstance(found, list):
+                    _close(found)
 
     def _rounds(self, numbers: list[int]) -> Iterator[tuple[Parallel, list[int]]]:
         """Yield what runs tasks, and the parts to run by it.
@@ -392,6 +392,13 @@ class _Job:
             if len(self.parts) == 1 or "X[" in text:
                 text = self.parts.renumbered(text, number)
                 warn_user(text, category)
+
+
+def _close(results: Any) -> None:
+    """Cancel what still runs, about which joblib would warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results.close()
 
 
 def _is_settled(step: Any) -> bool:

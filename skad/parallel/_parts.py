@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import _num_samples
 
-from skad._checks import good_positions
+from skad._checks import normal_positions
 from skad.images import content_key
 
 _SEED = 0  # of the order in which images are dealt out to parts
@@ -42,7 +42,7 @@ class Parts:
 
     def __init__(self, X: Any, y: Any, part_size: int) -> None:
         self._X = _indexable(X)
-        chosen = good_positions(self._X, y)
+        chosen = normal_positions(self._X, y)
         order = np.random.default_rng(_SEED).permutation(chosen)
         n_parts = -(-len(order) // part_size)
         self.positions = [np.sort(part) for part in np.array_split(order, n_parts)]
