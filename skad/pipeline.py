@@ -104,6 +104,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         self : object
+            The same object.
         """
         Chain(self).check_takes_images()
         if self._can_stream() and not params:
@@ -282,6 +283,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         self : object
+            The same object.
         """
         final = self.steps[-1][1]
         if not _is_fitted(final):
@@ -406,6 +408,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         self : object
+            The same object.
         """
         _unwrap(self.steps[-1][1]).set_contamination(contamination)
         return self
@@ -431,6 +434,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         self : object
+            The same object.
         """
         chain = Chain(self)
         chain.final.calibrate(chain.features(X, regions), y, add=add)

@@ -126,6 +126,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
@@ -276,6 +277,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         Returns
         -------
         self : object
+            The same object.
         """
         self._validate_params()
         check_is_fitted(self)

@@ -114,6 +114,7 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
@@ -144,6 +145,7 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------

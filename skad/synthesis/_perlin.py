@@ -6,7 +6,7 @@ from scipy.ndimage import rotate
 from skad._checks import check_size
 
 
-def perlin_noise(shape, cells, rng):
+def perlin_noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator | ArrayLike) -> np.ndarray:
     """Draw a field of Perlin noise.
 
     A random unit vector stands at every corner of a lattice; the field interpolates
@@ -73,7 +73,7 @@ def perlin_noise(shape, cells, rng):
     return np.sqrt(2) * _between(upper, lower, x)
 
 
-def perlin_mask(shape, rng, *, threshold=0.5, max_scale=5):
+def perlin_mask(shape: tuple[int, int], rng: np.random.Generator, *, threshold: float=0.5, max_scale: int=5) -> np.ndarray:
     """Draw blobs: where rotated Perlin noise exceeds a threshold.
 
     Parameters

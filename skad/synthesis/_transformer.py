@@ -161,6 +161,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
