@@ -10,11 +10,11 @@ def smooth_blend(
     image: np.ndarray,
     rng: np.random.Generator,
     *,
-    area: tuple[float, float]=(0.02, 0.15),
-    aspect: tuple[float, float]=(0.3, 3.3),
-    jitter: float=0.4,
-    sigma: tuple[float, float]=(1.0, 4.0),
-    halo: bool=False,
+    area: tuple[float, float] = (0.02, 0.15),
+    aspect: tuple[float, float] = (0.3, 3.3),
+    jitter: float = 0.4,
+    sigma: tuple[float, float] = (1.0, 4.0),
+    halo: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Copy a random box of an image to another place with soft edges.
 
@@ -24,6 +24,7 @@ def smooth_blend(
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     area, aspect, jitter
         As of `cutpaste`.
