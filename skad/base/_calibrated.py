@@ -49,7 +49,7 @@ class CalibratedThreshold:
         Returns
         -------
         self : object
-            The detector itself.
+            The same object.
 
         Raises
         ------

@@ -126,7 +126,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         Returns
         -------
         self : object
-            The detector itself.
+            The same object.
 
         Raises
         ------
@@ -287,7 +287,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         Returns
         -------
         self : object
-            The detector itself.
+            The same object.
 
         Raises
         ------

@@ -114,7 +114,7 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         self : object
-            The detector itself.
+            The same object.
 
         Raises
         ------
@@ -145,7 +145,7 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         self : object
-            The detector itself.
+            The same object.
 
         Raises
         ------
