@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from skad._checks import check_size, good_positions
-from skad._maps import draw_each, masks_above
+from skad._checks import check_size, normal_positions
+from skad._maps import masks_above, render_each
 from skad._progress import progress
 from skad.base._detector import BaseDetector
 from skad.base._hooks import check_scores
@@ -77,7 +77,7 @@ class ImageDetector(ImageInput, BaseDetector):
         grids = self._patch_maps(images)
         # No file is opened again to tell the size of its image.
         sizes = images.original_sizes() if size is None else [size] * len(grids)
-        return draw_each(self._render, grids, sizes, self.window(), self._frame()[0])
+        return render_each(self._render, grids, sizes, self.window(), self._frame()[0])
 
     def predict_mask(
         self, X: Any, size: tuple[int, int] | None = None
@@ -139,7 +139,7 @@ class ImageDetector(ImageInput, BaseDetector):
         """Reader of the images that y does not call anomalous and that can be read."""
         reader = self._checked_reader(X)
         if y is not None:
-            reader = reader[good_positions(X, y)]
+            reader = reader[normal_positions(X, y)]
         if reader.on_error == "skip":
             # Training may go over the images many times and in any order: it is told
             # beforehand what there is, at the price of reading everything once more.
@@ -156,7 +156,7 @@ class ImageDetector(ImageInput, BaseDetector):
     @staticmethod
     def _not_anomalous(X, y):
         """Which images (n,) `y` does not call anomalous; True for all of them."""
-        return True if y is None else np.isin(np.arange(len(X)), good_positions(X, y))
+        return True if y is None else np.isin(np.arange(len(X)), normal_positions(X, y))
 
     # -- scores ------------------------------------------------------------------
 

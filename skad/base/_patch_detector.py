@@ -18,7 +18,7 @@ from sklearn.utils.validation import (
 )
 
 from skad._checks import check_labels, check_size
-from skad._maps import WHOLE
+from skad._maps import WHOLE, Window
 from skad._patches import inside_patches
 from skad.base._detector import BaseDetector
 from skad.networks._torch_state import own_torch_state
@@ -231,7 +231,7 @@ class PatchDetector(BaseDetector):
     def pixel_threshold(
         self,
         size: tuple[int, int] | None = None,
-        window: tuple[tuple[float, float], tuple[float, float]] = WHOLE,
+        window: Window = WHOLE,
     ) -> float:
         """Threshold for the pixels of maps of a given size.
 

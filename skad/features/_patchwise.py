@@ -10,7 +10,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skad._checks import good_positions
+from skad._checks import normal_positions
 from skad._patches import inside_patches
 from skad._portable import Portable
 
@@ -91,7 +91,7 @@ class Patchwise(Portable, TransformerMixin, BaseEstimator):
         self._validate_params()
         rows, inside = self._checked(X, reset=True)
         if rows.ndim == 4:
-            normal = good_positions(rows, y)
+            normal = normal_positions(rows, y)
             rows, y = rows[normal][inside[normal]], None
         if self.transformer is None:
             self.transformer_ = StandardScaler()

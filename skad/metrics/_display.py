@@ -106,7 +106,7 @@ class AnomalyMapDisplay:
             As the estimator takes them.
 
         masks : list of array, path or None, optional
-            Ground truth at the size of each image; None for a good image.
+            Ground truth at the size of each image; None for a normal image.
 
         regions : sequence of n masks, optional
             For pipelines: what to look at in each image, as in
@@ -175,7 +175,7 @@ class AnomalyMapDisplay:
             Anomaly maps at the size of each image.
 
         masks : sequence of array, path or None, optional
-            Ground truth at the size of each image; None for a good image.
+            Ground truth at the size of each image; None for a normal image.
 
         regions : sequence of array, path or None, optional
             What was looked at in each image; None is all of it. The rest is shaded.

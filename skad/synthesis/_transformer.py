@@ -10,7 +10,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skad._checks import good_positions
+from skad._checks import normal_positions
 from skad._portable import Portable
 from skad.images import check_images, image_size, read_image, read_mask, resize_image
 from skad.images._batches import NamedImages
@@ -174,7 +174,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         self._check_options()
         self.sources_, self.masks_ = None, None
         if self.method == "homologous":
-            good = good_positions(X, y)
+            good = normal_positions(X, y)
             self.sources_ = NamedImages(
                 [X[i] for i in good], [f"X[{i}] of fit" for i in good]
             )
