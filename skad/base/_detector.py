@@ -372,7 +372,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         return self._score(samples)[1]
 
     def _fit_fold(self, samples, whole):
-        """Learn from the samples outside of a fold; `whole` learned from all of them."""
+        """Learn from the samples outside of a fold; `whole` learned from all."""
         self._fit(samples)
 
     def _check_constructor(self):

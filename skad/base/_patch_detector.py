@@ -45,8 +45,8 @@ class PatchDetector(BaseDetector):
 
     - ``_score_left_out(X)``, which scores each training image by a model of all others,
       adds ``calibration="loo"``;
-    - ``_update(X)`` adds `partial_fit`, and ``_merge(other)`` adds `merge`; both put new
-      arrays in the place of old ones, so that a copy made before stays as it was.
+    - ``_update(X)`` adds `partial_fit`, and ``_merge(other)`` adds `merge`; both put
+      new arrays in the place of old ones, so that a copy made before stays as it was.
 
     ``_auto_calibration`` is what ``calibration="auto"`` stands for.
 
