@@ -115,6 +115,7 @@ class ImageDetector(ImageInput, BaseDetector):
         Returns
         -------
         threshold : float
+            An anomaly score, as of `anomaly_map`.
         """
         return self._pixel_threshold(check_size(size), self.window())
 

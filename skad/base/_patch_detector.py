@@ -252,6 +252,7 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         threshold : float
+            An anomaly score, as of `anomaly_map`.
         """
         return self._pixel_threshold(None if size is None else check_size(size), window)
 
