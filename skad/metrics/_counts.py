@@ -2,10 +2,10 @@
 
 Every metric of pixels is a sum over defective pixels that depends on a pixel only
 through the number of normal scores above its score, and at least as high. So the
-distinct scores of defective pixels are all the thresholds that matter. Normal pixels are
-many and defective ones few: the normal scores are sorted, which needs neither an index
-nor a second copy, and the thresholds are searched in them. Counts add up over images,
-which are taken in chunks, in bounded memory.
+distinct scores of defective pixels are all the thresholds that matter. Normal pixels
+are many and defective ones few: the normal scores are sorted, which needs neither an
+index nor a second copy, and the thresholds are searched in them. Counts add up over
+images, which are taken in chunks, in bounded memory.
 """
 
 from __future__ import annotations
