@@ -207,9 +207,9 @@ def aupimo_score(
     """Area under the per-image overlap curve at very low false-positive rates.
 
     For each defective image, the fraction of its defective pixels at or above a
-    threshold, plotted over the logarithm of the false-positive rate. That rate comes from
-    the normal images alone, so a map that is high beside a defect costs nothing, and one
-    that is high on a normal image costs much.
+    threshold, plotted over the logarithm of the false-positive rate. That rate comes
+    from the normal images alone, so a map that is high beside a defect costs nothing,
+    and one that is high on a normal image costs much.
 
     Parameters
     ----------
@@ -220,16 +220,16 @@ def aupimo_score(
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
         .npy files.
     fpr_bounds : tuple of float, default=(1e-5, 1e-4)
-        Where the area begins and ends. The pixels of all normal images are pooled, which
-        is the average of their rates where they have one size.
+        Where the area begins and ends. The pixels of all normal images are pooled,
+        which is the average of their rates where they have one size.
     average : {"mean", None}, default="mean"
         Average over the defective images, or None for one value per image.
 
     Returns
     -------
     score : float or ndarray of shape (n_images,)
-        In [0, 1]; NaN for normal images. NaN, with a warning, where no image is normal or
-        none defective.
+        In [0, 1]; NaN for normal images. NaN, with a warning, where no image is normal
+        or none defective.
 
     Raises
     ------
