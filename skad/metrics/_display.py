@@ -1,5 +1,10 @@
 """A picture of what a detector sees: image, heat map, and ground truth."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from skad.images import check_images, image_size, read_image, read_mask, to_float
@@ -74,7 +79,14 @@ class AnomalyMapDisplay:
     """
 
     def __init__(
-        self, images, maps, *, masks=None, regions=None, thresholds=None, titles=None
+        self,
+        images: Sequence[Any],
+        maps: Sequence[Any],
+        *,
+        masks: Sequence[Any] | None = None,
+        regions: Sequence[Any] | None = None,
+        thresholds: Sequence[float] | None = None,
+        titles: Sequence[str] | None = None,
     ):
         self.images = images
         self.maps = maps
@@ -86,15 +98,15 @@ class AnomalyMapDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X,
+        estimator: Any,
+        X: Any,
         *,
-        masks=None,
-        regions=None,
-        titles=None,
-        figure=None,
-        cmap="RdBu_r",
-    ):
+        masks: Sequence[Any] | None = None,
+        regions: Sequence[Any] | None = None,
+        titles: Sequence[str] | None = None,
+        figure: Any = None,
+        cmap: str = "RdBu_r",
+    ) -> AnomalyMapDisplay:
         """Plot what a fitted estimator sees in images.
 
         Parameters
@@ -154,16 +166,16 @@ class AnomalyMapDisplay:
     @classmethod
     def from_predictions(
         cls,
-        images,
-        maps,
+        images: Any,
+        maps: Sequence[Any],
         *,
-        masks=None,
-        regions=None,
-        thresholds=None,
-        titles=None,
-        figure=None,
-        cmap="RdBu_r",
-    ):
+        masks: Sequence[Any] | None = None,
+        regions: Sequence[Any] | None = None,
+        thresholds: float | Sequence[float] | None = None,
+        titles: Sequence[str] | None = None,
+        figure: Any = None,
+        cmap: str = "RdBu_r",
+    ) -> AnomalyMapDisplay:
         """Plot images with maps that are at hand.
 
         Parameters
@@ -202,20 +214,17 @@ class AnomalyMapDisplay:
             If numbers or sizes of images, maps and masks disagree.
         """
         images = check_images(images, "images")
-        n = len(images)
+        limits: Any = thresholds
         if thresholds is not None and np.ndim(thresholds) == 0:
-            thresholds = [float(thresholds)] * n
-        for name, values in (
-            ("maps", maps),
-            ("masks", masks),
-            ("regions", regions),
-            ("thresholds", thresholds),
-            ("titles", titles),
-        ):
-            if values is not None and len(values) != n:
-                raise ValueError(
-                    f"{name} has {len(values)} entries but there are {n} images."
-                )
+            limits = [float(limits)] * len(images)
+        _check_lengths(
+            len(images),
+            maps=maps,
+            masks=masks,
+            regions=regions,
+            thresholds=limits,
+            titles=titles,
+        )
         maps = [m if isinstance(m, _Shrunk) else np.asarray(m) for m in maps]
         for i, heat in enumerate(maps):
             size = image_size(images[i], where=f"images[{i}]")
@@ -229,12 +238,12 @@ class AnomalyMapDisplay:
             maps,
             masks=masks,
             regions=regions,
-            thresholds=thresholds,
+            thresholds=limits,
             titles=titles,
         )
         return display.plot(figure=figure, cmap=cmap)
 
-    def plot(self, *, figure=None, cmap="RdBu_r"):
+    def plot(self, *, figure: Any = None, cmap: str = "RdBu_r") -> AnomalyMapDisplay:
         """Draw the figure.
 
         Parameters
@@ -326,6 +335,15 @@ class AnomalyMapDisplay:
             high = max(abs(low), abs(high)) or 1.0
             low = -high
         return Normalize(low, high)
+
+
+def _check_lengths(n_images, **each):
+    """Refuse arguments, by their names, that have not one entry per image."""
+    for name, values in each.items():
+        if values is not None and len(values) != n_images:
+            raise ValueError(
+                f"{name} has {len(values)} entries but there are {n_images} images."
+            )
 
 
 class _Shrunk:

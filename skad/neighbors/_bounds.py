@@ -169,7 +169,8 @@ class Bounds:
         """
         n_kept, n = self._directions.shape
         inside = sum(
-            points[:, lo : lo + _PRODUCT_COLUMNS] @ self._directions[:, lo : lo + _PRODUCT_COLUMNS].T
+            points[:, lo : lo + _PRODUCT_COLUMNS]
+            @ self._directions[:, lo : lo + _PRODUCT_COLUMNS].T
             for lo in range(0, n, _PRODUCT_COLUMNS)
         )
         rest = points - inside @ self._directions

@@ -5,7 +5,14 @@ import numpy as np
 from skad.synthesis._image import as_float, jittered, random_box, random_corner
 
 
-def cutpaste(image, rng, *, area=(0.02, 0.15), aspect=(0.3, 3.3), jitter=0.1):
+def cutpaste(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    area: tuple[float, float] = (0.02, 0.15),
+    aspect: tuple[float, float] = (0.3, 3.3),
+    jitter: float = 0.1,
+) -> tuple[np.ndarray, np.ndarray]:
     """Copy a random box of an image to another place.
 
     Parameters
@@ -59,8 +66,14 @@ def cutpaste(image, rng, *, area=(0.02, 0.15), aspect=(0.3, 3.3), jitter=0.1):
 
 
 def cutpaste_scar(
-    image, rng, *, width=(2, 16), length=(10, 25), rotation=45.0, jitter=0.1
-):
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    width: tuple[float, float] = (2, 16),
+    length: tuple[float, float] = (10, 25),
+    rotation: float = 45.0,
+    jitter: float = 0.1,
+) -> tuple[np.ndarray, np.ndarray]:
     """Copy a thin random box of an image to another place, and turn it.
 
     Parameters

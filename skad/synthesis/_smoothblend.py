@@ -7,15 +7,15 @@ from skad.synthesis._image import as_float, jittered, random_box, random_corner
 
 
 def smooth_blend(
-    image,
-    rng,
+    image: np.ndarray,
+    rng: np.random.Generator,
     *,
-    area=(0.02, 0.15),
-    aspect=(0.3, 3.3),
-    jitter=0.4,
-    sigma=(1.0, 4.0),
-    halo=False,
-):
+    area: tuple[float, float] = (0.02, 0.15),
+    aspect: tuple[float, float] = (0.3, 3.3),
+    jitter: float = 0.4,
+    sigma: tuple[float, float] = (1.0, 4.0),
+    halo: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
     """Copy a random box of an image to another place with soft edges.
 
     Parameters

@@ -2,9 +2,10 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
@@ -128,14 +129,14 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
 
     def __init__(
         self,
-        method="cutpaste",
+        method: str = "cutpaste",
         *,
-        options=None,
-        texture_images=None,
-        defects=None,
-        masks=None,
-        foreground=None,
-        random_state=0,
+        options: dict[str, Any] | None = None,
+        texture_images: Any = None,
+        defects: Any = None,
+        masks: Any = None,
+        foreground: str | None = None,
+        random_state: int | np.random.RandomState | None = 0,
     ):
         self.method = method
         self.options = options
@@ -145,7 +146,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         self.foreground = foreground
         self.random_state = random_state
 
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Check the settings, and draw the seed.
 
         Parameters
@@ -186,7 +187,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         return self
 
-    def transform(self, X):
+    def transform(self, X: Any) -> np.ndarray | list[np.ndarray]:
         """Put an anomaly into every image.
 
         Parameters
@@ -202,7 +203,9 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         """
         return self.make(X)[0]
 
-    def make(self, X):
+    def make(
+        self, X: Any
+    ) -> tuple[np.ndarray | list[np.ndarray], np.ndarray | list[np.ndarray]]:
         """Put an anomaly into every image, and tell where it is.
 
         Parameters
