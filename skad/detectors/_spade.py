@@ -23,7 +23,7 @@ from skad.neighbors._nearest import search
 
 
 class SPADEDetector(PatchDetector):
-    """Detect anomalies by the nearest training images, and patches by their patches.
+    """Detect anomalies by their distances to the most similar training images.
 
     Parameters
     ----------

@@ -81,6 +81,7 @@ class Patchwise(Portable, TransformerMixin, BaseEstimator):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------

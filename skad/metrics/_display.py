@@ -1,9 +1,7 @@
 """A picture of what a detector sees: image, heat map, and ground truth."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -80,14 +78,14 @@ class AnomalyMapDisplay:
 
     def __init__(
         self,
-        images: Sequence[Any],
-        maps: Sequence[Any],
+        images: Any,
+        maps: Any,
         *,
         masks: Sequence[Any] | None = None,
         regions: Sequence[Any] | None = None,
-        thresholds: Sequence[float] | None = None,
+        thresholds: Any = None,
         titles: Sequence[str] | None = None,
-    ):
+    ) -> None:
         self.images = images
         self.maps = maps
         self.masks = masks
@@ -106,7 +104,7 @@ class AnomalyMapDisplay:
         titles: Sequence[str] | None = None,
         figure: Any = None,
         cmap: str = "RdBu_r",
-    ) -> AnomalyMapDisplay:
+    ) -> Self:
         """Plot what a fitted estimator sees in images.
 
         Parameters
@@ -167,15 +165,15 @@ class AnomalyMapDisplay:
     def from_predictions(
         cls,
         images: Any,
-        maps: Sequence[Any],
+        maps: Any,
         *,
         masks: Sequence[Any] | None = None,
         regions: Sequence[Any] | None = None,
-        thresholds: float | Sequence[float] | None = None,
+        thresholds: Any = None,
         titles: Sequence[str] | None = None,
         figure: Any = None,
         cmap: str = "RdBu_r",
-    ) -> AnomalyMapDisplay:
+    ) -> Self:
         """Plot images with maps that are at hand.
 
         Parameters
@@ -243,7 +241,7 @@ class AnomalyMapDisplay:
         )
         return display.plot(figure=figure, cmap=cmap)
 
-    def plot(self, *, figure: Any = None, cmap: str = "RdBu_r") -> AnomalyMapDisplay:
+    def plot(self, *, figure: Any = None, cmap: str = "RdBu_r") -> Self:
         """Draw the figure.
 
         Parameters

@@ -87,7 +87,7 @@ def greedy_coreset(
     >>> greedy_coreset(np.array([[0.0], [1.0], [9.0], [5.0], [0.0]]), 3)
     array([0, 2, 3])
     """
-    rows = check_array(X, dtype=[np.float64, np.float32])
+    rows: np.ndarray = check_array(X, dtype=[np.float64, np.float32])
     for name, value, low, high in (
         ("n_samples", n_samples, 1, len(rows)),
         ("start", start, 0, len(rows) - 1),

@@ -64,21 +64,21 @@ def nearest(
     (array([0., 2.]), array([1, 0]))
     """
     dtype = [np.float64, np.float32]
-    left = check_array(queries, dtype=dtype, input_name="queries")
-    right = check_array(bank, dtype=dtype, input_name="bank")
-    if left.shape[1] != right.shape[1]:
+    rows: np.ndarray = check_array(queries, dtype=dtype, input_name="queries")
+    known: np.ndarray = check_array(bank, dtype=dtype, input_name="bank")
+    if rows.shape[1] != known.shape[1]:
         raise ValueError(
-            f"queries has {left.shape[1]} columns but bank has {right.shape[1]}; "
+            f"queries has {rows.shape[1]} columns but bank has {known.shape[1]}; "
             "both must come from the same features."
         )
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
         raise ValueError(f"k must be an integer, got {k!r}.")
-    if not 1 <= k <= len(right):
+    if not 1 <= k <= len(known):
         raise ValueError(
-            f"k={k} is out of range: bank has {len(right)} rows, so k must be "
-            f"between 1 and {len(right)}."
+            f"k={k} is out of range: bank has {len(known)} rows, so k must be "
+            f"between 1 and {len(known)}."
         )
-    squared, indices = search(left, right, k)
+    squared, indices = search(rows, known, k)
     distances = np.sqrt(squared)
     return (distances[:, 0], indices[:, 0]) if k == 1 else (distances, indices)
 

@@ -21,6 +21,7 @@ def cutpaste(
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     area : (float, float), default=(0.02, 0.15)
         Share of the image that the box covers.
@@ -69,8 +70,8 @@ def cutpaste_scar(
     image: np.ndarray,
     rng: np.random.Generator,
     *,
-    width: tuple[float, float] = (2, 16),
-    length: tuple[float, float] = (10, 25),
+    width: tuple[int, int] = (2, 16),
+    length: tuple[int, int] = (10, 25),
     rotation: float = 45.0,
     jitter: float = 0.1,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +83,7 @@ def cutpaste_scar(
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     width, length : (float, float), default=(2, 16), (10, 25)
         Pixels; the box is never larger than the image.

@@ -24,6 +24,7 @@ def draem(
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     texture : ndarray of shape (H, W, C), default=None
         What shows through, such as a photograph of a texture, changed by
@@ -46,6 +47,7 @@ def draem(
         In [0, 1].
 
     mask : ndarray of shape (H, W), bool
+        True where the texture shows.
 
     References
     ----------
@@ -99,6 +101,7 @@ def changed_texture(
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     n_changes : int, default=3
         How many of the operations, each at most once.
@@ -122,7 +125,9 @@ def changed_texture(
     return texture
 
 
-def procedural_texture(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def procedural_texture(
+    shape: tuple[int, int, int], rng: np.random.Generator
+) -> np.ndarray:
     """Draw a texture where no photographs of some are at hand.
 
     Perlin noise on several scales in each of three hidden channels, mixed to colours
@@ -134,6 +139,7 @@ def procedural_texture(shape: tuple[int, ...], rng: np.random.Generator) -> np.n
         Height, width and channels.
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     Returns
     -------
@@ -153,9 +159,8 @@ def procedural_texture(shape: tuple[int, ...], rng: np.random.Generator) -> np.n
     for _ in range(3):
         field, weight = np.zeros((height, width)), 1.0
         for scale in sorted(2 ** rng.choice(7, 4, replace=False)):
-            rows, columns = (
-                min(int(scale), max(1, side // 2)) for side in (height, width)
-            )
+            rows = min(int(scale), max(1, height // 2))
+            columns = min(int(scale), max(1, width // 2))
             field += weight * perlin_noise((height, width), (rows, columns), rng)
             weight *= rng.uniform(0.4, 1)
         kind = rng.integers(3)

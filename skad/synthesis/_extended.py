@@ -31,6 +31,7 @@ def extended_anomaly(
         Where that is. One of its connected parts is taken, if there are several.
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     foreground : ndarray of shape (H, W), bool, default=None
         Where on the good image the defect may lie; the centre of it does. None is
@@ -130,6 +131,7 @@ def foreground_mask(image: np.ndarray, *, least: float = 0.1) -> np.ndarray:
     Returns
     -------
     mask : ndarray of shape (H, W), bool
+        True on the part.
 
     Examples
     --------

@@ -1,15 +1,14 @@
 """Perlin noise: smooth random fields, and the blobs that a threshold cuts from them."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.ndimage import rotate
 
 from skad._checks import check_size
 
 
 def perlin_noise(
-    shape: tuple[int, int],
-    cells: tuple[int, int],
-    rng: np.random.Generator | np.ndarray,
+    shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator | ArrayLike
 ) -> np.ndarray:
     """Draw a field of Perlin noise.
 
@@ -92,6 +91,7 @@ def perlin_mask(
         Height and width.
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     threshold : float, default=0.5
         A larger one leaves less.

@@ -24,9 +24,10 @@ def smooth_blend(
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
-    area, aspect, jitter
-        As of `cutpaste`.
+    area, aspect, jitter : as in cutpaste
+        Share of the image, height over width, and change of colours of the box.
 
     sigma : (float, float), default=(1.0, 4.0)
         Standard deviation of the blur of the edge, in pixels of an image of 224.

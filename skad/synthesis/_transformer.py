@@ -1,7 +1,7 @@
 """The syntheses as one transformer: good images in, the same with defects out."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -133,11 +133,11 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         *,
         options: dict[str, Any] | None = None,
         texture_images: Any = None,
-        defects: Any = None,
+        defects: Sequence[Any] | None = None,
         masks: Any = None,
         foreground: str | None = None,
-        random_state: int | np.random.RandomState | None = 0,
-    ):
+        random_state: Any = 0,
+    ) -> None:
         self.method = method
         self.options = options
         self.texture_images = texture_images
@@ -162,6 +162,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
@@ -203,9 +204,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         """
         return self.make(X)[0]
 
-    def make(
-        self, X: Any
-    ) -> tuple[np.ndarray | list[np.ndarray], np.ndarray | list[np.ndarray]]:
+    def make(self, X: Any) -> tuple[Any, Any]:
         """Put an anomaly into every image, and tell where it is.
 
         Parameters

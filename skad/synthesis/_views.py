@@ -21,6 +21,7 @@ def weak_view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     Returns
     -------
@@ -57,6 +58,7 @@ def strong_view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     Returns
     -------
