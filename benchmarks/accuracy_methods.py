@@ -149,7 +149,7 @@ def builders(options, folder):
 def trained_builders(options, network, deep):
     steps, size = options.steps, min(TRAINED_SIZE, options.image_size)
     few = {"image_size": size, "max_steps": steps}
-    larger = {"batch_size": TRAINED_BATCH, "learning_rate": TRAINED_RATE}
+    larger = {"train_batch_size": TRAINED_BATCH, "learning_rate": TRAINED_RATE}
 
     def efficientad():
         features = network().features(
@@ -163,7 +163,7 @@ def trained_builders(options, network, deep):
             max_steps=steps,
             image_size=size,
             learning_rate=TRAINED_RATE,
-            batch_size=8,
+            train_batch_size=8,
         )
         return EfficientADDetector(
             "tiny", teacher, others, learning_rate=TRAINED_RATE, **few
@@ -176,12 +176,20 @@ def trained_builders(options, network, deep):
             **{**few, **larger, "learning_rate": 3e-3},
         )
 
+    def draem():
+        return DRAEMDetector(
+            "tiny",
+            max_epochs=max(1, steps // 25),  # as many steps for about 250 images
+            image_size=size,
+            learning_rate=TRAINED_RATE,
+        )
+
     def prn():
         return PRNDetector(
             network().name,
             weights=network().weights,
             backbone_kwargs=network().kwargs,
-            model="reduced",
+            model="tiny",
             schedule="cosine",
             **few,
             **larger,
@@ -192,9 +200,9 @@ def trained_builders(options, network, deep):
             [deep(), SimpleNetDetector(options.epochs)]
         ),
         "EfficientAD tiny": efficientad,
-        "DRAEM tiny": lambda: DRAEMDetector("tiny", **few, learning_rate=TRAINED_RATE),
+        "DRAEM tiny": draem,
         "CutPaste": cutpaste,
-        "PRN reduced": prn,
+        "PRN tiny": prn,
     }
 
 

@@ -41,7 +41,7 @@ def teacher(options, photographs):
         max_steps=10 if options.small else options.teacher_steps,
         image_size=options.image_size,
         learning_rate=options.teacher_rate,
-        batch_size=8 if options.model == "tiny" else 16,
+        train_batch_size=8 if options.model == "tiny" else 16,
         path=options.teacher,
         verbose=True,
     )

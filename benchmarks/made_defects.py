@@ -20,7 +20,7 @@ from skad.metrics import image_auroc, pixel_metrics
 def draem(options):
     return DRAEMDetector(
         "tiny",
-        max_steps=10 if options.small else options.steps,
+        max_epochs=1 if options.small else options.epochs,
         learning_rate=1e-3,
         image_size=options.image_size,
         verbose=True,
@@ -33,7 +33,7 @@ def cutpaste(options, backbone="resnet18", weights=False, learning_rate=0.03):
         weights=weights,
         max_steps=10 if options.small else options.cutpaste_steps,
         learning_rate=learning_rate,
-        batch_size=16,
+        train_batch_size=16,
         image_size=options.image_size,
         verbose=True,
     )
@@ -79,7 +79,7 @@ def main():
     arguments.add_argument("--method", choices=METHODS, help="all by default")
     arguments.add_argument("--category", default="mvtec_bottle_256")
     arguments.add_argument("--image-size", type=int, default=128)
-    arguments.add_argument("--steps", type=int, default=1000, help="of DRAEM")
+    arguments.add_argument("--epochs", type=int, default=48, help="of DRAEM")
     arguments.add_argument("--cutpaste-steps", type=int, default=400)
     options = arguments.parse_args()
     if options.small:

@@ -31,7 +31,7 @@ DETECTORS = {
         loss="cross_entropy",
         learning_rate=1e-3,
         schedule="cosine",
-        batch_size=8,
+        train_batch_size=8,
         calibration="train",
     ),
     "Subspace": SubspaceDetector(calibration="train"),

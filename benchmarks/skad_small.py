@@ -33,9 +33,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from skad import PatchFeatures, __version__
-from skad.features._backbone import IMAGENET_MEAN, IMAGENET_STD, named_backbone
+from skad.features._backbone import named_backbone
+from skad.networks._input import normalized
+from skad.networks._modules import seeded
+from skad.networks._sampling import combined_seed
 from skad.networks._small import SkadSmall
-from skad.networks._training import checkpoint_file, cosine, mixed, seeded, train
+from skad.networks._training import checkpoint_file, cosine, train
 from skad.synthesis import perlin_noise
 
 SIZES = ((128, 16), (160, 10), (224, 5))  # pixels of a side, and images of a step
@@ -296,9 +299,7 @@ def through(x, *layers):
 
 def as_input(pictures):
     """Pictures uint8 (b, h, w, 3) as networks take them."""
-    batch = torch.from_numpy(np.ascontiguousarray(pictures)).float() / 255
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    return ((batch - mean) / std).permute(0, 3, 1, 2)
+    return normalized(np.ascontiguousarray(pictures).astype(np.float32) / 255)
 
 
 def parts_of(module):
@@ -358,7 +359,7 @@ def explained(module, held_out, scales):
 
 
 def learning_rate(number, n_apart, n_steps):
-    """Of the largest one: along a cosine, twice, the second time from a fifth."""
+    """Share of the largest one: along a cosine, twice, the second time from a fifth."""
     largest = 1.0
     if number >= n_apart:
         number, n_apart, largest = number - n_apart, n_steps - n_apart, 0.2
@@ -378,14 +379,14 @@ def distilled(options):
     pictures = Pictures([f for i, f in enumerate(files) if i % 20])
     kept_apart = Pictures(files[::20])
     large = Large(options.weights)
-    rng = np.random.default_rng(mixed(seed, 4))
+    rng = np.random.default_rng(combined_seed(seed, 4))
     sample = as_input(np.stack([pictures.draw(224, rng) for _ in range(64)]))
     pairs, levels = large(sample)
     module = seeded(SkadSmall, seed).to(memory_format=torch.channels_last)
     scales = prepared(module, pairs)
     level_scales = [deviation(level) for level in levels]
     parts = parts_of(module)
-    rng, held_out = np.random.default_rng(mixed(seed, 3)), []
+    rng, held_out = np.random.default_rng(combined_seed(seed, 3)), []
     for _ in range(2 if options.small else 10):
         batch = [kept_apart.draw(224, rng, plain=True) for _ in range(10)]
         batch = as_input(np.stack(batch))
@@ -393,15 +394,19 @@ def distilled(options):
     optimizer = torch.optim.AdamW(
         module.parameters(), options.learning_rate, weight_decay=0.0
     )
+    optimizer.register_step_pre_hook(
+        lambda *_: torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    )
     log = Log()
 
-    def step(number):
+    def loss_of_step(number):
         if number % EVERY == 0:
             log.append([number, *explained(module, held_out, level_scales)])
             print(*log[-1], flush=True)
         size, n_images = SIZES[number % len(SIZES)]
         rngs = [
-            np.random.default_rng(mixed(seed, 2, number, i)) for i in range(n_images)
+            np.random.default_rng(combined_seed(seed, 2, number, i))
+            for i in range(n_images)
         ]
         batch = np.stack(list(pool.map(partial(pictures.draw, size), rngs)))
         batch = as_input(batch)
@@ -412,23 +417,19 @@ def distilled(options):
             loss = loss_of(given, [after for _, after in pairs], scales)
         else:
             loss = loss_of(module.levels(batch), levels, level_scales)
-        rate = options.learning_rate * learning_rate(number, n_apart, n_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        return loss.detach()
+        return loss
 
     names = [file.name for file in files]
     settings = (steps, options.learning_rate, seed, names, large.sha256)
     start = time.perf_counter()
     with ThreadPoolExecutor(options.threads) as pool:
         losses = train(
-            step,
-            {"module": module, "optimizer": optimizer, "log": log},
+            loss_of_step,
+            module,
+            optimizer,
             n_steps,
+            rate=lambda number: learning_rate(number, n_apart, n_steps),
+            parts={"log": log},
             label="skad_small",
             checkpoint=checkpoint_file(options.checkpoints, "skad_small", *settings),
             advice="--checkpoints FOLDER goes on.",

@@ -37,10 +37,10 @@ def detectors(options):
     prn = PRNDetector(
         BACKBONE,
         **backbone,
-        model="reduced",
+        model="tiny",
         max_steps=options.max_steps,
         image_size=options.image_size,
-        batch_size=options.batch_size,
+        train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         schedule="cosine",
         flips=True,

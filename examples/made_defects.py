@@ -10,7 +10,7 @@ options, this runs in less than a minute on generated images::
 
 On your own images, in the layout of MVTec AD, give both more time::
 
-    python examples/made_defects.py --data DIR --size 128 --steps 2000
+    python examples/made_defects.py --data DIR --size 128 --epochs 96
 
 """
 
@@ -30,7 +30,7 @@ from skad.synthesis import cutpaste, cutpaste_scar, draem
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", type=Path, help="folder in the layout of MVTec AD")
 parser.add_argument("--size", type=int, default=64, help="of images, in pixels")
-parser.add_argument("--steps", type=int, default=150, help="of DRAEM")
+parser.add_argument("--epochs", type=int, default=38, help="of DRAEM")
 parser.add_argument("--cutpaste-steps", type=int, default=60)
 parser.add_argument("--seed", type=int, default=1, help="of the anomalies shown")
 parser.add_argument("--output", default="made_defects.png", help="picture to write")
@@ -60,7 +60,7 @@ def report(name, model, started):
 start = time.perf_counter()
 by_draem = DRAEMDetector(
     "tiny",
-    max_steps=options.steps,
+    max_epochs=options.epochs,
     learning_rate=1e-3,
     image_size=options.size,
 ).fit(data.train)
@@ -77,7 +77,7 @@ start = time.perf_counter()
 by_cutpaste = CutPasteDetector(
     backbone="resnet10t",
     max_steps=options.cutpaste_steps,
-    batch_size=8,
+    train_batch_size=8,
     image_size=options.size,
 ).fit(data.train)
 report("CutPaste", by_cutpaste, start)

@@ -124,7 +124,7 @@ teacher = distill_teacher(
     max_steps=options.steps // 4,
     image_size=size,
     learning_rate=1e-3,
-    batch_size=8,
+    train_batch_size=8,
 )
 print(f"teacher: {time.perf_counter() - start:.0f} s")
 

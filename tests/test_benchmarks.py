@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from skad.networks._small import WEIGHTS, SkadSmall
+from skad.networks._training import run_steps
 
 EXPLAINED = 0.95, 0.94  # of the variance at strides 8 and 16; measured: 0.96 and 0.96
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -100,7 +101,7 @@ def test_layers_are_at_the_level_that_they_imitate(making, shared):
 
 def test_checkpoint_keeps_the_log(making, tmp_path, monkeypatch):
     """A run that goes on has the rows before the cut, and those after."""
-    monkeypatch.setattr("skad.networks._training._EVERY", 0)
+    monkeypatch.setattr("skad.networks._training.CHECKPOINT_SECONDS", 0)
 
     def run(log, killed_at=None):
         def step(number):
@@ -109,7 +110,7 @@ def test_checkpoint_keeps_the_log(making, tmp_path, monkeypatch):
                 raise RuntimeError("killed")
             return torch.tensor(0.5)
 
-        making.train(step, {"log": log}, 5, label="log", checkpoint=tmp_path / "log.pt")
+        run_steps(step, {"log": log}, 5, label="log", checkpoint=tmp_path / "log.pt")
 
     with pytest.raises(RuntimeError, match="killed"):
         run(making.Log(), killed_at=3)

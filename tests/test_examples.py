@@ -45,7 +45,7 @@ def test_quickstart_on_a_folder(new_process, tmp_path):
         ("spd", ["--steps", "4", "--rate", "1e-4"], "SPD"),
         ("grid_search", ["--layers", "blocks.4"], "best by PRO"),
         ("prn", ["--steps", "20", "--size", "64"], "unseen types: pixel AP"),
-        ("made_defects", ["--steps", "20", "--cutpaste-steps", "5"], "CutPaste"),
+        ("made_defects", ["--epochs", "5", "--cutpaste-steps", "5"], "CutPaste"),
     ],
 )
 def test_example(name, more, says, shared, few_photographs, new_process, tmp_path):

@@ -178,7 +178,7 @@ def test_simplenet_on_bottles(bottles, mobilenet):
 
 
 def test_draem_on_bottles(bottles):
-    model = DRAEMDetector("tiny", max_steps=250, learning_rate=1e-3, image_size=64).fit(
+    model = DRAEMDetector("tiny", max_epochs=36, learning_rate=1e-3, image_size=64).fit(
         bottles.train
     )
     losses = np.array(model.loss_curve_)
@@ -194,7 +194,7 @@ def test_cutpaste_on_bottles(shared, bottles):
         weights=shared / "weights" / "mobilenetv2_100_imagenet.safetensors",
         max_steps=60,
         learning_rate=3e-3,
-        batch_size=16,
+        train_batch_size=16,
         image_size=128,
     ).fit(load_mvtec(shared / "data", "mvtec_bottle_256").train)
     losses = np.array(model.loss_curve_)

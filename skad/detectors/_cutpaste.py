@@ -4,51 +4,33 @@ A network learns to recognise images of which a part was pasted somewhere else; 
 it makes of good images is a Gaussian, and the distance from that is the score.
 """
 
-import math
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sklearn.covariance import LedoitWolf
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skad._kept import prepared
-from skad.base import ImageDetector
-from skad.images._batches import n_threads, remembered
-from skad.networks._backbone import build
-from skad.networks._input import as_input
-from skad.networks._training import (
-    arrays,
-    contents,
-    made_ahead,
-    mixed,
-    order,
-    rebuilt,
-    seeded,
-    torch_device,
-    train_estimator,
-    with_arrays,
-)
+from skad import networks
+from skad.base import ImageDetector, TrainedDetector
+from skad.base._trained import sample_rng
+from skad.networks._torch_state import torch_device
 from skad.synthesis import cutpaste, cutpaste_scar
 from skad.synthesis._image import jittered
 
-# What each variant tells from a good image.
-_CHANGES = {
+# The synthetic anomalies that each variant tells from a normal image.
+_ANOMALIES = {
     "3way": (cutpaste, cutpaste_scar),
     "patch": (cutpaste,),
     "scar": (cutpaste_scar,),
 }
-_HEAD = (512, 128)  # hidden layers between the features and the classes
 _SHIFT = 0.05  # largest random translation, as a share of the image
 _JITTER = 0.1  # strength of the random change of an image's colours
-_MOST = 2**16  # positions that the Gaussian of the maps is learned from
-_AT_ONCE = 32  # images per pass when scoring
+_SAMPLE_POSITIONS = 2**16  # that the Gaussian of the maps is learned from
 
 
-class CutPasteDetector(ImageDetector):
+class CutPasteDetector(TrainedDetector, ImageDetector):
     """Detect anomalies by features that learned to recognise pasted parts.
 
     Parameters
@@ -74,9 +56,12 @@ class CutPasteDetector(ImageDetector):
     weight_decay : float, default=3e-5
         Of stochastic gradient descent with a momentum of 0.9.
 
-    batch_size : int, default=32
-        Good images of a training step. With their changed versions the network sees
+    train_batch_size : int, default=32
+        Normal images of a training step. With their changed copies the network sees
         64, or 96 for "3way", as in the paper.
+
+    batch_size : int, default=32
+        Images per forward pass when scoring.
 
     image_size : int or (int, int), default=256
         Images are resized to this.
@@ -194,26 +179,21 @@ class CutPasteDetector(ImageDetector):
     >>> from skad.datasets import make_textures
     >>> data = make_textures(n_normal=30, n_anomalous=5, size=64, random_state=0)
     >>> detector = CutPasteDetector(
-    ...     backbone="resnet10t", max_steps=5, batch_size=8, image_size=64
+    ...     backbone="resnet10t", max_steps=5, train_batch_size=8, image_size=64
     ... ).fit(data.train)
     >>> detector.anomaly_map(data.test).shape[1:]
     (64, 64)
     """
 
-    loss_curve_: list[float]
-    state_: dict[str, np.ndarray]
-    _optimizer_state: dict[str, Any]
+    _label = "CutPaste"
     _parameter_constraints = {
         **ImageDetector._parameter_constraints,
-        "variant": [StrOptions(set(_CHANGES))],
+        **TrainedDetector._parameter_constraints,
+        "variant": [StrOptions(set(_ANOMALIES))],
         "backbone": [str],
         "weights": [str, Path, None, bool],
         "max_steps": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "warm_start": ["boolean"],
-        "checkpoint_dir": [str, Path, None],
-        "device": [str],
     }
 
     def __init__(
@@ -225,6 +205,7 @@ class CutPasteDetector(ImageDetector):
         *,
         learning_rate=0.03,
         weight_decay=3e-5,
+        train_batch_size=32,
         batch_size=32,
         image_size=256,
         crop_size=None,
@@ -246,6 +227,7 @@ class CutPasteDetector(ImageDetector):
         self.max_steps = max_steps
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.train_batch_size = train_batch_size
         self.batch_size = batch_size
         self.image_size = image_size
         self.crop_size = crop_size
@@ -261,100 +243,45 @@ class CutPasteDetector(ImageDetector):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _images_at_once(self):
-        return _AT_ONCE
-
-    # -- training ------------------------------------------------------------
-
-    def _fit(self, reader):
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        goes_on = self.warm_start and hasattr(self, "state_")
-        weights = False if goes_on else self.weights
-        networks = seeded(lambda: self._networks(weights), seed)
-        if goes_on:
-            with_arrays(networks, self.state_)
-        else:
-            self.loss_curve_ = []
-        losses = self._train(networks, reader, seed)
-        self.loss_curve_ = self.loss_curve_ + losses
-        self.state_ = arrays(networks)
-        self._set_gaussians(reader, seed)
+    # -- training: what is particular to CutPaste; the rest is TrainedDetector's ----
 
     def _networks(self, weights=False):
-        from torch import nn
+        n_classes = 1 + len(_ANOMALIES[self.variant])
+        return networks.cutpaste.cutpaste_network(self.backbone, weights, n_classes)
 
-        backbone = _backbone(self.backbone, weights)
-        layers: list[nn.Module] = []
-        n_in = backbone.num_features
-        for n_out in _HEAD:
-            layers += [
-                nn.Linear(n_in, n_out, bias=False),
-                nn.BatchNorm1d(n_out),
-                nn.ReLU(inplace=True),
-            ]
-            n_in = n_out
-        layers.append(nn.Linear(n_in, 1 + len(_CHANGES[self.variant])))
-        return nn.ModuleDict({"backbone": backbone, "head": nn.Sequential(*layers)})
+    def _initial_networks(self, images):
+        return self._networks(self.weights)
 
-    def _train(self, networks, reader, seed):
-        import torch
+    def _optimizer(self, network):
+        return networks.cutpaste.sgd(network, self.learning_rate, self.weight_decay)
 
-        device = torch_device(self.device)
-        networks = networks.to(device, memory_format=torch.channels_last).train()
+    def _rate(self, step, n_steps):
+        return networks.training.cosine(step, n_steps)
+
+    def _sampler(self, images, seed):
+        """An image and its changed copies, all shifted and coloured alike."""
+        n_done, anomalies = len(self.loss_curve_), _ANOMALIES[self.variant]
+
+        def versions(step, k):
+            position = self.train_batch_size * (n_done + step) + k
+            rng = sample_rng(seed, 1, position)
+            image = jittered(_shifted(images.at(seed, position), rng), rng, _JITTER)
+            return [image, *(anomaly(image, rng)[0] for anomaly in anomalies)]
+
+        return versions
+
+    def _loss(self, network, images):
         if self.weights is not False:
-            _keep_statistics(networks["backbone"])
-        n_steps, rate_at_first = self.max_steps, self.learning_rate
-        optimizer = torch.optim.SGD(
-            networks.parameters(),
-            rate_at_first,
-            momentum=0.9,
-            weight_decay=self.weight_decay,
-        )
-        n, done = len(reader), len(self.loss_curve_)
-        read, changes = remembered(reader), _CHANGES[self.variant]
+            networks.cutpaste.freeze_statistics(network["backbone"])
+        device = torch_device(self.device)
+        return partial(networks.cutpaste.classification_loss, network, device)
 
-        def make(number, k):
-            position = self.batch_size * (done + number) + k
-            image = read(order(seed, position // n, n)[position % n])
-            rng = np.random.default_rng(mixed(seed, 1, position))
-            image = jittered(_shifted(image, rng), rng, _JITTER)
-            return [image, *(change(image, rng)[0] for change in changes)]
-
-        def step(number):
-            rate = 0.5 * rate_at_first * (1 + math.cos(math.pi * number / n_steps))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            versions = np.stack(samples(number))  # (batch, versions, H, W, C)
-            images = as_input(versions.reshape(-1, *versions.shape[2:]), device)
-            classes = torch.arange(versions.shape[1], device=device)
-            pooled = _maps(networks["backbone"], images).mean(dim=(2, 3))
-            loss = torch.nn.functional.cross_entropy(
-                networks["head"](pooled), classes.repeat(len(versions))
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
-
-        with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:
-            samples = made_ahead(pool, make, self.batch_size, n_steps)
-            return train_estimator(
-                self,
-                step,
-                {"networks": networks, "optimizer": optimizer},
-                n_steps,
-                "CutPaste",
-                lambda: (seed, done, contents(read, n)),
-            )
-
-    # -- scores --------------------------------------------------------------
-
-    def _set_gaussians(self, reader, seed):
-        """Gaussians of the training images and of their positions."""
-        rng = np.random.default_rng(mixed(seed, 2))
-        share = -(-_MOST // len(reader))
+    def _finish_training(self, images, seed):
+        """Learn Gaussians of the training images and of their positions."""
+        rng = sample_rng(seed, 2)
+        share = -(-_SAMPLE_POSITIONS // len(images))
         pooled, positions = [], []
-        for batch in reader.batches(_AT_ONCE):
+        for batch in images.reader.batches(self.batch_size):
             maps = self._feature_maps(batch)
             pooled.append(maps.mean(axis=(1, 2)))
             for rows in maps.reshape(len(maps), -1, maps.shape[3]):
@@ -364,59 +291,19 @@ class CutPasteDetector(ImageDetector):
         self.location_, self.precision_ = _gaussian(np.concatenate(pooled))
         self.map_location_, self.map_precision_ = _gaussian(np.concatenate(positions))
 
+    # -- scores --------------------------------------------------------------
+
     def _feature_maps(self, batch):
         """Features (b, h, w, d), float64, of images (b, H, W, 3)."""
-        import torch
-
+        network = self._trained_networks(self.backbone, self.variant)
         device = torch_device(self.device)
-        networks = prepared(
-            self,
-            lambda: rebuilt(self._networks, self.state_).to(device),
-            self.state_,
-            *(str(device), self.backbone, self.variant),
-        )
-        with torch.inference_mode():
-            maps = _maps(networks["backbone"], as_input(batch, device))
-        return maps.permute(0, 2, 3, 1).cpu().double().numpy()
+        return networks.cutpaste.feature_maps(network, batch, device)
 
     def _score_batch(self, batch):
         maps = self._feature_maps(batch)
         scores = _distances(maps.mean(axis=(1, 2)), self.location_, self.precision_)
         maps = _distances(maps, self.map_location_, self.map_precision_)
         return scores, maps.astype(np.float32)
-
-
-def _backbone(name, weights):
-    """A timm model without its classifier.
-
-    Random weights come from the global generator of torch.
-    """
-    # Without its classifier from the start, timm would not mind if a file held none of
-    # the names that it looks for.
-    model: Any = build(name, weights, {"num_classes": 0} if weights is False else {})
-    model.reset_classifier(0)
-    return model
-
-
-def _keep_statistics(backbone):
-    """Let batch normalization go by the statistics that came with the weights."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    for module in backbone.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
-
-
-def _maps(backbone, images):
-    """What a network gives before pooling, (b, d, h, w)."""
-    maps = backbone.forward_features(images)
-    if maps.ndim != 4 or maps.shape[1] != backbone.num_features:
-        raise ValueError(
-            f"backbone: its features have shape {tuple(maps.shape)}, not maps (b, "
-            f"{backbone.num_features}, h, w); choose a convolutional network, such as "
-            "'resnet18'."
-        )
-    return maps
 
 
 def _shifted(image, rng):

@@ -9,40 +9,28 @@ maps, brought to one scale by quantiles of good images (Section 3.4).
 import copy
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
+from skad import networks
 from skad._kept import prepared
 from skad._training_images import TrainingImages
 from skad._user_warning import warn_user
-from skad.base import ImageDetector
+from skad.base import ImageDetector, TrainedDetector
+from skad.base._trained import sample_rng
 from skad.detectors._teacher import Teacher, colourless, distill_teacher
 from skad.images._batches import NamedImages, remembered
-from skad.networks._input import as_input
-from skad.networks._pdn import AUTOENCODER_WIDTH, autoencoder, pdn, pdn_grid
-from skad.networks._training import (
-    arrays,
-    mixed,
-    order,
-    rebuilt,
-    seeded,
-    torch_device,
-    train_estimator,
-    with_arrays,
-)
+from skad.networks._sampling import combined_seed, sample_at
+from skad.networks._torch_state import torch_device
 from skad.synthesis._image import recoloured
 
-_HARD = 0.999  # share of the differences that the student need not learn from
-_QUANTILES = (0.9, 0.995)  # of the maps of good images, which become 0 and 0.1
-_DECAY_AT = 0.95  # share of the steps after which the learning rate drops
-_PENALTY_GREY = 0.3  # share of the penalty images that lose their colours
-_AT_ONCE = 8  # images per pass when scoring
+_QUANTILES = (0.9, 0.995)  # of the maps of normal images, which become 0 and 0.1
+_DECAY_AT = 0.95  # share of the steps after which the learning rate drops to a tenth
+_GREY_SHARE = 0.3  # of the penalty images, which lose their colours
 
 
-class EfficientADDetector(TrainingImages, ImageDetector):
+class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
     """Detect anomalies where a student and an autoencoder fail to follow a teacher.
 
     Parameters
@@ -81,8 +69,11 @@ class EfficientADDetector(TrainingImages, ImageDetector):
     weight_decay : float, default=1e-5
         Of Adam.
 
-    batch_size : int, default=1
+    train_batch_size : int, default=1
         Images of a training step.
+
+    batch_size : int, default=8
+        Images per forward pass when scoring.
 
     image_size : int or (int, int), default=256
         Images are resized to this; any size from 64 pixels. The bottleneck of the
@@ -204,22 +195,17 @@ class EfficientADDetector(TrainingImages, ImageDetector):
     """
 
     _training_images = ("penalty_images",)
-    loss_curve_: list[float]
-    state_: dict[str, np.ndarray]
-    _optimizer_state: dict[str, Any]
+    _label = "EfficientAD"
     _parameter_constraints = {
         **ImageDetector._parameter_constraints,
+        **TrainedDetector._parameter_constraints,
         "model": [StrOptions({"small", "medium", "tiny"})],
         "teacher": [Teacher, str, Path, HasMethods("forward"), None],
         "penalty_images": "no_validation",
         "features": [HasMethods("transform"), None],
         "max_steps": [Interval(Integral, 1, None, closed="left")],
         "padding": ["boolean"],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "warm_start": ["boolean"],
-        "checkpoint_dir": [str, Path, None],
-        "device": [str],
     }
 
     def __init__(
@@ -233,7 +219,8 @@ class EfficientADDetector(TrainingImages, ImageDetector):
         padding=False,
         learning_rate=1e-4,
         weight_decay=1e-5,
-        batch_size=1,
+        train_batch_size=1,
+        batch_size=8,
         image_size=256,
         crop_size=None,
         warm_start=False,
@@ -256,6 +243,7 @@ class EfficientADDetector(TrainingImages, ImageDetector):
         self.padding = padding
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.train_batch_size = train_batch_size
         self.batch_size = batch_size
         self.image_size = image_size
         self.crop_size = crop_size
@@ -271,48 +259,105 @@ class EfficientADDetector(TrainingImages, ImageDetector):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _images_at_once(self):
-        return _AT_ONCE
+    # -- training: what is particular to EfficientAD; the rest is TrainedDetector's --
 
-    # -- training ------------------------------------------------------------
-
-    def _fit(self, reader):
+    def _check_training(self, images):
         self._check_training_images()
         if min(self._input_size()) < 64:
             raise ValueError(
                 f"image_size={self.image_size!r} leaves less than 64 pixels; the "
                 "autoencoder halves images five times."
             )
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        device = torch_device(self.device)
+        torch_device(self.device)  # an error about it comes before any warning
         if self.penalty_images is None:
             warn_user(
                 "penalty_images=None: nothing keeps the student from following the "
-                "teacher on defects as well. Pass photographs of many other things.",
+                "teacher on defects as well. Pass photographs of many other things."
             )
-        goes_on = self.warm_start and hasattr(self, "state_")
-        if not goes_on:
-            self.loss_curve_ = []
-            self.teacher_ = self._teacher(reader, seed)
-        learned_from, validation = self._split(len(reader), seed)
-        read = remembered(reader)
-        teacher = self._teacher_network(device)
-        if not goes_on:
-            batches = (read(i)[None] for i in learned_from)
-            self._set_statistics(teacher, batches, device)
-        student, auto = seeded(self._networks, seed)
-        if goes_on:
-            with_arrays(student, _part(self.state_, "student"))
-            with_arrays(auto, _part(self.state_, "autoencoder"))
-        losses = self._train(teacher, student, auto, read, learned_from, seed, device)
-        self.loss_curve_ = self.loss_curve_ + losses
-        self.state_ = {
-            **{f"student.{k}": v for k, v in arrays(student).items()},
-            **{f"autoencoder.{k}": v for k, v in arrays(auto).items()},
-        }
-        self._set_quantiles(
-            [self._raw_maps(read(i)[None]) for i in validation],
+        if len(images) == 1:
+            warn_user(
+                "one training image: the scale of the maps comes from the image that "
+                "was trained on."
+            )
+
+    def _prepare_training(self, images, seed):
+        self.teacher_ = self._teacher(images.reader, seed)
+        members, _ = _split(len(images), seed)
+        batches = (images.read(i)[None] for i in members)
+        self._set_statistics(batches, torch_device(self.device))
+
+    def _set_statistics(self, batches, device):
+        """Mean and standard deviation of each channel of the teacher's output."""
+        self.teacher_mean_, self.teacher_std_ = networks.pdn.channel_statistics(
+            self._teacher_network(device), batches, self._grid(), device
         )
+
+    def _networks(self):
+        return networks.pdn.student_and_autoencoder(
+            self.model,
+            len(self.teacher_mean_),
+            self._input_size(),
+            padding=self.padding,
+        )
+
+    def _optimizer(self, module):
+        return networks.pdn.adam(module, self.learning_rate, self.weight_decay)
+
+    def _rate(self, step, n_steps):
+        return 1.0 if step < _DECAY_AT * n_steps else 0.1
+
+    def _n_samples(self):
+        return 1  # a whole batch, whose images share one generator
+
+    def _sampler(self, images, seed):
+        """Normal images, recoloured ones, photographs for the penalty, and a seed."""
+        n_done, size = len(self.loss_curve_), self.train_batch_size
+        members, _ = _split(len(images), seed)
+        read_penalty, n_penalty = self._penalty_reader()
+
+        def batch(step, _):
+            rng = sample_rng(seed, 2, n_done + step)
+            first = size * (n_done + step)
+            positions = range(first, first + size)
+            chosen = [members[sample_at(seed, i, len(members))] for i in positions]
+            normal = np.stack([images.read(i) for i in chosen])
+            augmented = np.stack([_augmented(image, rng) for image in normal])
+            penalty = None
+            if read_penalty is not None:
+                penalty = np.stack(
+                    [_penalty(read_penalty, n_penalty, rng) for _ in chosen]
+                )
+            return normal, augmented, penalty, combined_seed(seed, 3, n_done + step)
+
+        return batch
+
+    def _loss(self, module, images):
+        device = torch_device(self.device)
+        teacher = self._normalized_teacher(device)
+
+        def loss(samples):
+            return networks.pdn.training_loss(module, teacher, device, samples[0])
+
+        return loss
+
+    def _fingerprint(self, images):
+        n_members = max(1, len(images) - max(1, len(images) // 10))
+        return n_members, self.teacher_mean_, self.teacher_std_
+
+    def _finish_training(self, images, seed):
+        _, validation = _split(len(images), seed)
+        self._set_quantiles([self._raw_maps(images.read(i)[None]) for i in validation])
+
+    def _penalty_reader(self):
+        """How to read centres of penalty images, and how many there are."""
+        if self.penalty_images is None:
+            return None, 0
+        height, width = self._input_size()
+        twice = 2 * height, 2 * width
+        reader = self._side_reader("penalty_images", twice, (height, width))
+        return remembered(reader), len(reader)
+
+    # -- the teacher ---------------------------------------------------------
 
     def _shared(self):
         shared = super()._shared()
@@ -358,32 +403,9 @@ class EfficientADDetector(TrainingImages, ImageDetector):
             verbose=self.verbose,
         )
 
-    def _split(self, n, seed):
-        """Images to train on, and a tenth of all for the quantiles."""
-        if n == 1:
-            warn_user(
-                "one training image: the scale of the maps comes from the image that "
-                "was trained on.",
-            )
-            return np.array([0]), np.array([0])
-        shuffled = np.random.default_rng(seed).permutation(n)
-        n_validation = max(1, n // 10)
-        return np.sort(shuffled[n_validation:]), np.sort(shuffled[:n_validation])
-
-    def _networks(self):
-        """Student and autoencoder."""
-        size, c = self._input_size(), self._n_teacher_channels()
-        grid = self._grid()
-        return (
-            pdn(self.model, 2 * c, padding=self.padding),
-            autoencoder(c, size, grid, AUTOENCODER_WIDTH[self.model]),
-        )
-
     def _grid(self):
-        return pdn_grid(self._input_size(), padding=self.padding)
-
-    def _n_teacher_channels(self):
-        return len(self.teacher_mean_)
+        """Height and width of the maps."""
+        return networks.pdn.pdn_grid(self._input_size(), padding=self.padding)
 
     def _teacher_network(self, device):
         if isinstance(self.teacher_, Teacher):
@@ -396,142 +418,35 @@ class EfficientADDetector(TrainingImages, ImageDetector):
             return self.teacher_
         return copy.deepcopy(self.teacher_).to(device)  # the user's own stays there
 
-    def _taught(self, network, batch):
-        """Output of the teacher, without gradients; the mode of each part stays."""
-        import torch
-
-        training = [part for part in network.modules() if part.training]
-        try:
-            with torch.no_grad():
-                found = network.eval()(batch)
-        finally:
-            for part in training:
-                part.training = True
-        if tuple(found.shape[2:]) != self._grid():
-            raise ValueError(
-                f"teacher gives maps of {tuple(found.shape[2:])}, but the student "
-                f"{self._grid()}; its stride must be 4, and padding="
-                f"{self.padding} must be its own."
-            )
-        return found
-
-    def _set_statistics(self, teacher, batches, device):
-        """Mean and deviation of each of the teacher's channels, in two passes."""
-        found = [
-            self._taught(teacher, as_input(batch, device)).double().cpu().numpy()
-            for batch in batches
-        ]
-        mean = np.mean([f.mean(axis=(0, 2, 3)) for f in found], axis=0)
-        squares = [
-            np.square(f - mean[:, None, None]).mean(axis=(0, 2, 3)) for f in found
-        ]
-        std = np.sqrt(np.mean(squares, axis=0))
-        self.teacher_mean_ = mean.astype(np.float32)
-        # A dead channel would divide by nothing.
-        least = max(1e-6 * std.max(), 1e-30)
-        self.teacher_std_ = np.maximum(std, least).astype(np.float32)
-
-    def _train(self, teacher, student, auto, read, members, seed, device):
-        import torch
-        from torch.optim import Adam
-
-        last = torch.channels_last
-        student, auto = (m.to(device, memory_format=last) for m in (student, auto))
-        student.train()
-        auto.train()
-        optimizer = Adam(
-            [*student.parameters(), *auto.parameters()],
-            self.learning_rate,
-            weight_decay=self.weight_decay,
+    def _normalized_teacher(self, device):
+        return networks.pdn.NormalizedTeacher(
+            self._teacher_network(device),
+            self.teacher_mean_,
+            self.teacher_std_,
+            self._grid(),
+            device,
         )
-        mean, std = (
-            torch.tensor(s, device=device)[:, None, None]
-            for s in (self.teacher_mean_, self.teacher_std_)
-        )
-        read_penalty, n_penalty = self._penalty_reader()
-        done, n = len(self.loss_curve_), len(members)
-
-        def step(number):
-            rate = self.learning_rate
-            for group in optimizer.param_groups:
-                group["lr"] = rate if number < _DECAY_AT * self.max_steps else rate / 10
-            rng = np.random.default_rng(mixed(seed, 2, done + number))
-            ahead = [
-                self.batch_size * (done + number) + i for i in range(self.batch_size)
-            ]
-            chosen = [members[order(seed, k // n, n)[k % n]] for k in ahead]
-            good = np.stack([read(i) for i in chosen])
-            changed = np.stack([_augmented(image, rng) for image in good])
-            both = as_input(np.concatenate([good, changed]), device)
-            wanted = (self._taught(teacher, both) - mean) / std
-            target, target_changed = wanted.chunk(2)
-            shown = [both]
-            if read_penalty is not None:
-                other = []
-                for _ in chosen:
-                    image = read_penalty(rng.integers(n_penalty))
-                    grey = rng.random() < _PENALTY_GREY
-                    other.append(colourless(image) if grey else image)
-                shown.append(as_input(np.stack(other), device))
-            # One pass of the student for all three kinds of images.
-            said = student(torch.cat(shown))
-            b, c = len(good), said.shape[1] // 2
-            penalty = said[2 * b :, :c] if read_penalty is not None else None
-            with torch.random.fork_rng():  # of the autoencoder's dropout
-                torch.manual_seed(mixed(seed, 3, done + number))
-                rebuilt = auto(both[b:])
-            loss = (
-                hard_loss(target, said[:b, :c])
-                + torch.nn.functional.mse_loss(target_changed, rebuilt)
-                + torch.nn.functional.mse_loss(rebuilt, said[b : 2 * b, c:])
-            )
-            if penalty is not None:
-                loss = loss + penalty.square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
-
-        return train_estimator(
-            self,
-            step,
-            {"student": student, "autoencoder": auto, "optimizer": optimizer},
-            self.max_steps,
-            "EfficientAD",
-            lambda: (seed, done, n, self.teacher_mean_, self.teacher_std_),
-        )
-
-    def _penalty_reader(self):
-        """How to read centres of penalty images, and how many there are."""
-        if self.penalty_images is None:
-            return None, 0
-        size = self._input_size()
-        twice = 2 * size[0], 2 * size[1]
-        reader = self._side_reader("penalty_images", twice, size)
-        return remembered(reader), len(reader)
 
     # -- scores --------------------------------------------------------------
 
     def _set_quantiles(self, maps):
-        """From the maps of good images, brought to the scale that scores have."""
+        """Quantiles of the maps of normal images, which set the scale of the scores."""
         self.quantiles_ = np.array(
             [np.quantile([m[k] for m in maps], _QUANTILES) for k in (0, 1)]
         )
         low, high = self.quantiles_.T
         if np.any(high - low <= 1e-12 * np.abs(high)):
             warn_user(
-                "maps of good images are constant: the scale of scores is arbitrary.",
+                "maps of normal images are constant: the scale of scores is arbitrary."
             )
 
     def _scoring_networks(self, device):
-        """Teacher, student and autoencoder, as they were made for an earlier call."""
+        """Teacher, student and autoencoder, made once and kept outside."""
 
         def prepare():
-            student, auto = (
-                rebuilt(lambda k=k: self._networks()[k], _part(self.state_, name))
-                for k, name in enumerate(("student", "autoencoder"))
-            )
-            return self._teacher_network(device), student.to(device), auto.to(device)
+            module = networks.modules.rebuilt(self._networks, self.state_).to(device)
+            teacher = self._teacher_network(device)
+            return teacher, module["student"], module["autoencoder"]
 
         state, versions = dict(self.state_), ()
         if isinstance(self.teacher_, Teacher):
@@ -544,22 +459,12 @@ class EfficientADDetector(TrainingImages, ImageDetector):
 
     def _raw_maps(self, batch):
         """Disagreement of student and teacher, and of student and autoencoder."""
-        import torch
-
         device = torch_device(self.device)
-        teacher, student, auto = self._scoring_networks(device)
-        with torch.inference_mode():
-            mean, std = (
-                torch.tensor(s, device=device)[:, None, None]
-                for s in (self.teacher_mean_, self.teacher_std_)
-            )
-            batch = as_input(batch, device)
-            wanted = (self._taught(teacher, batch) - mean) / std
-            said = student(batch)
-            c = wanted.shape[1]
-            by_teacher = (wanted - said[:, :c]).square().mean(dim=1)
-            by_auto = (auto(batch) - said[:, c:]).square().mean(dim=1)
-        return by_teacher.cpu().numpy(), by_auto.cpu().numpy()
+        teacher, student, autoencoder = self._scoring_networks(device)
+        normalized = networks.pdn.NormalizedTeacher(
+            teacher, self.teacher_mean_, self.teacher_std_, self._grid(), device
+        )
+        return networks.pdn.raw_maps(normalized, student, autoencoder, batch, device)
 
     def _score_batch(self, batch):
         low, high = self.quantiles_.T
@@ -582,19 +487,19 @@ class EfficientADDetector(TrainingImages, ImageDetector):
         return super()._rendering(tuple(inner), grid)
 
 
-def hard_loss(target, said, share=_HARD):
-    """Mean of the largest squared differences (Equation 1): those above a quantile."""
-    import torch
+def _split(n, seed):
+    """Numbers of the images to train on, and of a tenth of all for the quantiles."""
+    if n == 1:
+        return np.array([0]), np.array([0])
+    shuffled = np.random.default_rng(seed).permutation(n)
+    n_validation = max(1, n // 10)
+    return np.sort(shuffled[n_validation:]), np.sort(shuffled[:n_validation])
 
-    differences = (target - said).square().flatten()
-    n = len(differences)
-    # torch.quantile sorts everything, and refuses more than 2**24 numbers.
-    position = share * (n - 1)
-    below = int(position)
-    top = torch.topk(differences.detach(), n - below).values
-    lower, upper = top[-1], top[-2] if len(top) > 1 else top[-1]
-    least = lower + (position - below) * (upper - lower)
-    return differences[differences >= least].mean()
+
+def _penalty(read, n, rng):
+    """One of n photographs, perhaps without its colours."""
+    image = read(rng.integers(n))
+    return colourless(image) if rng.random() < _GREY_SHARE else image
 
 
 def _augmented(image, rng):
@@ -609,11 +514,3 @@ def _versions(module):
         (id(tensor), 0 if tensor.is_inference() else tensor._version)
         for tensor in (*module.parameters(), *module.buffers())
     )
-
-
-def _part(state, name):
-    return {
-        k.removeprefix(f"{name}."): v
-        for k, v in state.items()
-        if k.startswith(f"{name}.")
-    }

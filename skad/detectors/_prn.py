@@ -5,55 +5,32 @@ nearest of some good images' descriptions goes, with the description itself, int
 network that learns to mark defects: seen ones, where there are some, and made ones.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length
 
+from skad import networks
 from skad._checks import check_labels
 from skad._kept import prepared
 from skad._training_images import TrainingImages
-from skad.base import ImageDetector
+from skad.base import ImageDetector, TrainedDetector
 from skad.detectors._prn_samples import (
     Samples,
     check_masks,
     read_defect_mask,
     resized_mask,
 )
-from skad.images._batches import n_threads, remembered
-from skad.networks._backbone import is_reproducible
-from skad.networks._prn import (
-    REDUCED,
-    cluster_means,
-    image_scores,
-    nearest,
-    residual_network,
-    segmentation_loss,
-)
-from skad.networks._prn_encoder import STRIDES, built_encoder, fitted_weights
-from skad.networks._torch_state import own_torch_state
-from skad.networks._training import (
-    arrays,
-    contents,
-    cosine,
-    made_ahead,
-    rebuilt,
-    seeded,
-    torch_device,
-    train_estimator,
-    with_arrays,
-)
+from skad.images._batches import remembered
+from skad.networks._torch_state import own_torch_state, torch_device
+from skad.networks._weights import is_reproducible
 
-_COARSE = 4  # maps are kept at this fraction of the image
-_AT_ONCE = 8  # images per pass when scoring
+_STRIDES = (4, 8, 16, 32)  # of the feature maps, in pixels of the image
 
 
-class PRNDetector(TrainingImages, ImageDetector):
+class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
     """Learn to mark defects from what differs from prototypes of good images.
 
     A few defects in training, best with masks, make it better; without any it learns
@@ -76,16 +53,16 @@ class PRNDetector(TrainingImages, ImageDetector):
     backbone_kwargs : dict, default=None
         More arguments of ``timm.create_model``.
 
-    model : {"full", "reduced"}, default="full"
-        "full" is the paper's. "reduced", which is not, first brings the levels to 16,
+    model : {"full", "tiny"}, default="full"
+        "full" is the paper's. "tiny", which is not, first brings the levels to 16,
         32, 64 and 64 channels and has one layer of attention: with ``image_size=128``
-        and ``batch_size=16``, a processor core takes 100 steps a minute.
+        and ``train_batch_size=16``, a processor core takes 100 steps a minute.
 
     attention : {"auto", "per_element", "size_independent"}, default="auto"
         Whether queries, keys and values have a factor and an offset for each channel
         and position inside a patch, as in the paper, or for each channel only, so that
         no weight depends on the image size. "auto" is "per_element" for the full model
-        and "size_independent" for the reduced one.
+        and "size_independent" for the tiny one.
 
     prototype_ratio : float, default=0.1
         Prototypes per training image, of which there is at least one.
@@ -122,9 +99,12 @@ class PRNDetector(TrainingImages, ImageDetector):
     focal_weight : float, default=5.0
         Weight of the focal loss.
 
-    batch_size : int, default=64
-        Images of a training step, at least 3: half of them good, a quarter with seen
-        defects, a quarter with made ones; without seen ones, half of them.
+    train_batch_size : int, default=64
+        Images of a training step, at least 3: half of them normal, a quarter with real
+        defects, a quarter with synthetic anomalies; without real ones, half of them.
+
+    batch_size : int, default=8
+        Images per forward pass when scoring.
 
     image_size : int or (int, int), default=256
         Images are resized to this, a multiple of 32.
@@ -257,8 +237,8 @@ class PRNDetector(TrainingImages, ImageDetector):
     >>> data = make_textures(n_normal=20, n_anomalous=8, size=64, random_state=0)
     >>> seen = [*data.train, *data.test[-3:]]
     >>> detector = PRNDetector(
-    ...     "resnet10t", weights=False, model="reduced", image_size=64, max_steps=2,
-    ...     batch_size=4,
+    ...     "resnet10t", weights=False, model="tiny", image_size=64, max_steps=2,
+    ...     train_batch_size=4,
     ... ).fit(seen, [1] * 20 + [-1] * 3, masks=[None] * 20 + list(data.masks[-3:]))
     >>> detector.anomaly_map(data.test[:-3]).shape[1:]
     (64, 64)
@@ -268,16 +248,16 @@ class PRNDetector(TrainingImages, ImageDetector):
     __metadata_request__fit = {"masks": True}
 
     _training_images = ("texture_images",)
-    loss_curve_: list[float]
-    state_: dict[str, np.ndarray]
-    _optimizer_state: dict[str, Any]
+    _label = "PRN"
+    _channels_last = False
     _parameter_constraints = {
         **ImageDetector._parameter_constraints,
+        **TrainedDetector._parameter_constraints,
         "backbone": [str],
         "layers": [StrOptions({"auto"}), tuple, list],
         "weights": [str, Path, None, "boolean"],
         "backbone_kwargs": [dict, None],
-        "model": [StrOptions({"full", "reduced"})],
+        "model": [StrOptions({"full", "tiny"})],
         "attention": [StrOptions({"auto", "per_element", "size_independent"})],
         "prototype_ratio": [Interval(Real, 0, 1, closed="right")],
         "max_steps": [Interval(Integral, 1, None, closed="left")],
@@ -285,13 +265,9 @@ class PRNDetector(TrainingImages, ImageDetector):
         "foreground": [StrOptions({"auto"}), None],
         "flips": ["boolean"],
         "schedule": [StrOptions({"constant", "cosine"})],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "focal_weight": [Interval(Real, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 3, None, closed="left")],
-        "warm_start": ["boolean"],
-        "checkpoint_dir": [str, Path, None],
-        "device": [str],
+        "train_batch_size": [Interval(Integral, 3, None, closed="left")],
     }
 
     def __init__(
@@ -312,7 +288,8 @@ class PRNDetector(TrainingImages, ImageDetector):
         schedule="constant",
         weight_decay=1e-2,
         focal_weight=5.0,
-        batch_size=64,
+        train_batch_size=64,
+        batch_size=8,
         image_size=256,
         crop_size=None,
         warm_start=False,
@@ -342,6 +319,7 @@ class PRNDetector(TrainingImages, ImageDetector):
         self.schedule = schedule
         self.weight_decay = weight_decay
         self.focal_weight = focal_weight
+        self.train_batch_size = train_batch_size
         self.batch_size = batch_size
         self.image_size = image_size
         self.crop_size = crop_size
@@ -405,15 +383,12 @@ class PRNDetector(TrainingImages, ImageDetector):
         self.n_defects_seen_ = len(defects)
         return self
 
-    def _images_at_once(self):
-        return _AT_ONCE
-
     def _check_input_size(self):
-        if any(side % STRIDES[-1] for side in self._input_size()):
+        if any(side % _STRIDES[-1] for side in self._input_size()):
             name = "image_size" if self.crop_size is None else "crop_size"
             raise ValueError(
                 f"{name}={getattr(self, name)!r} must be a multiple of "
-                f"{STRIDES[-1]}, the stride of the coarsest level."
+                f"{_STRIDES[-1]}, the stride of the coarsest level."
             )
 
     # -- seen defects --------------------------------------------------------
@@ -454,35 +429,80 @@ class PRNDetector(TrainingImages, ImageDetector):
                 defects.append((lambda k=k: read(k), mask))
         return defects
 
-    # -- training ------------------------------------------------------------
+    # -- training: what is particular to PRN; the rest is TrainedDetector's ---------
 
-    def _fit(self, reader):
+    def _check_training(self, images):
         self._check_training_images()
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        device = torch_device(self.device)
-        goes_on = self.warm_start and hasattr(self, "state_")
-        read = remembered(reader)
-        if not goes_on:
-            self.loss_curve_ = []
-            self._encoder_seed = seed
-            self.__dict__.pop("_encoder_weights", None)
-            encoder = self._encoder(device)
-            self.layers_ = encoder.names
-            self.weights_sha256_ = encoder.sha256
-            self._keep_weights(encoder)
-            self.prototypes_ = self._prototypes(encoder, read, len(reader), seed)
-            self._bottom = encoder.channels[-1]
-        else:
-            encoder = self._known_encoder(device)
-        network = seeded(self._network, seed)
-        if goes_on:
-            with_arrays(network, self.state_)
-        losses = self._train(encoder, network, read, len(reader), seed, device)
-        self.loss_curve_ = self.loss_curve_ + losses
-        self.state_ = arrays(network)
+
+    def _prepare_training(self, images, seed):
+        """Build the frozen network, and learn prototypes of the normal images."""
+        self._encoder_seed = seed
+        self.__dict__.pop("_encoder_weights", None)
+        encoder = self._encoder(torch_device(self.device))
+        self.layers_ = encoder.names
+        self.weights_sha256_ = encoder.sha256
+        self._keep_weights(encoder)
+        n_clusters = max(1, int(self.prototype_ratio * len(images)))
+        # One scale at a time: those of all images together may not fit into memory.
+        self.prototypes_ = [
+            networks.prn.level_prototypes(
+                encoder, images.read, len(images), k, n_clusters, seed, self.batch_size
+            )
+            for k in range(3)
+        ]
+        self._n_coarsest = encoder.channels[-1]
+
+    def _networks(self):
+        per_element = self.attention == "per_element" or (
+            self.attention == "auto" and self.model == "full"
+        )
+        height, width = self._input_size()
+        return networks.prn.residual_network(
+            [*(p.shape[1] for p in self.prototypes_), self._n_coarsest],
+            [(height // s, width // s) for s in _STRIDES],
+            self.model,
+            per_element=per_element,
+        )
+
+    def _optimizer(self, network):
+        return networks.prn.adamw(network, self.learning_rate, self.weight_decay)
+
+    def _rate(self, step, n_steps):
+        if self.schedule == "constant":
+            return 1.0
+        return networks.training.cosine(step, n_steps)
+
+    def _sampler(self, images, seed):
+        n_done, textures = len(self.loss_curve_), None
+        if self.texture_images is not None:
+            textures = self._side_reader("texture_images", self._input_size())
+        samples = Samples(
+            images.read,
+            len(images),
+            self._defects,
+            self._input_size(),
+            self.train_batch_size,
+            seed,
+            textures,
+            self.foreground,
+            self.flips,
+        )
+        return lambda step, k: samples(n_done + step, k)
+
+    def _loss(self, network, images):
+        encoder = self._known_encoder(torch_device(self.device))
+        return networks.prn.TrainingLoss(
+            network, encoder, self.prototypes_, self.focal_weight
+        )
+
+    def _fingerprint(self, images):
+        defects = [part for defect in self._defects for part in _contents(defect)]
+        return self.weights_sha256_, images.means(), *defects
+
+    # -- the frozen network --------------------------------------------------
 
     def _encoder(self, device):
-        return built_encoder(
+        return networks.prn_encoder.built_encoder(
             self.backbone,
             self.layers if isinstance(self.layers, str) else tuple(self.layers),
             self.weights,
@@ -496,7 +516,7 @@ class PRNDetector(TrainingImages, ImageDetector):
         """Keep what is needed to build the network again where no file is at hand."""
         if not is_reproducible(self.backbone, self.weights):
             black = np.zeros((1, *self._input_size(), 3), np.float32)
-            self._encoder_weights = fitted_weights(encoder, black)
+            self._encoder_weights = networks.prn_encoder.fitted_weights(encoder, black)
 
     def _known_encoder(self, device):
         """The encoder, which must be that of the fit."""
@@ -509,105 +529,14 @@ class PRNDetector(TrainingImages, ImageDetector):
             )
         return encoder
 
-    def _prototypes(self, encoder, read, n, seed):
-        n_clusters = max(1, int(self.prototype_ratio * n))
-        found = []
-        # One level at a time: those of all images together may not fit into memory.
-        for k in range(3):
-            maps = []
-            for first in range(0, n, _AT_ONCE):
-                batch = [read(i) for i in range(first, min(first + _AT_ONCE, n))]
-                level = encoder.levels(np.stack(batch), k + 1)[-1]
-                maps.append(level.cpu().numpy())
-            found.append(cluster_means(np.concatenate(maps), n_clusters, seed))
-        return found
-
-    def _network(self):
-        per_element = self.attention == "per_element" or (
-            self.attention == "auto" and self.model == "full"
-        )
-        height, width = self._input_size()
-        return residual_network(
-            [*(p.shape[1] for p in self.prototypes_), self._bottom],
-            [(height // s, width // s) for s in STRIDES],
-            n_attentions=3 if self.model == "full" else 1,
-            per_element=per_element,
-            reduced=None if self.model == "full" else REDUCED,
-        )
-
-    def _train(self, encoder, network, read, n, seed, device):
-        import torch
-        from torch.optim import AdamW
-
-        network = network.to(device).train()
-        optimizer = AdamW(
-            network.parameters(), self.learning_rate, weight_decay=self.weight_decay
-        )
-        prototypes = [torch.tensor(p, device=device) for p in self.prototypes_]
-        done, textures = len(self.loss_curve_), None
-        if self.texture_images is not None:
-            textures = self._side_reader("texture_images", self._input_size())
-        make = Samples(
-            read,
-            n,
-            self._defects,
-            self._input_size(),
-            self.batch_size,
-            seed,
-            textures,
-            self.foreground,
-            self.flips,
-        )
-
-        def step(number):
-            if self.schedule == "cosine":
-                rate = self.learning_rate * cosine(number, self.max_steps)
-                optimizer.param_groups[0]["lr"] = rate
-            shown = samples(number)
-            levels = encoder.levels(np.stack([image for image, _ in shown]))
-            logits = network(levels, _nearest_of(levels, prototypes))
-            marked = [i for i, (_, mask) in enumerate(shown) if mask is not None]
-            masks = np.stack([shown[i][1] for i in marked])[:, None]
-            target = torch.tensor(masks, dtype=torch.float32, device=device)
-            loss = segmentation_loss(logits[marked], target, self.focal_weight)
-            if len(marked) < len(shown):
-                unmarked = sorted(set(range(len(shown))) - set(marked))
-                scores = image_scores(torch.sigmoid(logits[unmarked]))
-                # As a share of the batch, which is what the pixel loss is of the rest.
-                loss = loss - scores.clamp(min=1e-5).log().sum() / len(shown)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
-
-        with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:
-            samples = made_ahead(
-                pool,
-                lambda number, k: make(done + number, k),
-                self.batch_size,
-                self.max_steps,
-            )
-            return train_estimator(
-                self,
-                step,
-                {"network": network, "optimizer": optimizer},
-                self.max_steps,
-                "PRN",
-                lambda: (
-                    *(seed, done, self.weights_sha256_, contents(read, n)),
-                    *(part for defect in self._defects for part in _contents(defect)),
-                ),
-            )
-
     # -- scores --------------------------------------------------------------
 
     def _scoring_networks(self, device):
-        """The network and the prototypes, as they were made for an earlier call."""
-        import torch
+        """The network and the prototypes, made once and kept outside."""
 
         def prepare():
-            network = rebuilt(self._network, self.state_).to(device)
-            return network, [torch.tensor(p, device=device) for p in self.prototypes_]
+            network = networks.modules.rebuilt(self._networks, self.state_).to(device)
+            return network, networks.modules.tensors(self.prototypes_, device)
 
         prototypes = {f"prototypes.{k}": p for k, p in enumerate(self.prototypes_)}
         layout = self.model, self.attention, self._input_size()
@@ -615,25 +544,13 @@ class PRNDetector(TrainingImages, ImageDetector):
         return prepared(self, prepare, state, str(device), *layout)
 
     def _score_batch(self, batch):
-        import torch
-
         device = torch_device(self.device)
         encoder = self._known_encoder(device)
         network, prototypes = self._scoring_networks(device)
-        with torch.inference_mode():
-            levels = encoder.levels(batch)
-            maps = torch.sigmoid(network(levels, _nearest_of(levels, prototypes)))
-            scores = image_scores(maps).double().cpu().numpy()
-            coarse = torch.nn.functional.avg_pool2d(maps, _COARSE)[:, 0]
-        return scores, coarse.cpu().numpy()
-
-
-def _nearest_of(levels, prototypes):
-    """For each level but the last, the prototype nearest to each image."""
-    return [p[nearest(f, p)] for f, p in zip(levels, prototypes, strict=False)]
+        return networks.prn.scores_and_maps(network, encoder, prototypes, batch)
 
 
 def _contents(defect):
-    """Arrays that tell a seen defect from others."""
+    """Arrays that tell a defect from others: its image, and its mask, if any."""
     read, mask = defect
     return read(), np.empty(0) if mask is None else mask

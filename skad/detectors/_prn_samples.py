@@ -11,7 +11,7 @@ import numpy as np
 from skad.images import read_mask
 from skad.images._batches import remembered
 from skad.images._resize import center_crop_box
-from skad.networks._training import mixed, order
+from skad.networks._sampling import combined_seed, sample_at
 from skad.synthesis import (
     changed_texture,
     draem,
@@ -96,7 +96,7 @@ class Samples:
         """Image k of a step, and its mask, or None where nobody has marked it."""
         image, mask = self._drawn(step, k)
         if self.flips:
-            rng = np.random.default_rng(mixed(self.seed, 3, step, k))
+            rng = np.random.default_rng(combined_seed(self.seed, 3, step, k))
             way = tuple(slice(None, None, rng.choice((-1, 1))) for _ in range(2))
             image = np.ascontiguousarray(image[way])
             mask = None if mask is None else mask[way]
@@ -105,9 +105,9 @@ class Samples:
     def _drawn(self, step, k):
         if k < self.n_good:
             ahead = self.n_good * step + k
-            image = self.read(order(self.seed, ahead // self.n, self.n)[ahead % self.n])
+            image = self.read(sample_at(self.seed, ahead, self.n))
             return image, np.zeros(image.shape[:2], bool)
-        rng = np.random.default_rng(mixed(self.seed, 2, step, k))
+        rng = np.random.default_rng(combined_seed(self.seed, 2, step, k))
         return self.seen(rng) if k < self.n_good + self.n_seen else self.made(rng)
 
     def seen(self, rng):

@@ -1,44 +1,32 @@
 """SimpleNet (Liu et al., CVPR 2023): a discriminator between features and noise.
 
-Good features are adapted by one linear layer (Section 3.2 of the paper); Gaussian
-noise on these makes negatives (Section 3.3); a small discriminator learns to tell the
-two apart (Section 3.4). What it says of a patch is the patch's score.
+Features of normal images are adapted by one linear layer (Section 3.2 of the paper);
+Gaussian noise added to these makes negatives (Section 3.3); a small discriminator
+learns to tell the two apart (Section 3.4). Its output for a patch, with its sign
+changed, is the anomaly score of the patch. `skad.networks._simplenet` has the networks.
 """
 
-from itertools import pairwise
+from contextlib import contextmanager
+from functools import partial
 from numbers import Integral, Real
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skad import networks
 from skad._kept import prepared
 from skad._moments import Moments
 from skad._patches import image_scores, patch_maps, patch_rows
 from skad._user_warning import warn_user
-from skad.base import PatchDetector
-from skad.networks._training import (
-    arrays,
-    cosine,
-    generator,
-    mixed,
-    order,
-    rebuilt,
-    seeded,
-    torch_device,
-    train_estimator,
-    with_arrays,
-)
+from skad.base import PatchDetector, TrainedDetector
+from skad.networks._sampling import combined_seed, epoch_order
 from skad.synthesis import perlin_mask
 
-_SLOPE = 0.2  # of the discriminator below zero
-_LEAST = 256  # patches of a step, for the statistics of a batch
-_MOST = 20_000  # patches that the scale and the whitening are taken from
+_BATCH_PATCHES = 256  # of a step at least, for the statistics of batch normalization
+_SAMPLE_PATCHES = 20_000  # that the scale of the noise and the whitening come from
 
 
-class SimpleNetDetector(PatchDetector):
+class SimpleNetDetector(TrainedDetector, PatchDetector):
     """Detect anomalies by a discriminator trained on good features and noise.
 
     Parameters
@@ -87,7 +75,7 @@ class SimpleNetDetector(PatchDetector):
     weight_decay : float, default=1e-5
         Of both.
 
-    batch_size : int, default=4
+    train_batch_size : int, default=4
         Images of a step; more where these have fewer than 256 patches together.
 
     upscale : int, default=1
@@ -201,13 +189,13 @@ class SimpleNetDetector(PatchDetector):
     [2, 1]
     """
 
-    loss_curve_: list[float]
-    state_: dict[str, np.ndarray]
-    _optimizer_state: dict[str, Any]
+    _label = "SimpleNet"
+    _channels_last = False
     _auto_calibration = "split"
     _n_folds = 5  # each of them trains
     _parameter_constraints = {
         **PatchDetector._parameter_constraints,
+        **TrainedDetector._parameter_constraints,
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "hidden_dim": [Interval(Integral, 1, None, closed="left")],
         "n_hidden_layers": [Interval(Integral, 1, None, closed="left")],
@@ -216,17 +204,12 @@ class SimpleNetDetector(PatchDetector):
         "relative_noise": ["boolean"],
         "loss": [StrOptions({"truncated_l1", "cross_entropy"})],
         "margin": [Interval(Real, 0, None, closed="neither")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "adaptor_learning_rate": [Interval(Real, 0, None, closed="neither")],
         "schedule": [StrOptions({"constant", "cosine"})],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
         "upscale": [Interval(Integral, 1, None, closed="left")],
         "noise_mask": [StrOptions({"perlin"}), None],
         "classification_head": ["boolean"],
-        "warm_start": ["boolean"],
-        "checkpoint_dir": [str, Path, None],
-        "device": [str],
     }
 
     def __init__(
@@ -244,7 +227,7 @@ class SimpleNetDetector(PatchDetector):
         adaptor_learning_rate=1e-4,
         schedule="constant",
         weight_decay=1e-5,
-        batch_size=4,
+        train_batch_size=4,
         upscale=1,
         noise_mask=None,
         classification_head=False,
@@ -270,7 +253,7 @@ class SimpleNetDetector(PatchDetector):
         self.adaptor_learning_rate = adaptor_learning_rate
         self.schedule = schedule
         self.weight_decay = weight_decay
-        self.batch_size = batch_size
+        self.train_batch_size = train_batch_size
         self.upscale = upscale
         self.noise_mask = noise_mask
         self.classification_head = classification_head
@@ -284,82 +267,119 @@ class SimpleNetDetector(PatchDetector):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _resolved_calibration(self):
-        how = super()._resolved_calibration()
-        if how == "kfold" and self.warm_start:
-            raise ValueError(
-                "calibration='kfold' with warm_start=True: the models of the folds "
-                "would go on from one that has seen the images held out from them. "
-                "Use 'split'."
-            )
-        return how
+    # -- training: what is particular to SimpleNet; the rest is TrainedDetector's ---
 
-    def _fit(self, X):
+    def _check_training(self, X):
         if self.classification_head and self.noise_mask is None:
             raise ValueError(
                 "classification_head=True needs noise_mask='perlin': to learn what a "
-                "good image is, it must see copies without noise."
+                "normal image is, it must see copies without noise."
             )
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        goes_on = self.warm_start and hasattr(self, "state_")
-        d = X.shape[-1]
-        if goes_on and self.state_["adaptor.weight"].shape[0] != d:
+        if self.warm_start and hasattr(self, "state_"):
+            self._check_layers(X.shape[-1])
+
+    def _check_layers(self, n_channels):
+        """Refuse to continue a fit of other layers."""
+        n_before = self.state_["adaptor.weight"].shape[0]
+        if n_before != n_channels:
             raise ValueError(
-                f"X has {d} channels, but warm_start=True goes on from a fit on "
-                f"{self.state_['adaptor.weight'].shape[0]}; set it to False."
+                f"X has {n_channels} channels, but warm_start=True goes on from a fit "
+                f"on {n_before}; set it to False."
             )
-        device = torch_device(self.device)
-        module = seeded(lambda: self._module(d), seed)
-        if goes_on:
-            if _shapes(arrays(module)) != _shapes(self.state_):
-                raise ValueError(
-                    "warm_start=True goes on from a fit with other layers; give "
-                    "hidden_dim, n_hidden_layers, whiten and classification_head the "
-                    "values of that fit, or set it to False."
-                )
-            with_arrays(module, self.state_)
-        else:
-            self.loss_curve_ = []
-            self._start(module, X, seed)
-        module = module.to(device).train()
-        optimizer = self._optimizer(module)
-        n_patches = np.count_nonzero(~np.isnan(X[..., 0])) / len(X)
-        n_at_once = max(self.batch_size, int(np.ceil(_LEAST / n_patches)))
-        n_batches = -(-len(X) // n_at_once)
-        n_steps, done = self.max_epochs * n_batches, len(self.loss_curve_)
-        rates = [self.adaptor_learning_rate, self.learning_rate]
+        fresh = networks.modules.seeded(self._networks, 0)
+        if _shapes(networks.modules.arrays(fresh)) != _shapes(self.state_):
+            raise ValueError(
+                "warm_start=True goes on from a fit with other layers; give "
+                "hidden_dim, n_hidden_layers, whiten and classification_head the "
+                "values of that fit, or set it to False."
+            )
 
-        def step(number):
-            rate = cosine(number, n_steps) if self.schedule == "cosine" else 1.0
-            for group, full in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * full
-            epoch, batch = divmod(number, n_batches)
-            members = order(seed, done + epoch, len(X))
-            members = members[batch * n_at_once :][:n_at_once]
-            draw = (seed, done * n_batches + number)
-            loss = self._batch_loss(module, X[members], draw, device)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
-
-        losses = train_estimator(
-            self,
-            step,
-            {"module": module, "optimizer": optimizer},
-            n_steps,
-            "SimpleNet",
-            lambda: (seed, done, X),
+    def _networks(self):
+        return networks.simplenet.SimpleNet(
+            self.n_features_in_,
+            (self.hidden_dim,) * self.n_hidden_layers,
+            classification_head=self.classification_head,
+            whiten=self.whiten,
         )
-        epochs = np.split(losses, range(n_batches, len(losses), n_batches))
-        self.loss_curve_ = self.loss_curve_ + [
-            float(e.mean()) for e in epochs if len(e)
-        ]
-        self.state_ = arrays(module)
-        self._warn_of_guessing()
 
-    def _warn_of_guessing(self):
-        """Say so where training has not come to more than a guess."""
+    def _prepare_training(self, X, seed):
+        """Set the standard deviation of the noise by the scale of normal patches."""
+        mean, covariance = _patch_moments(X, seed)
+        self._whitening = None
+        if self.whiten:
+            weight = _whitening(covariance)
+            covariance = weight @ covariance @ weight.T
+            adaptor = {"weight": weight, "bias": -weight @ mean}
+            self._whitening = {k: v.astype(np.float32) for k, v in adaptor.items()}
+        scale = np.sqrt(np.trace(covariance)) or 1.0
+        self.noise_std_ = float(self.noise_std * (scale if self.relative_noise else 1))
+
+    def _initial_networks(self, X):
+        module, whitening = self._networks(), self.__dict__.pop("_whitening")
+        if whitening is not None:
+            networks.modules.with_arrays(module.adaptor, whitening)
+        return module
+
+    def _optimizer(self, module):
+        return networks.simplenet.optimizer(
+            module, self.adaptor_learning_rate, self.learning_rate, self.weight_decay
+        )
+
+    def _rate(self, step, n_steps):
+        if self.schedule == "constant":
+            return 1.0
+        return networks.training.cosine(step, n_steps)
+
+    def _n_images_at_once(self, X):
+        """Images of a step, which together have enough patches."""
+        n_patches = np.count_nonzero(~np.isnan(X[..., 0])) / len(X)
+        return max(self.train_batch_size, int(np.ceil(_BATCH_PATCHES / n_patches)))
+
+    def _n_batches(self, X):
+        return -(-len(X) // self._n_images_at_once(X))
+
+    def _n_steps(self, X):
+        return self.max_epochs * self._n_batches(X)
+
+    @contextmanager
+    def _batches(self, X, seed):
+        """Grids, patches inside, noise and where it goes, of each step."""
+        n_at_once, n_batches = self._n_images_at_once(X), self._n_batches(X)
+        n_done = n_batches * len(self.loss_curve_)
+
+        def batch(step):
+            epoch, position = divmod(n_done + step, n_batches)
+            members = epoch_order(seed, epoch, len(X))[position * n_at_once :]
+            grids, inside = _grids(X[members[:n_at_once]], self.upscale)
+            seeds = seed, n_done + step
+            shape = np.count_nonzero(inside), grids.shape[-1]
+            noise = networks.simplenet.gaussian_noise(shape, seeds, self.noise_std_)
+            noisy = inside
+            if self.noise_mask == "perlin":
+                rng = np.random.default_rng(combined_seed(*seeds))
+                noisy = inside & [_blobs(inside.shape[1:], rng) for _ in inside]
+            return grids, inside, noise, noisy
+
+        yield batch
+
+    def _loss(self, module, X):
+        """Equation 8, or the cross-entropy, of patches and the same with noise."""
+        output_loss = networks.simplenet.cross_entropy
+        if self.loss == "truncated_l1":
+            output_loss = partial(networks.simplenet.truncated_l1, margin=self.margin)
+        return partial(networks.simplenet.training_loss, module, output_loss)
+
+    def _fingerprint(self, X):
+        return (X,)
+
+    def _curve(self, losses, X):
+        """Mean loss of each epoch."""
+        n_batches = self._n_batches(X)
+        epochs = np.split(losses, range(n_batches, len(losses), n_batches))
+        return [float(epoch.mean()) for epoch in epochs if len(epoch)]
+
+    def _finish_training(self, X, seed):
+        """Warn where training has not come to more than a guess."""
         guess = 2 * (np.log(2) if self.loss == "cross_entropy" else self.margin)
         guess += np.log(2) * self.classification_head
         if self.loss_curve_[-1] > 0.95 * guess:
@@ -369,234 +389,78 @@ class SimpleNetDetector(PatchDetector):
                 f"{guess:.3g}, and scores say little. Train longer (max_epochs="
                 f"{self.max_epochs}) or with more noise (noise_std={self.noise_std:g}; "
                 "rows of a table, which spread in all directions as patches of a "
-                "network do not, need about 1.5).",
+                "network do not, need about 1.5)."
             )
 
-    def _start(self, module, X, seed):
-        """Set the size of the noise, and the whitening, by good patches."""
-        rows, _ = patch_rows(X)
-        if len(rows) > _MOST:
-            # Not every k-th: that may be the same columns of every grid.
-            rows = rows[np.random.default_rng(seed).choice(len(rows), _MOST, False)]
-        moments = Moments().with_rows(rows)
-        mean, covariance = moments.mean, moments.covariance
-        if np.trace(covariance) <= (1e-12 * np.linalg.norm(mean)) ** 2:
-            covariance = np.zeros_like(covariance)  # rounding of constant patches
-        if self.whiten:
-            weight = _whitening(covariance)
-            start = {"weight": weight, "bias": -weight @ mean}
-            start = {k: v.astype(np.float32) for k, v in start.items()}
-            with_arrays(module["adaptor"], start)
-            covariance = weight @ covariance @ weight.T
-        scale = 1.0
-        if self.relative_noise:
-            scale = np.sqrt(np.trace(covariance)) or 1.0
-        self.noise_std_ = float(self.noise_std * scale)
-
-    def _module(self, d):
-        widths = (self.hidden_dim,) * self.n_hidden_layers
-        return _build(d, widths, self.classification_head, self.whiten)
-
-    def _optimizer(self, module):
-        from torch.optim import Adam
-
-        adaptor = module["adaptor"].requires_grad_(not self.whiten).parameters()
-        rest = [
-            p
-            for name, part in module.items()
-            if name != "adaptor"
-            for p in part.parameters()
-        ]
-        return Adam(
-            [
-                {"params": list(adaptor), "lr": self.adaptor_learning_rate},
-                {"params": rest, "lr": self.learning_rate},
-            ],
-            weight_decay=self.weight_decay,
-        )
-
-    def _batch_loss(self, module, X, draw, device):
-        """Loss of good patches and of the same with noise, in one batch."""
-        import torch
-
-        grids, inside = _grids(X, self.upscale)
-        grids = torch.from_numpy(grids).to(device)
-        n, h, w, d = grids.shape
-        shown = torch.from_numpy(inside).to(device)
-        adapted = module["adaptor"](grids[shown])
-        noise = torch.randn(adapted.shape, generator=generator(*draw))
-        noise = noise.to(device) * self.noise_std_
-        noisy = np.ones((n, h, w), bool)
-        if self.noise_mask == "perlin":
-            rng = np.random.default_rng(mixed(*draw))
-            noisy = np.stack([_blobs((h, w), rng) for _ in range(n)])
-        noisy &= inside
-        rows = torch.from_numpy(noisy[inside]).to(device)
-        fake = (
-            adapted + noise if noisy[inside].all() else adapted + noise * rows[:, None]
-        )
-        said = module["discriminator"](torch.cat([adapted, fake]))[:, 0]
-        good = torch.cat([torch.ones_like(rows), ~rows])
-        loss = self._loss_of(said, good)
-        if not self.classification_head:
-            return loss
-        # The second head learns from what the first says, not the other way round.
-        both = torch.cat([adapted, fake]).detach(), said.detach()
-        features = torch.zeros((2 * n, h, w, d), device=device)
-        heat = torch.zeros((2 * n, h, w), device=device)
-        twice = torch.cat([shown, shown])
-        features[twice], heat[twice] = both[0], -both[1]
-        whole = module["head"](features, heat)
-        bad = torch.from_numpy(noisy.any(axis=(1, 2))).to(device).float()
-        bad = torch.cat([torch.zeros_like(bad), bad])
-        return loss + torch.nn.functional.binary_cross_entropy_with_logits(whole, bad)
-
-    def _loss_of(self, said, good):
-        """Equation 8, or the cross-entropy, of outputs that should be high if good."""
-        import torch
-
-        said = torch.where(good, said, -said)
-        if self.loss == "cross_entropy":
-            losses = torch.nn.functional.softplus(-said)
-        else:
-            losses = torch.relu(self.margin - said)
-        # The mean over good ones plus the mean over noisy ones, however many.
-        total = losses[good].mean()
-        return total if good.all() else total + losses[~good].mean()
-
-    def _scoring_layers(self, dtype):
-        """Layers, last layer and second head, as they were made for an earlier call."""
-
-        def prepare():
-            import torch
-
-            state = {k: v.astype(dtype) for k, v in self.state_.items()}
-            # Without noise in between, adaptor, layer and normalization are one matrix.
-            layers = _folded(state)
-            weight, offset = layers[0]
-            if "adaptor.bias" in state:
-                offset = offset + weight @ state["adaptor.bias"]
-            layers[0] = weight @ state["adaptor.weight"], offset
-            tail = state[f"discriminator.{3 * len(layers)}.weight"][0]
-            if not self.classification_head:
-                return layers, tail, None
-            d = state["adaptor.weight"].shape[1]
-            module = rebuilt(lambda: self._module(d), self.state_)
-            return layers, tail, module.to(getattr(torch, str(dtype)))
-
-        widths = self.hidden_dim, self.n_hidden_layers
-        layout = *widths, self.whiten, self.classification_head
-        return prepared(self, prepare, self.state_, str(dtype), *layout)
+    # -- scores --------------------------------------------------------------
 
     def _score(self, X):
         grids, inside = _grids(X, self.upscale, dtype=X.dtype)
         rows = grids.reshape(-1, grids.shape[3]) if inside.all() else grids[inside]
-        layers, tail, _ = self._scoring_layers(X.dtype)
-        slope = X.dtype.type(_SLOPE)
-        said = np.empty(len(rows), X.dtype)
-        step = max(1, 2**22 // len(layers[0][0]))
-        for lo in range(0, len(rows), step):
-            hidden = rows[lo : lo + step]
-            for weight, offset in layers:
-                hidden = hidden @ weight.T
-                hidden += offset
-                np.maximum(hidden, hidden * slope, out=hidden)
-            said[lo : lo + step] = hidden @ tail
-        maps = patch_maps(-said, inside.ravel(), grids.shape[:3])
-        if not self.classification_head:
+        layers, output, module = self._scoring_layers(X.dtype)
+        outputs = networks.simplenet.outputs_of(rows, layers, output)
+        maps = patch_maps(-outputs, inside.ravel(), grids.shape[:3])
+        if module is None:
             return image_scores(maps), maps
-        return self._whole(grids, maps), maps
+        return networks.simplenet.head_scores(module, grids, maps), maps
 
-    def _whole(self, grids, maps):
-        """What the second head says of images."""
-        import torch
+    def _scoring_layers(self, dtype):
+        """Folded layers, last layer and second head, made once and kept."""
 
-        module = self._scoring_layers(grids.dtype)[2]
-        scores = np.empty(len(grids))
-        with torch.inference_mode():
-            for i in range(len(grids)):
-                shown = ~np.isnan(maps[i])
-                features = torch.zeros(
-                    grids[i].shape, dtype=module["adaptor"].weight.dtype
-                )
-                features[shown] = module["adaptor"](torch.from_numpy(grids[i][shown]))
-                heat = torch.from_numpy(np.where(shown, maps[i], 0))
-                scores[i] = float(module["head"](features[None], heat[None]))
-        return scores
-
-
-def _build(d, widths, classification_head, whiten=False):
-    """Adaptor, discriminator and head; weights of the layers are Xavier's."""
-    from torch import nn
-
-    hidden: list[nn.Module] = []
-    for before, width in pairwise((d, *widths)):
-        hidden += [
-            nn.Linear(before, width),
-            nn.BatchNorm1d(width),
-            nn.LeakyReLU(_SLOPE),
-        ]
-    parts = {
-        "adaptor": nn.Linear(d, d, bias=whiten),
-        "discriminator": nn.Sequential(*hidden, nn.Linear(widths[-1], 1, bias=False)),
-    }
-    if classification_head:
-        parts["head"] = _head(d)
-    module = nn.ModuleDict(parts)
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_normal_(part.weight)
-    return module
-
-
-def _folded(state):
-    """Weight and offset of each hidden layer, its batch normalization included."""
-    layers, i = [], 0
-    while f"discriminator.{i + 1}.running_var" in state:
-        layer, norm = f"discriminator.{i}", f"discriminator.{i + 1}"
-        variance = state[f"{norm}.running_var"]
-        factor = state[f"{norm}.weight"] / np.sqrt(variance + variance.dtype.type(1e-5))
-        offset = state[f"{layer}.bias"] - state[f"{norm}.running_mean"]
-        weight = factor[:, None] * state[f"{layer}.weight"]
-        layers.append((weight, state[f"{norm}.bias"] + factor * offset))
-        i += 3
-    return layers
-
-
-def _head(d, width=128):
-    """SuperSimpleNet's head: one number for all patches of an image together."""
-    import torch
-    from torch import nn
-
-    class Head(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.join = nn.Sequential(
-                nn.Conv2d(d + 1, width, 5, padding="same", bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(),
+        def prepare():
+            state = {k: v.astype(dtype) for k, v in self.state_.items()}
+            layers, output = networks.simplenet.folded_layers(state)
+            if not self.classification_head:
+                return layers, output, None
+            return (
+                layers,
+                output,
+                networks.simplenet.scoring_module(self._networks, self.state_, dtype),
             )
-            self.out = nn.Linear(2 * width + 2, 1)
 
-        def forward(self, features, heat):
-            heat = heat[..., None]
-            joined = self.join(torch.cat([features, heat], -1).permute(0, 3, 1, 2))
-            maps = torch.cat([joined, heat.permute(0, 3, 1, 2)], 1)
-            pooled = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
-            return self.out(pooled)[:, 0]
-
-    return Head()
+        widths = self.hidden_dim, self.n_hidden_layers
+        layout = *widths, self.whiten, self.classification_head
+        return prepared(self, prepare, self.state_, str(dtype), *layout)
 
 
 def _shapes(state):
     return {name: values.shape for name, values in state.items()}
 
 
-def _whitening(covariance):
-    """Matrix that makes the directions of patches vary alike, float64 (d, d).
+def _patch_moments(X, seed):
+    """Mean (d,) and covariance (d, d), float64, of a sample of the patches."""
+    rows, _ = patch_rows(X)
+    if len(rows) > _SAMPLE_PATCHES:
+        # Not every k-th: that may be the same columns of every grid.
+        rng = np.random.default_rng(seed)
+        rows = rows[rng.choice(len(rows), _SAMPLE_PATCHES, False)]
+    moments = Moments().with_rows(rows)
+    mean, covariance = moments.mean, moments.covariance
+    if np.trace(covariance) <= (1e-12 * np.linalg.norm(mean)) ** 2:
+        covariance = np.zeros_like(covariance)  # rounding of constant patches
+    return mean, covariance
 
-    The less, the more a direction varies below a hundredth of the mean variance:
-    all that there is in it may be rounding.
+
+def _whitening(covariance):
+    """Matrix W that makes the directions of patches vary alike.
+
+    Parameters
+    ----------
+    covariance : ndarray of shape (d, d)
+        C, of patches x.
+
+    Returns
+    -------
+    weight : ndarray of shape (d, d), float64
+        W; the identity for a covariance of zeros.
+
+    Notes
+    -----
+    With C = U diag(v) U^T, the patches U^T x vary by v along their axes, each apart
+    from the others. Divided by sqrt(v + f), they vary by v / (v + f): by about 1 where
+    v is large, and by less, the more v is below the floor f, a hundredth of the mean
+    variance. All that there is in such a direction may be rounding. So
+    W = diag(1 / sqrt(v + f)) U^T.
     """
     floor = 0.01 * np.trace(covariance) / len(covariance)
     if floor == 0:
@@ -606,24 +470,15 @@ def _whitening(covariance):
 
 
 def _grids(X, upscale, dtype=np.float32):
-    """Patch grids, enlarged, zero where a patch is NaN, and which are not."""
+    """Patch grids, enlarged, zero where a patch is NaN, and which patches are not."""
     inside = ~np.isnan(X[..., 0])
     grids = np.ascontiguousarray(X, dtype)
     if not inside.all():
         grids = np.where(inside[..., None], grids, 0)
     if upscale == 1:
         return grids, inside
-    import torch
-    from torch.nn.functional import interpolate
-
-    enlarged = interpolate(
-        torch.from_numpy(grids).permute(0, 3, 1, 2),
-        scale_factor=upscale,
-        mode="bilinear",
-        align_corners=False,
-    )
     inside = inside.repeat(upscale, axis=1).repeat(upscale, axis=2)
-    return np.ascontiguousarray(enlarged.permute(0, 2, 3, 1).numpy()), inside
+    return networks.simplenet.upscaled(grids, upscale), inside
 
 
 def _blobs(shape, rng):

@@ -8,29 +8,22 @@ import json
 from pathlib import Path
 
 import numpy as np
-from sklearn.utils import check_random_state
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
+from skad import networks
 from skad._progress import progress
 from skad.images import check_images
 from skad.images._batches import ImageReader, n_threads, remembered
-from skad.networks._input import as_input
-from skad.networks._pdn import PDN, pdn, pdn_grid
-from skad.networks._torch_state import in_own_torch_state
-from skad.networks._training import (
-    arrays,
-    checkpoint_file,
-    mixed,
-    order,
-    rebuilt,
-    seeded,
-    torch_device,
-    train,
-)
+from skad.networks._sampling import combined_seed, fit_seed, sample_at
+from skad.networks._torch_state import in_own_torch_state, torch_device
 from skad.synthesis._image import grey
 
-_MOST = 2**31  # bytes of features that are kept
-_GREY = 0.1  # share of the images that are learned from without their colours
+_FEATURE_BYTES = 2**31  # of features that are kept in memory
+_GREY_SHARE = 0.1  # of the images, which are learned from without their colours
 _FORMAT = "skad teacher 1"
 
 
@@ -98,8 +91,9 @@ class Teacher:
         network : torch.nn.Sequential
             From images (b, 3, H, W), normalised as for ImageNet.
         """
-        return rebuilt(
-            lambda: pdn(self.model, self.n_channels, padding=padding), self.state
+        return networks.modules.rebuilt(
+            lambda: networks.pdn.pdn(self.model, self.n_channels, padding=padding),
+            self.state,
         )
 
     def save(self, path):
@@ -109,8 +103,6 @@ class Teacher:
         ----------
         path : path
         """
-        from safetensors.numpy import save_file
-
         tensors = {k: np.ascontiguousarray(v) for k, v in self.state.items()}
         for name in ("feature_mean", "feature_std"):
             if getattr(self, name) is not None:
@@ -171,17 +163,11 @@ def _read(path):
     """Arrays by name, and metadata, of a .safetensors or .pth file."""
     try:
         if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
             with safe_open(str(path), "np") as file:
                 return {k: file.get_tensor(k) for k in file.keys()}, (  # noqa: SIM118
                     file.metadata() or {}
                 )
-        import torch
-
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        return {k: v.float().numpy() for k, v in state.items()}, {}
+        return networks.pdn.read_weights(path), {}
     except Exception as error:  # whatever torch, pickle and safetensors raise here
         raise ValueError(
             f"teacher={str(path)!r} is not a file of weights that can be read: {error}"
@@ -214,12 +200,8 @@ def _layout(state):
     if not shapes or len(shapes[list(shapes)[-1]]) != 1:
         return None
     n_channels = shapes[list(shapes)[-1]][0]
-    import torch
-
-    for model in PDN:
-        with torch.device("meta"):
-            wanted = pdn(model, n_channels).state_dict()
-        if shapes == {k: tuple(v.shape) for k, v in wanted.items()}:
+    for model in networks.pdn.PDN:
+        if shapes == networks.pdn.weight_shapes(model, n_channels):
             return model
     return None
 
@@ -234,7 +216,7 @@ def distill_teacher(
     image_size=256,
     learning_rate=1e-4,
     weight_decay=1e-5,
-    batch_size=16,
+    train_batch_size=16,
     path=None,
     checkpoint_dir=None,
     device="auto",
@@ -268,7 +250,7 @@ def distill_teacher(
     learning_rate, weight_decay : float, default=1e-4, 1e-5
         Of Adam.
 
-    batch_size : int, default=16
+    train_batch_size : int, default=16
         Images of a step.
 
     path : path, default=None
@@ -315,80 +297,85 @@ def distill_teacher(
     >>> teacher.loss_curve[-1] < teacher.loss_curve[0]
     True
     """
-    import torch
-    from torch.optim import Adam
-
-    if model not in PDN:
-        raise ValueError(f"model={model!r} is unknown; choose from {', '.join(PDN)}.")
-    for name, value in (("max_steps", max_steps), ("batch_size", batch_size)):
-        if not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a positive integer.")
     size = (image_size, image_size) if np.isscalar(image_size) else tuple(image_size)
-    if min(size) < 32:
-        raise ValueError(f"image_size={image_size!r} is below 32 pixels.")
-    seed = int(check_random_state(random_state).randint(2**31 - 1))
-    device = torch_device(device)
+    _check_distillation(model, max_steps, train_batch_size, image_size, size)
+    seed, device = fit_seed(random_state), torch_device(device)
     X = check_images(X)
     features = _fitted(features, X)
-    # Twice: the size that the teacher sees, and the one that the features see.
-    read = remembered(ImageReader(X, size, None, "raise", n_threads(None)))
-    targets = _Targets(features, X, pdn_grid(size, padding=True), seed, verbose)
-    module = seeded(lambda: pdn(model, targets.n_channels, padding=True), seed)
-    module = module.to(device, memory_format=torch.channels_last).train()
-    optimizer = Adam(module.parameters(), learning_rate, weight_decay=weight_decay)
-    mean, std = (torch.tensor(s, device=device) for s in (targets.mean, targets.std))
-
-    def step(number):
-        ahead = range(number * batch_size, (number + 1) * batch_size)
-        members = [order(seed, i // len(X), len(X))[i % len(X)] for i in ahead]
-        batch = [_seen(read(member), seed, member) for member in members]
-        wanted = torch.from_numpy(targets.of(members)).to(device)
-        wanted = ((wanted - mean) / std).permute(0, 3, 1, 2)
-        given = module(as_input(np.stack(batch), device))
-        loss = torch.nn.functional.mse_loss(given, wanted)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
+    grid = networks.pdn.pdn_grid(size, padding=True)
+    targets = _Targets(features, X, grid, seed, verbose)
+    module = networks.modules.seeded(
+        lambda: networks.pdn.pdn(model, targets.n_channels, padding=True), seed
+    )
+    module = networks.modules.placed(module, device).train()
     provenance = {
         **_provenance(features),
         "n_images": len(X),
         "image_size": list(size),
         "max_steps": int(max_steps),
-        "batch_size": int(batch_size),
+        "batch_size": int(train_batch_size),
         "learning_rate": float(learning_rate),
         "weight_decay": float(weight_decay),
         "seed": seed,
     }
     settings = (model, sorted(provenance.items()), targets.mean, targets.std)
-    losses = train(
-        step,
-        {"module": module, "optimizer": optimizer},
+    losses = networks.training.train(
+        _distillation_loss(module, X, size, targets, train_batch_size, seed, device),
+        module,
+        networks.pdn.adam(module, learning_rate, weight_decay),
         max_steps,
         label="distillation",
         verbose=verbose,
-        checkpoint=checkpoint_file(checkpoint_dir, "teacher", *settings),
+        checkpoint=networks.training.checkpoint_file(
+            checkpoint_dir, "teacher", *settings
+        ),
     )
     provenance["n_steps"] = len(losses)
     provenance["final_loss"] = float(np.mean(losses[-100:]))
-    result = Teacher(
+    teacher = Teacher(
         model,
-        arrays(module),
+        networks.modules.arrays(module),
         provenance,
         feature_mean=targets.mean,
         feature_std=targets.std,
         loss_curve=losses,
     )
     if path is not None:
-        result.save(path)
-    return result
+        teacher.save(path)
+    return teacher
+
+
+def _check_distillation(model, max_steps, train_batch_size, image_size, size):
+    """Raise ValueError for a parameter that is out of range."""
+    known = networks.pdn.PDN
+    if model not in known:
+        raise ValueError(f"model={model!r} is unknown; choose from {', '.join(known)}.")
+    counts = {"max_steps": max_steps, "train_batch_size": train_batch_size}
+    for name, value in counts.items():
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive integer.")
+    if min(size) < 32:
+        raise ValueError(f"image_size={image_size!r} is below 32 pixels.")
+
+
+def _distillation_loss(module, X, size, targets, n_images, seed, device):
+    """A function from the number of a step to its loss."""
+    # Images are read twice: at the size of the teacher, and at that of the features.
+    read = remembered(ImageReader(X, size, None, "raise", n_threads(None)))
+    mean, std = networks.modules.tensors([targets.mean, targets.std], device)
+
+    def loss(step):
+        positions = range(step * n_images, (step + 1) * n_images)
+        members = [sample_at(seed, position, len(X)) for position in positions]
+        images = [_perhaps_grey(read(member), seed, member) for member in members]
+        return networks.pdn.distillation_loss(
+            module, np.stack(images), targets.of(members), mean, std, device
+        )
+
+    return loss
 
 
 def _fitted(features, X):
-    from sklearn.base import clone
-    from sklearn.exceptions import NotFittedError
-
     if not hasattr(features, "transform"):
         raise ValueError(
             f"features={features!r} must be a patch-feature transformer, such as "
@@ -424,7 +411,7 @@ class _Targets:
         first = self._extract([0])
         self.n_channels = first.shape[3]
         self._kept = None
-        n_sample = min(len(X), max(1, _MOST // (2 * first.size)))
+        n_sample = min(len(X), max(1, _FEATURE_BYTES // (2 * first.size)))
         sample = np.linspace(0, len(X) - 1, n_sample).astype(np.intp)
         found = np.empty((n_sample, *first.shape[1:]), np.float16)
         with progress(n_sample, "targets", verbose) as bar:
@@ -437,7 +424,7 @@ class _Targets:
         squares = [np.square(f - mean).mean(axis=(0, 1)) for f in found]
         std = np.sqrt(np.mean(squares, axis=0))
         self.mean = mean.astype(np.float32)
-        self.std = np.maximum(std, max(1e-6 * std.max(), 1e-30)).astype(np.float32)
+        self.std = networks.pdn.positive_std(std)
 
     def of(self, members):
         """Features of some images, (n, h, w, c), float16 where they were kept."""
@@ -446,22 +433,17 @@ class _Targets:
         return self._kept[members]
 
     def _extract(self, members):
-        import torch
-        from torch.nn.functional import interpolate
-
         seed = self._seed
-        batch = [_seen(self._reader.read(i), seed, i) for i in members]
+        batch = [_perhaps_grey(self._reader.read(i), seed, i) for i in members]
         found = np.asarray(self._features.transform(np.stack(batch)), np.float32)
         if found.shape[1:3] != self._grid:
-            levels = torch.from_numpy(found).permute(0, 3, 1, 2)
-            levels = interpolate(levels, size=self._grid, mode="bilinear")
-            found = levels.permute(0, 2, 3, 1).numpy()
+            found = networks.pdn.resized(found, self._grid)
         return found
 
 
-def _seen(image, seed, index):
-    """The image, without its colours where the lot falls on it."""
-    if np.random.default_rng(mixed(seed, 1, int(index))).random() < _GREY:
+def _perhaps_grey(image, seed, index):
+    """The image; a tenth of all images, which the seed chooses, without colours."""
+    if np.random.default_rng(combined_seed(seed, 1, int(index))).random() < _GREY_SHARE:
         return colourless(image)
     return image
 

@@ -7,16 +7,11 @@ from typing import Any
 
 import numpy as np
 
-import skad.networks._backbone as networks
+from skad import networks
 from skad._kept import ByteBounded, size_in_bytes
 from skad.features._layout import as_map, tensor_of
-from skad.networks._backbone import identity
-from skad.networks._folding import fold_norms, fold_pairs
 from skad.networks._torch_state import running
-from skad.networks._training import seeded, with_arrays
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from skad.networks._weights import identity
 
 # Those of several estimators together, or the one of a single estimator.
 _backbones = ByteBounded(2**30, keep_last=True)
@@ -162,7 +157,9 @@ def named_backbone(name, weights, kwargs, seed, device, wanted=(), *, fold=True)
     key = (name, identity(weights, seed), repr(sorted(kwargs.items())), str(device))
 
     def build(fold):
-        module = seeded(lambda: networks.build(name, weights, kwargs), seed)
+        module = networks.modules.seeded(
+            lambda: networks.backbone.build(name, weights, kwargs), seed
+        )
         return _as_backbone(module, kwargs, device, fold=fold)
 
     with running:
@@ -194,7 +191,7 @@ def fitted_weights(backbone, name, run):
         name = config["architecture"]
     return {
         "name": name,
-        "arrays": networks.used_arrays(backbone.module, run),
+        "arrays": networks.backbone.used_arrays(backbone.module, run),
         "folded": list(backbone.folded),
         "mean": tuple(backbone.mean),
         "std": tuple(backbone.std),
@@ -214,8 +211,8 @@ def fitted_backbone(weights, kwargs, device, built=None):
     import torch
 
     def build():
-        module = networks.build(weights["name"], False, kwargs)
-        fold_pairs(module.requires_grad_(False), weights["folded"])
+        module = networks.backbone.build(weights["name"], False, kwargs)
+        networks.folding.fold_pairs(module.requires_grad_(False), weights["folded"])
         module = _on_device(module, device)
         module.load_state_dict(
             {k: torch.tensor(v) for k, v in arrays.items()}, strict=False
@@ -225,7 +222,7 @@ def fitted_backbone(weights, kwargs, device, built=None):
         return backbone
 
     def make():
-        return seeded(build, 0) if built is None else built
+        return networks.modules.seeded(build, 0) if built is None else built
 
     with running:
         return _backbones.get((*key, str(device)), make)
@@ -240,8 +237,10 @@ def tuned_backbone(key, build, device):
 def with_trained_weights(name, kwargs, state, device, wanted=()):
     """A timm backbone with weights from arrays, folded as by `named_backbone`."""
     for fold in (True, False):
-        module = seeded(lambda: networks.build(name, False, kwargs), 0)
-        with_arrays(module, state)
+        module = networks.modules.seeded(
+            lambda: networks.backbone.build(name, False, kwargs), 0
+        )
+        networks.modules.with_arrays(module, state)
         backbone = _as_backbone(module, kwargs, device, fold=fold)
         if backbone.changed is not None and not backbone.changed.intersection(wanted):
             break
@@ -275,7 +274,9 @@ def _fold(backbone, kwargs):
         kwargs.get("img_size", size),
     )
     size = (size, size) if isinstance(size, int) else tuple(size)
-    backbone.changed, backbone.folded = fold_norms(backbone.module, n_channels, size)
+    backbone.changed, backbone.folded = networks.folding.fold_norms(
+        backbone.module, n_channels, size
+    )
 
 
 def automatic_layers(module):

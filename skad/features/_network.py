@@ -7,11 +7,10 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
+from skad import networks
 from skad._checks import check_size
 from skad._patch_array import PatchArray
 from skad.features._backbone import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Backbone,
     automatic_layers,
     available_layers,
@@ -23,8 +22,13 @@ from skad.features._backbone import (
 from skad.features._base import PatchFeatureTransformer
 from skad.features._embedding import concat, mean1d, replicate
 from skad.features._layout import as_map, measured_layouts
-from skad.networks._backbone import identity, is_reproducible
-from skad.networks._training import torch_device
+from skad.networks._torch_state import torch_device
+from skad.networks._weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    identity,
+    is_reproducible,
+)
 
 
 class PatchFeatures(PatchFeatureTransformer):
@@ -402,17 +406,14 @@ class PatchFeatures(PatchFeatureTransformer):
             return PatchArray(patches, pooled.cpu().numpy(), self._own_levels)
 
     def _as_input(self, batch, backbone):
-        import torch
-
-        mean = self._per_channel("mean", backbone.mean, batch.shape[3])
-        std = self._per_channel("std", backbone.std, batch.shape[3])
-        batch = torch.from_numpy(batch).to(self._device())
-        # On the CPU that is the reader's own array, which nobody needs any more.
-        batch.sub_(torch.from_numpy(mean).to(batch.device))
-        batch.div_(torch.from_numpy(std).to(batch.device))
-        batch = batch.to(backbone.dtype)
-        # Channels stay last in memory: the layout of images, and faster on CPUs.
-        return batch.permute(0, 3, 1, 2)
+        return networks.input.normalized(
+            batch,
+            self._device(),
+            self._per_channel("mean", backbone.mean, batch.shape[3]),
+            self._per_channel("std", backbone.std, batch.shape[3]),
+            dtype=backbone.dtype,
+            in_place=True,  # the reader's own array, which nobody needs any more
+        )
 
     def _per_channel(self, name, own, n_channels):
         """The values of `mean` or `std`, one for each channel or one for all."""

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skad import networks
 from skad.features._backbone import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Backbone,
     named_backbone,
     tuned_backbone,
@@ -22,22 +21,9 @@ from skad.features._backbone import (
 )
 from skad.features._network import PatchFeatures
 from skad.images._batches import n_threads, remembered
-from skad.networks._training import (
-    arrays,
-    checkpoint_file,
-    cosine,
-    made_ahead,
-    mixed,
-    order,
-    result_settings,
-    seeded,
-    train,
-    with_arrays,
-)
+from skad.networks._sampling import combined_seed, epoch_order, prefetched
+from skad.networks._weights import IMAGENET_MEAN, IMAGENET_STD
 from skad.synthesis import smooth_blend, strong_view, weak_view
-
-_MOMENTUM = 0.99  # of MoCo's second encoder
-_QUEUE = 256  # embeddings that MoCo remembers
 
 
 class SPDPatchFeatures(PatchFeatures):
@@ -299,7 +285,9 @@ class SPDPatchFeatures(PatchFeatures):
 
         def build():
             if own:
-                module = with_arrays(copy.deepcopy(self.backbone), self.state_)
+                module = networks.modules.with_arrays(
+                    copy.deepcopy(self.backbone), self.state_
+                )
                 return Backbone(module.to(device), IMAGENET_MEAN, IMAGENET_STD)
             return with_trained_weights(
                 self.backbone, kwargs, self.state_, device, self._wanted()
@@ -319,46 +307,70 @@ class SPDPatchFeatures(PatchFeatures):
         last = list(self._outputs(start, black, list(self.layers_))[0])[-1]
         backbone = Backbone(copy.deepcopy(start.module), start.mean, start.std)
         self.loss_curve_ = self._train(backbone, last, images)
-        self.state_ = arrays(backbone.module)
+        self.state_ = networks.modules.arrays(backbone.module)
         self.weights_sha256_ = Backbone(backbone.module, None, None).sha256
 
     def _keep_weights(self, backbone, probe):
         """All weights are in `state_`."""
 
     def _train(self, backbone, last, images):
-        import torch
-
+        """Fine-tune the module of `backbone` in place; the loss of each step."""
         read = remembered(images)
         # One pass finds the images that can be read, and what tells them from others.
         means = dict(
             images.each(lambda i: read(i).mean(dtype=np.float64), range(len(images)))
         )
         self._warn_of_skipped(images, len(images))
-        members = list(means)
-        n = min(self.train_batch_size, len(members))
-        if self.base in ("simclr", "moco") and n < 2:
+        n_images = self._images_of_a_step(len(means))
+        backbone.module.eval().requires_grad_(True)
+        module = networks.modules.seeded(
+            lambda: self._training_networks(backbone, last, n_images), self._seed
+        ).to(self._device())
+        loss = networks.spd.SPDLoss(
+            module,
+            lambda network, views: self._pooled(network, views, last),
+            self.base,
+            self.spd_weight,
+            self.temperature,
+        )
+        members = _Members(self._seed, len(means), n_images)
+        sampler = self._sampler(read, list(means), members)
+
+        def loss_of(step):
+            views = np.stack(samples(step), axis=1)  # (views, batch, H, W, C)
+            views = self._as_input(views.reshape(-1, *views.shape[2:]), backbone)
+            return loss(views, members(step), step)
+
+        with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:
+            samples = prefetched(pool, sampler, n_images, self.max_steps)
+            return networks.training.train(
+                loss_of,
+                module,
+                networks.spd.sgd(module, self.learning_rate, self.weight_decay),
+                self.max_steps,
+                rate=lambda step: networks.training.cosine(step, self.max_steps),
+                label="SPD",
+                verbose=self.verbose,
+                checkpoint=self._checkpoint(np.array(list(means.values()))),
+                advice="With checkpoint_dir, fit goes on from its last checkpoint.",
+            )
+
+    def _images_of_a_step(self, n_available):
+        n_images = min(self.train_batch_size, n_available)
+        if self.base in ("simclr", "moco") and n_images < 2:
             raise ValueError(
                 f"base={self.base!r} tells images from each other, but a batch has "
-                f"{n}; pass more images, a larger train_batch_size, or base='simsiam'."
+                f"{n_images}; pass more images, a larger train_batch_size, or "
+                "base='simsiam'."
             )
-        seed, rate_at_first, n_steps = self._seed, self.learning_rate, self.max_steps
-        device, per_epoch = self._device(), len(members) // n
-        backbone.module.eval().requires_grad_(True)
-        networks = seeded(lambda: self._networks(backbone, last, n), seed).to(device)
-        optimizer = torch.optim.SGD(
-            [p for p in networks.parameters() if p.requires_grad],
-            rate_at_first,
-            momentum=0.9,
-            weight_decay=self.weight_decay,
-        )
+        return n_images
 
-        def batch(number):
-            epoch, position = divmod(number, per_epoch)
-            return order(seed, epoch, len(members))[position * n : (position + 1) * n]
+    def _sampler(self, read, readable, members):
+        """A function from the numbers of a step and of an image to its views."""
 
-        def make(number, k):
-            rng = np.random.default_rng(mixed(seed, 1, number, k))
-            image = read(members[batch(number)[k]])
+        def views(step, k):
+            rng = np.random.default_rng(combined_seed(self._seed, 1, step, k))
+            image = read(readable[members(step)[k]])
             if self.base == "supervised":
                 return spd_views(image, rng)[1:]
             return [
@@ -367,177 +379,49 @@ class SPDPatchFeatures(PatchFeatures):
                 strong_view(image, rng),
             ]
 
-        def embedded(network, head, images):
-            return head(
-                Backbone(network, None, None).vectors(images, last, self._layouts[last])
-            )
+        return views
 
-        def step(number):
-            rate = rate_at_first * cosine(number, n_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            views = np.stack(samples(number), axis=1)  # (views, batch, H, W, C)
-            views = self._as_input(views.reshape(-1, *views.shape[2:]), backbone)
-            loss = self._loss(networks, embedded, views, batch(number), number)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if self.base == "moco":
-                _follow(networks)
-            return loss.detach()
+    def _pooled(self, network, views, last):
+        """Mean outputs (b, c) of the module `last` of a network."""
+        return Backbone(network, None, None).vectors(views, last, self._layouts[last])
 
-        checkpoint = None
-        if self.checkpoint_dir is not None:
-            settings = result_settings(self), seed, self.weights_sha256_
-            contents = np.array(list(means.values()))
-            checkpoint = checkpoint_file(
-                self.checkpoint_dir, "spd", *settings, contents
-            )
-        with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:
-            samples = made_ahead(pool, make, n, n_steps)
-            return train(
-                step,
-                {"networks": networks, "optimizer": optimizer},
-                n_steps,
-                label="SPD",
-                verbose=self.verbose,
-                checkpoint=checkpoint,
-                advice="With checkpoint_dir, fit goes on from its last checkpoint.",
-            )
-
-    def _networks(self, backbone, last, n):
+    def _training_networks(self, backbone, last, n_images):
         """The network, and what training needs beside it."""
-        import torch
-        from torch import nn
-
         black = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
-        with torch.no_grad():
-            n_in = backbone.vectors(
-                self._as_input(black, backbone), last, self._layouts[last]
-            ).shape[1]
-        dim = self.projection_dim
-        networks = nn.ModuleDict({"network": backbone.module})
-        if self.base == "supervised":
-            networks["classifier"] = nn.Linear(n_in, 2)
-            return networks
-        networks["projection"] = _mlp(n_in, n_in, dim)
-        if self.base == "simsiam":
-            networks["predictor"] = _mlp(dim, max(1, dim // 4), dim)
-        if self.base == "moco":
-            for name in ("network", "projection"):
-                networks[f"key_{name}"] = copy.deepcopy(networks[name])
-                networks[f"key_{name}"].requires_grad_(False)
-            queue = nn.functional.normalize(torch.randn(max(1, _QUEUE // n) * n, dim))
-            networks.register_buffer("queue", queue)
-            networks.register_buffer("queued", torch.full((len(queue),), -1))
-        return networks
+        n_features = networks.spd.n_pooled(
+            lambda network, images: self._pooled(network, images, last),
+            backbone.module,
+            self._as_input(black, backbone),
+        )
+        return networks.spd.SPDNetworks(
+            backbone.module, self.base, n_features, self.projection_dim, n_images
+        )
 
-    def _loss(self, networks, embedded, views, members, number):
-        import torch
-        from torch.nn.functional import cross_entropy, normalize
-
-        n = len(members)
-        if self.base == "supervised":
-            given = embedded(networks["network"], networks["classifier"], views)
-            changed = torch.arange(2, device=views.device).repeat_interleave(n)
-            return self.spd_weight * cross_entropy(given, changed)
-        query = views[: 4 * n] if self.base == "moco" else views
-        z = embedded(networks["network"], networks["projection"], query).split(n)
-        spd = self.spd_weight * spd_loss(*z[:3])
-        if self.base == "simsiam":
-            p = networks["predictor"](torch.cat(z[3:])).split(n)
-            return simsiam_loss(*p, *z[3:]) + spd
-        if self.base == "simclr":
-            return simclr_loss(z[3], z[4], self.temperature) + spd
-        with torch.no_grad():
-            keys = embedded(
-                networks["key_network"], networks["key_projection"], views[4 * n :]
-            )
-        own = torch.from_numpy(members).to(views.device)
-        queue, queued = networks.queue.clone(), networks.queued
-        loss = moco_loss(z[3], keys, queue, queued == own[:, None], self.temperature)
-        first = number * n % len(queue)
-        networks.queue[first : first + n] = normalize(keys)
-        networks.queued[first : first + n] = own
-        return loss + spd
+    def _checkpoint(self, means):
+        """File of the checkpoint; None without a folder for it."""
+        if self.checkpoint_dir is None:
+            return None
+        settings = networks.training.result_settings(self)
+        return networks.training.checkpoint_file(
+            self.checkpoint_dir,
+            "spd",
+            settings,
+            self._seed,
+            self.weights_sha256_,
+            means,
+        )
 
 
-def _mlp(n_in, n_hidden, n_out):
-    from torch import nn
+class _Members:
+    """Which images a step takes: whole steps of each epoch, in an order of its own."""
 
-    return nn.Sequential(
-        nn.Linear(n_in, n_hidden, bias=False),
-        nn.BatchNorm1d(n_hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(n_hidden, n_out),
-    )
+    def __init__(self, seed, n, n_at_once):
+        self.seed, self.n, self.n_at_once = seed, n, n_at_once
 
-
-def _follow(networks):
-    """Let MoCo's second encoder follow the one that is trained."""
-    import torch
-
-    with torch.no_grad():
-        for name in ("network", "projection"):
-            pairs = zip(
-                networks[f"key_{name}"].parameters(),
-                networks[name].parameters(),
-                strict=True,
-            )
-            for key, query in pairs:
-                key.lerp_(query, 1 - _MOMENTUM)
-
-
-# -- losses --------------------------------------------------------------------
-
-
-def spd_per_sample(z, z_pos, z_neg):
-    """cos(z, z-) - cos(z, z+) of each row: small where a change is seen."""
-    from torch.nn.functional import cosine_similarity
-
-    return cosine_similarity(z, z_neg) - cosine_similarity(z, z_pos)
-
-
-def spd_loss(z, z_pos, z_neg):
-    """SPD's loss of embeddings (n, d) of images, and of good and changed views."""
-    return spd_per_sample(z, z_pos, z_neg).mean()
-
-
-def simsiam_loss(p1, p2, z1, z2):
-    """Predictions (n, d) from each view against the other's embedding, held fixed."""
-    from torch.nn.functional import cosine_similarity
-
-    both = cosine_similarity(p1, z2.detach()) + cosine_similarity(p2, z1.detach())
-    return -both.mean() / 2
-
-
-def simclr_loss(z1, z2, temperature):
-    """InfoNCE of embeddings (n, d) of two views among all others of the batch."""
-    import torch
-    from torch.nn.functional import cross_entropy, normalize
-
-    z = normalize(torch.cat([z1, z2]))
-    same = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    alike = (z @ z.T / temperature).masked_fill(same, -torch.inf)
-    return cross_entropy(alike, torch.arange(len(z), device=z.device).roll(len(z1)))
-
-
-def moco_loss(queries, keys, queue, same, temperature):
-    """InfoNCE of queries and keys (n, d) against a queue (m, d).
-
-    `same`, bool (n, m), tells which of the queue are of the query's own image, which
-    are no negatives.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy, normalize
-
-    queries = normalize(queries)
-    positive = (queries * normalize(keys)).sum(dim=1, keepdim=True)
-    negative = (queries @ queue.T).masked_fill(same, -torch.inf)
-    alike = torch.cat([positive, negative], dim=1) / temperature
-    return cross_entropy(
-        alike, torch.zeros(len(alike), dtype=torch.long, device=alike.device)
-    )
+    def __call__(self, step):
+        epoch, position = divmod(step, self.n // self.n_at_once)
+        first = position * self.n_at_once
+        return epoch_order(self.seed, epoch, self.n)[first : first + self.n_at_once]
 
 
 def spd_views(image, rng):

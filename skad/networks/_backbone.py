@@ -6,37 +6,19 @@ weights, from a file or from a seed.
 
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
+import timm
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from timm.models import adapt_input_conv, load_state_dict
+from torch.overrides import TorchFunctionMode
 
+from skad.networks._small import WEIGHTS  # makes the name known to timm
 from skad.networks._torch_state import leaves, running
-
-
-def identity(weights, seed):
-    """What tells weights from others within a process."""
-    if weights is True:
-        raise ValueError(
-            "weights=True is ambiguous; None takes the pretrained weights, a path "
-            "names a file, and False takes random weights."
-        )
-    if weights is None:
-        return "pretrained"
-    if weights is False:
-        return f"random {seed}"
-    if not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"weights={str(weights)!r} does not exist; set_params(weights=) to a "
-            ".safetensors or .pth file, to None for the pretrained weights, or to "
-            "False for random ones."
-        )
-    stat = Path(weights).stat()
-    return f"{Path(weights).resolve()} {stat.st_size} {stat.st_mtime_ns}"
-
-
-def is_reproducible(name, weights):
-    """Whether a name and a seed are all it takes to build the network anywhere."""
-    return weights is False or (weights is None and name.split(".")[0] == "skad_small")
+from skad.networks._weights import identity
 
 
 def build(name, weights, kwargs):
@@ -67,10 +49,6 @@ def build(name, weights, kwargs):
     OSError
         If pretrained weights cannot be found or downloaded.
     """
-    import timm
-
-    from skad.networks._small import WEIGHTS  # makes the name known to timm
-
     identity(weights, None)
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
         close = get_close_matches(name, timm.list_models(), n=5)
@@ -112,22 +90,26 @@ def used_arrays(module, run):
     }
 
 
+class _Arguments(TorchFunctionMode):
+    """Identities of all that is passed to any function of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids: set[int] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.ids.update(map(id, leaves((args, kwargs or {}))))
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def _recorded(module):
     """Tell which parameters take part in a run.
 
     Those of every module that is called, and those that are passed to any function.
     """
-    import torch
-    from torch.overrides import TorchFunctionMode
-
     called: set[str] = set()
-    passed: set[int] = set()
-
-    class Passed(TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            passed.update(map(id, leaves((args, kwargs or {}))))
-            return func(*args, **(kwargs or {}))
+    arguments = _Arguments()
 
     def note(name):
         return lambda *_: called.add(name)
@@ -144,10 +126,10 @@ def _recorded(module):
         if not name.startswith(tuple(f"{outer}." for outer in compiled))
     ]
     try:
-        with Passed():
+        with arguments:
             yield (
                 lambda name, value: (
-                    id(value) in passed
+                    id(value) in arguments.ids
                     or name.rpartition(".")[0] in called
                     or name.startswith(tuple(f"{outer}." for outer in compiled))
                 )
@@ -164,9 +146,6 @@ def _source(name, file, n_channels):
     it at random where it cannot adapt that, and rounds the result to the type in
     the file. So it is adapted here, by timm's own rule, and only if it must be.
     """
-    import timm
-    from timm.models import adapt_input_conv, load_state_dict
-
     config = timm.get_pretrained_cfg(name)
     if n_channels == 3 or config is None or not config.first_conv or config.custom_load:
         return {"file": file}
@@ -189,8 +168,6 @@ def _source(name, file, n_channels):
 
 
 def _create(name, kwargs):
-    import timm
-
     try:  # transformers then take images of any multiple of their patch size
         return timm.create_model(name, dynamic_img_size=True, **kwargs)
     except TypeError as error:
@@ -201,9 +178,6 @@ def _create(name, kwargs):
 
 def _require_download(name):
     """Fail at once, with what to do, where weights can be neither found nor fetched."""
-    import timm
-    from huggingface_hub import constants, try_to_load_from_cache
-
     source, _, place = name.partition(":")
     if place:  # a model on a hub, or in a folder
         hub_id = place if source in ("hf-hub", "hf_hub") else None
@@ -235,9 +209,6 @@ def _require_download(name):
 
 def _unreachable(endpoint):
     """Why a host does not answer within seconds; an empty text if it does."""
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
     try:
         with urlopen(Request(endpoint, method="HEAD"), timeout=5):
             return ""

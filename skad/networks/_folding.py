@@ -7,6 +7,9 @@ can apply at no cost. On a CPU that saves a tenth to a fifth of a network's time
 from collections import Counter, OrderedDict
 from typing import Any
 
+import torch
+from torch.nn import BatchNorm2d, Conv2d, Identity, Parameter, Sequential
+
 
 def fold_norms(module, n_channels, size):
     """Fold, in place, each normalization that alone takes a convolution's output.
@@ -36,9 +39,6 @@ def fold_norms(module, n_channels, size):
         Names of the convolutions and of the normalizations that went into them, for
         `fold_pairs`.
     """
-    import torch
-    from torch.nn import BatchNorm2d
-
     if not any(isinstance(part, BatchNorm2d) for part in module.modules()):
         return frozenset(), []
     generator = torch.Generator().manual_seed(0)
@@ -72,8 +72,6 @@ def _watched(module, probe):
 
     Tensors are recognised by their identity; all are kept until the run has ended.
     """
-    from torch.nn import BatchNorm2d, Conv2d
-
     kept: list[Any] = []
     calls: Counter[str] = Counter()
     made: dict[int, str] = {}
@@ -109,9 +107,6 @@ def _watched(module, probe):
 
 
 def _fold(module, conv_name, norm_name):
-    import torch
-    from torch.nn import Identity, Parameter, Sequential
-
     conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
     variance = norm.running_var.double()
     factor = (variance + norm.eps).rsqrt()

@@ -1,17 +1,50 @@
-"""Images as networks take them: tensors, normalised by the statistics of ImageNet."""
+"""Images as tensors: normalised channel by channel, with the channels in front."""
 
 import numpy as np
+import torch
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-STD = np.array([0.229, 0.224, 0.225], np.float32)
+from skad.networks._weights import IMAGENET_MEAN, IMAGENET_STD
 
 
-def as_input(batch, device="cpu"):
-    """Images (b, H, W, 3) in [0, 1] as the networks on a device take them."""
-    import torch
+def normalized(
+    images,
+    device="cpu",
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+    *,
+    dtype=torch.float32,
+    in_place=False,
+):
+    """Images as a network takes them: ``(images - mean) / std`` in a tensor.
 
-    # Torch warns of arrays that are not to be written to.
-    batch = torch.from_numpy(batch if batch.flags.writeable else batch.copy())
+    Parameters
+    ----------
+    images : ndarray of shape (b, H, W, c), float32
+        In [0, 1].
+
+    device : str or torch.device, default="cpu"
+        Where the tensor lives and the arithmetic takes place.
+
+    mean, std : array-like of shape (c,) or (1,)
+        By default those of ImageNet, for three channels.
+
+    dtype : torch.dtype, default=torch.float32
+        Of the result; the arithmetic is in float32.
+
+    in_place : bool, default=False
+        Whether the array may be overwritten on the CPU, which saves a copy.
+
+    Returns
+    -------
+    batch : torch.Tensor of shape (b, c, H, W)
+        Channels stay last in memory: the layout of images, and faster on CPUs.
+    """
+    # Torch warns of arrays that must not be written to.
+    batch = torch.from_numpy(images if images.flags.writeable else images.copy())
     batch = batch.to(device)
-    mean, std = (torch.from_numpy(s).to(device) for s in (MEAN, STD))
-    return ((batch - mean) / std).permute(0, 3, 1, 2)
+    mean, std = (
+        torch.from_numpy(np.asarray(values, np.float32)).to(batch.device)
+        for values in (mean, std)
+    )
+    batch = batch.sub_(mean).div_(std) if in_place else (batch - mean) / std
+    return batch.to(dtype).permute(0, 3, 1, 2)

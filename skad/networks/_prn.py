@@ -1,18 +1,255 @@
-"""Networks of PRN: prototypes, fusion of scales, attention over patches, decoder.
+"""Networks and losses of PRN (Zhang et al., CVPR 2023, Section 3).
 
-Every level is (b, c, h, w), the finest first; the levels are those of strides 4, 8 and
-16, and one of stride 32 where the decoder starts.
+Prototypes, multi-scale fusion, multi-size self-attention and a decoder. Feature maps
+are (b, c, h, w), the finest first: those of strides 4, 8 and 16, and one of stride 32
+where the decoder starts.
 """
 
 import math
 import warnings
 
 import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from torch import nn
+from torch.nn import functional
+
+from skad.networks._modules import tensors
 
 _DIVISIONS = (1, 2, 4, 8)  # how many patches there are along a side
 _SMOOTHING = 1e-5  # of the labels, and what keeps the logarithm finite
-_TOP = 100  # pixels that make the score of an image
-REDUCED = (16, 32, 64, 64)  # channels of the levels of the small model
+_TOP_PIXELS = 100  # that make the score of an image
+_TINY_CHANNELS = (16, 32, 64, 64)  # of the feature maps of the tiny network
+_MAP_STRIDE = 4  # pixels of the image along a side of one of a map that is kept
+
+
+class _Upsample(nn.Module):
+    """Bilinear upsampling, then a convolution of size 1."""
+
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x, size):
+        return self.conv(_resized(x, size))
+
+
+class Fusion(nn.Module):
+    """Multi-scale fusion: to each feature map, those of all other scales are added.
+
+    A coarse map is upsampled and its channels mixed; a fine one goes through a strided
+    convolution of each channel apart.
+
+    Parameters
+    ----------
+    channels : sequence of int
+        Those of the feature maps, the finest first.
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        for a, c_in in enumerate(channels):
+            for b, c_out in enumerate(channels):
+                if a > b:
+                    self.add_module(self._name(a, b), _Upsample(c_in, c_out))
+                elif a < b:
+                    factor = 2 ** (b - a)
+                    convolution = nn.Conv2d(
+                        c_in,
+                        c_out,
+                        factor + 1,
+                        stride=factor,
+                        padding=factor // 2,
+                        groups=math.gcd(c_in, c_out),
+                    )
+                    self.add_module(self._name(a, b), convolution)
+
+    @staticmethod
+    def _name(a, b):
+        return f"l{a + 1}_to_l{b + 1}"
+
+    def forward(self, maps):
+        """A list of feature maps to one of the same shapes."""
+        fused = []
+        for b, own in enumerate(maps):
+            for a, other in enumerate(maps):
+                if a == b:
+                    continue
+                part = self.get_submodule(self._name(a, b))
+                own = own + (part(other, own.shape[2:]) if a > b else part(other))
+            fused.append(own)
+        return fused
+
+
+class _Affine(nn.Module):
+    """A factor and an offset for each of n equal parts of a token."""
+
+    def __init__(self, n):
+        super().__init__()
+        # Initial weights as of a grouped convolution of size 1.
+        self.weight = nn.Parameter(torch.empty(n, 1, 1).uniform_(-1, 1))
+        self.bias = nn.Parameter(torch.empty(n).uniform_(-1, 1))
+
+    def forward(self, tokens):
+        repeats = tokens.shape[2] // len(self.bias)
+        weight = self.weight[:, 0, 0].repeat_interleave(repeats)
+        return tokens * weight + self.bias.repeat_interleave(repeats)
+
+
+class _ResidualBlock(nn.Module):
+    """Two convolutions beside one of size 1 that skips them."""
+
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(c_out)
+        self.downsample = nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x):
+        changed = torch.relu(self.norm1(self.conv1(x)))
+        changed = self.norm2(self.conv2(changed))
+        return torch.relu(changed + self.downsample(x))
+
+
+class Attention(nn.Module):
+    """Multi-size self-attention: among patches of up to four sizes.
+
+    Parameters
+    ----------
+    channels : int
+
+    grid : (int, int)
+        Height and width of the feature map. Patches have a whole, a half, a quarter and
+        an eighth of these, as far as both can be divided.
+
+    per_element : bool, default=True
+        Whether queries, keys and values have a factor and an offset for each channel
+        at each position inside a patch, or for each channel only.
+    """
+
+    def __init__(self, channels, grid, *, per_element=True):
+        super().__init__()
+        self.sizes = [
+            (grid[0] // k, grid[1] // k)
+            for k in _DIVISIONS
+            if grid[0] % k == grid[1] % k == 0
+        ]
+        for i, (height, width) in enumerate(self.sizes, start=1):
+            n = channels * height * width if per_element else channels
+            for name in "qkv":
+                self.add_module(f"{name}_proj{i}", _Affine(n))
+        self.residual_block = _ResidualBlock(len(self.sizes) * channels, channels)
+
+    def attend(self, x):
+        """The outputs of all sizes, concatenated, before the residual block."""
+        found = []
+        for i, size in enumerate(self.sizes, start=1):
+            tokens = _patches(x, size)
+            q, k, v = (self.get_submodule(f"{name}_proj{i}")(tokens) for name in "qkv")
+            weights = torch.softmax(q @ k.mT / tokens.shape[2], dim=-1)
+            found.append(_whole(weights @ v, x.shape, size))
+        return torch.cat(found, dim=1)
+
+    def forward(self, x):
+        """Feature maps (b, c, h, w) to maps of the same shape."""
+        return self.residual_block(self.attend(x))
+
+
+class ResidualNetwork(nn.Module):
+    """All of PRN that is trained: from feature maps and their prototypes to logits.
+
+    Parameters
+    ----------
+    channels : (int, int, int, int)
+        Those of the feature maps of strides 4, 8, 16 and 32.
+
+    grids : sequence of (int, int)
+        Height and width of these maps.
+
+    n_attentions : int
+        Layers of self-attention per scale.
+
+    per_element : bool
+        As of `Attention`.
+
+    reduced : (int, int, int, int), default=None
+        Channels that a convolution of size 1 first brings the feature maps to; the
+        prototypes go through the same one.
+    """
+
+    def __init__(self, channels, grids, *, n_attentions, per_element, reduced=None):
+        super().__init__()
+        c = channels if reduced is None else reduced
+        self.reduce = nn.ModuleList(
+            nn.Identity() if reduced is None else nn.Conv2d(c_in, c_out, 1)
+            for c_in, c_out in zip(channels, c, strict=True)
+        )
+        self.fuse_inputs = Fusion(c[:3])
+        self.attentions = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    Attention(2 * n, grid, per_element=per_element)
+                    for _ in range(n_attentions)
+                )
+            )
+            for n, grid in zip(c[:3], grids[:3], strict=True)
+        )
+        self.fuse_outputs = Fusion([2 * n for n in c[:3]])
+        coarser = [*c[1:3], c[3]]  # channels that come from the scale below
+        self.up = nn.ModuleList(
+            _block(below, n) for below, n in zip(coarser, c[:3], strict=True)
+        )
+        self.join = nn.ModuleList(
+            nn.Sequential(_block(3 * n, n), _block(n, n)) for n in c[:3]
+        )
+        self.head = nn.Conv2d(c[0], 1, 3, padding=1)
+
+    def forward(self, maps, prototypes):
+        """Four feature maps and three prototypes for each image to (b, 1, 4 h, 4 w)."""
+        *maps, x = [r(f) for r, f in zip(self.reduce, maps, strict=True)]
+        residuals = [
+            (f - r(p)).square()
+            for r, f, p in zip(self.reduce, maps, prototypes, strict=False)
+        ]
+        both = [
+            torch.cat(pair, dim=1)
+            for pair in zip(
+                self.fuse_inputs(maps), self.fuse_inputs(residuals), strict=True
+            )
+        ]
+        skips = self.fuse_outputs(
+            [a(f) for a, f in zip(self.attentions, both, strict=True)]
+        )
+        for i in (2, 1, 0):
+            x = self.up[i](_resized(x, skips[i].shape[2:]))
+            x = self.join[i](torch.cat([x, skips[i]], dim=1))
+        size = [4 * side for side in x.shape[2:]]
+        return _resized(self.head(x), size)
+
+
+def _block(c_in, c_out):
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
+        nn.BatchNorm2d(c_out),
+        nn.ReLU(),
+    )
+
+
+def residual_network(channels, grids, model, *, per_element):
+    """The `ResidualNetwork` of a model: "full" as in the paper, or "tiny"."""
+    return ResidualNetwork(
+        channels,
+        grids,
+        n_attentions=3 if model == "full" else 1,
+        per_element=per_element,
+        reduced=None if model == "full" else _TINY_CHANNELS,
+    )
+
+
+# -- prototypes ------------------------------------------------------------------
 
 
 def cluster_means(maps, n_clusters, seed):
@@ -37,9 +274,6 @@ def cluster_means(maps, n_clusters, seed):
     dimensions as there are images, which are hundreds in the place of hundreds of
     thousands, and clustered there.
     """
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
     flat = maps.reshape(len(maps), -1)
     centred = flat - flat.mean(axis=0)
     values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
@@ -65,236 +299,109 @@ def nearest(features, prototypes):
     return (p.square().sum(dim=1) - 2 * f @ p.T).argmin(dim=1)
 
 
-def fusion(channels):
-    """Multi-scale fusion: to each level, what every other level tells it is added.
-
-    A coarse level is upsampled and its channels mixed; a fine one goes through a
-    strided convolution, of each channel apart.
+def level_prototypes(encoder, read, n, scale, n_clusters, seed, n_at_once):
+    """Prototypes of the feature maps of n normal images at one scale.
 
     Parameters
     ----------
-    channels : sequence of int
-        Those of the levels, the finest first.
+    encoder : Encoder
 
-    Returns
-    -------
-    module : torch.nn.Module
-        From a list of levels to one of the same shapes.
+    read : callable
+        ``read(i)`` gives the i-th image, float32 (H, W, 3) in [0, 1].
+
+    n : int
+
+    scale : int
+        0 is the finest.
+
+    n_clusters, seed : int
+        As of `cluster_means`.
+
+    n_at_once : int
+        Images per forward pass.
     """
-    from torch import nn
-
-    class Up(nn.Module):
-        def __init__(self, c_in, c_out):
-            super().__init__()
-            self.conv = nn.Conv2d(c_in, c_out, 1)
-
-        def forward(self, x, size):
-            return self.conv(_resized(x, size))
-
-    class Fusion(nn.Module):
-        def __init__(self):
-            super().__init__()
-            for a, c_in in enumerate(channels):
-                for b, c_out in enumerate(channels):
-                    if a == b:
-                        continue
-                    if a > b:
-                        self.add_module(f"l{a + 1}_to_l{b + 1}", Up(c_in, c_out))
-                        continue
-                    factor = 2 ** (b - a)
-                    part = nn.Conv2d(
-                        c_in,
-                        c_out,
-                        factor + 1,
-                        stride=factor,
-                        padding=factor // 2,
-                        groups=math.gcd(c_in, c_out),
-                    )
-                    self.add_module(f"l{a + 1}_to_l{b + 1}", part)
-
-        def forward(self, levels):
-            fused = []
-            for b, own in enumerate(levels):
-                for a, other in enumerate(levels):
-                    if a == b:
-                        continue
-                    part = self.get_submodule(f"l{a + 1}_to_l{b + 1}")
-                    told = part(other, own.shape[2:]) if a > b else part(other)
-                    own = own + told
-                fused.append(own)
-            return fused
-
-    return Fusion()
+    maps = []
+    for first in range(0, n, n_at_once):
+        batch = [read(i) for i in range(first, min(first + n_at_once, n))]
+        found = encoder.feature_maps(np.stack(batch), scale + 1)[-1]
+        maps.append(found.cpu().numpy())
+    return cluster_means(np.concatenate(maps), n_clusters, seed)
 
 
-def attention(channels, grid, *, per_element=True):
-    """Multi-size self-attention: among patches of up to four sizes.
+# -- training and scoring ----------------------------------------------------------
+
+
+def adamw(network, learning_rate, weight_decay):
+    """AdamW, which takes the weight decay off the weights, not off the gradients."""
+    return torch.optim.AdamW(
+        network.parameters(), learning_rate, weight_decay=weight_decay
+    )
+
+
+def nearest_prototypes(maps, prototypes):
+    """For each feature map but the last, the prototype nearest to each image."""
+    return [p[nearest(f, p)] for f, p in zip(maps, prototypes, strict=False)]
+
+
+class TrainingLoss:
+    """The loss of a training step.
 
     Parameters
     ----------
-    channels : int
+    network : ResidualNetwork
 
-    grid : (int, int)
-        Height and width of the level. Patches have a whole, a half, a quarter and an
-        eighth of these, as far as both can be divided.
+    encoder : Encoder
+        The frozen network.
 
-    per_element : bool, default=True
-        Whether queries, keys and values have a factor and an offset for each channel
-        at each position inside a patch, or for each channel only.
+    prototypes : list of three ndarray of shape (k, c, h, w)
 
-    Returns
-    -------
-    module : torch.nn.Module
-        From (b, c, h, w) to the same shape. Its ``attend`` gives the outputs of all
-        sizes, concatenated, before the residual block.
+    focal_weight : float
     """
-    import torch
-    from torch import nn
 
-    class Affine(nn.Module):
-        def __init__(self, n):
-            super().__init__()
-            # As a grouped convolution of size 1 is started.
-            self.weight = nn.Parameter(torch.empty(n, 1, 1).uniform_(-1, 1))
-            self.bias = nn.Parameter(torch.empty(n).uniform_(-1, 1))
+    def __init__(self, network, encoder, prototypes, focal_weight):
+        self.network, self.encoder = network, encoder
+        self.prototypes = tensors(prototypes, encoder.device)
+        self.focal_weight = focal_weight
 
-        def forward(self, tokens):
-            repeats = tokens.shape[2] // len(self.bias)
-            weight = self.weight[:, 0, 0].repeat_interleave(repeats)
-            return tokens * weight + self.bias.repeat_interleave(repeats)
-
-    class ResidualBlock(nn.Module):
-        def __init__(self, c_in):
-            super().__init__()
-            self.conv1 = nn.Conv2d(c_in, channels, 3, padding=1)
-            self.norm1 = nn.BatchNorm2d(channels)
-            self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-            self.norm2 = nn.BatchNorm2d(channels)
-            self.downsample = nn.Conv2d(c_in, channels, 1)
-
-        def forward(self, x):
-            changed = torch.relu(self.norm1(self.conv1(x)))
-            changed = self.norm2(self.conv2(changed))
-            return torch.relu(changed + self.downsample(x))
-
-    class Attention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.sizes = [
-                (grid[0] // k, grid[1] // k)
-                for k in _DIVISIONS
-                if grid[0] % k == grid[1] % k == 0
-            ]
-            for i, (height, width) in enumerate(self.sizes, start=1):
-                n = channels * height * width if per_element else channels
-                for name in "qkv":
-                    self.add_module(f"{name}_proj{i}", Affine(n))
-            self.residual_block = ResidualBlock(len(self.sizes) * channels)
-
-        def attend(self, x):
-            found = []
-            for i, size in enumerate(self.sizes, start=1):
-                tokens = _patches(x, size)
-                q, k, v = (
-                    self.get_submodule(f"{name}_proj{i}")(tokens) for name in "qkv"
-                )
-                weights = torch.softmax(q @ k.mT / tokens.shape[2], dim=-1)
-                found.append(_whole(weights @ v, x.shape, size))
-            return torch.cat(found, dim=1)
-
-        def forward(self, x):
-            return self.residual_block(self.attend(x))
-
-    return Attention()
+    def __call__(self, samples):
+        """The loss of samples (image, mask or None where nobody has marked it)."""
+        maps = self.encoder.feature_maps(np.stack([image for image, _ in samples]))
+        logits = self.network(maps, nearest_prototypes(maps, self.prototypes))
+        marked = [i for i, (_, mask) in enumerate(samples) if mask is not None]
+        masks = np.stack([samples[i][1] for i in marked])[:, None]
+        target = torch.tensor(masks, dtype=torch.float32, device=logits.device)
+        loss = segmentation_loss(logits[marked], target, self.focal_weight)
+        if len(marked) < len(samples):
+            unmarked = sorted(set(range(len(samples))) - set(marked))
+            scores = image_scores(torch.sigmoid(logits[unmarked]))
+            # As a share of the batch, which is what the pixel loss is of the rest.
+            loss = loss - scores.clamp(min=1e-5).log().sum() / len(samples)
+        return loss
 
 
-def residual_network(channels, grids, *, n_attentions, per_element, reduced=None):
-    """All of PRN that is trained: from levels and their prototypes to logits.
+@torch.inference_mode()
+def scores_and_maps(network, encoder, prototypes, images):
+    """Scores, float64 (b,), and maps of probabilities, float32 (b, H / 4, W / 4).
 
     Parameters
     ----------
-    channels : (int, int, int, int)
-        Those of the levels of strides 4, 8, 16 and 32.
+    network : ResidualNetwork
+        In evaluation mode.
 
-    grids : sequence of (int, int)
-        Height and width of these levels.
+    encoder : Encoder
 
-    n_attentions : int
-        Layers of self-attention per level.
+    prototypes : list of three torch.Tensor
 
-    per_element : bool
-        As in `attention`.
-
-    reduced : (int, int, int, int), default=None
-        Channels that a convolution of size 1 first brings the levels to; the
-        prototypes go through the same one.
-
-    Returns
-    -------
-    module : torch.nn.Module
-        Takes four levels and three prototypes for each image, gives logits
-        (b, 1, 4 h, 4 w).
+    images : ndarray of shape (b, H, W, 3), float32
+        In [0, 1].
     """
-    import torch
-    from torch import nn
+    maps = encoder.feature_maps(images)
+    found = torch.sigmoid(network(maps, nearest_prototypes(maps, prototypes)))
+    scores = image_scores(found).double().cpu().numpy()
+    return scores, functional.avg_pool2d(found, _MAP_STRIDE)[:, 0].cpu().numpy()
 
-    def block(c_in, c_out):
-        return nn.Sequential(
-            nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(c_out),
-            nn.ReLU(),
-        )
 
-    class Residual(nn.Module):
-        def __init__(self):
-            super().__init__()
-            c = channels if reduced is None else reduced
-            self.reduce = nn.ModuleList(
-                nn.Identity() if reduced is None else nn.Conv2d(c_in, c_out, 1)
-                for c_in, c_out in zip(channels, c, strict=True)
-            )
-            self.fuse_inputs = fusion(c[:3])
-            self.attentions = nn.ModuleList(
-                nn.Sequential(
-                    *(
-                        attention(2 * n, grid, per_element=per_element)
-                        for _ in range(n_attentions)
-                    )
-                )
-                for n, grid in zip(c[:3], grids[:3], strict=True)
-            )
-            self.fuse_outputs = fusion([2 * n for n in c[:3]])
-            wide = [*c[1:3], c[3]]  # what comes from below, per level
-            self.up = nn.ModuleList(
-                block(below, n) for below, n in zip(wide, c[:3], strict=True)
-            )
-            self.join = nn.ModuleList(
-                nn.Sequential(block(3 * n, n), block(n, n)) for n in c[:3]
-            )
-            self.head = nn.Conv2d(c[0], 1, 3, padding=1)
-
-        def forward(self, levels, prototypes):
-            *levels, x = [r(f) for r, f in zip(self.reduce, levels, strict=True)]
-            residuals = [
-                (f - r(p)).square()
-                for r, f, p in zip(self.reduce, levels, prototypes, strict=False)
-            ]
-            both = [
-                torch.cat(pair, dim=1)
-                for pair in zip(
-                    self.fuse_inputs(levels), self.fuse_inputs(residuals), strict=True
-                )
-            ]
-            skips = self.fuse_outputs(
-                [a(f) for a, f in zip(self.attentions, both, strict=True)]
-            )
-            for i in (2, 1, 0):
-                x = self.up[i](_resized(x, skips[i].shape[2:]))
-                x = self.join[i](torch.cat([x, skips[i]], dim=1))
-            size = [4 * side for side in x.shape[2:]]
-            return _resized(self.head(x), size)
-
-    return Residual()
+# -- losses ----------------------------------------------------------------------
 
 
 def segmentation_loss(logits, mask, focal_weight=5.0):
@@ -312,16 +419,12 @@ def segmentation_loss(logits, mask, focal_weight=5.0):
     loss : Tensor
         One number.
     """
-    import torch
-
-    smooth = torch.nn.functional.smooth_l1_loss(torch.sigmoid(logits), mask)
+    smooth = functional.smooth_l1_loss(torch.sigmoid(logits), mask)
     return smooth + focal_weight * focal_loss(logits, mask)
 
 
 def focal_loss(logits, mask, alpha=0.5, gamma=4):
     """Focal loss with one-hot labels smoothed by 1e-5, as in PRN's published code."""
-    import torch
-
     p = torch.sigmoid(logits)
     label = mask.clamp(_SMOOTHING, 1 - _SMOOTHING)
     known = label * p + (1 - label) * (1 - p) + _SMOOTHING
@@ -331,18 +434,17 @@ def focal_loss(logits, mask, alpha=0.5, gamma=4):
 def image_scores(maps):
     """Mean of the 100 largest pixels of each map (b, ...), or of all if fewer."""
     flat = maps.flatten(1)
-    return flat.topk(min(_TOP, flat.shape[1]), dim=1).values.mean(dim=1)
+    return flat.topk(min(_TOP_PIXELS, flat.shape[1]), dim=1).values.mean(dim=1)
 
 
 def _resized(x, size):
-    import torch
-
+    """Maps at another size, bilinearly, corner on corner."""
     size = tuple(size)
-    return torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=True)
+    return functional.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def _patches(x, size):
-    """Patches (b, n, c * h * w) of a level (b, c, H, W)."""
+    """Patches (b, n, c * h * w) of a feature map (b, c, H, W)."""
     b, c, height, width = x.shape
     rows, columns = height // size[0], width // size[1]
     x = x.reshape(b, c, rows, size[0], columns, size[1])
@@ -350,7 +452,7 @@ def _patches(x, size):
 
 
 def _whole(patches, shape, size):
-    """The level of `shape` that patches make."""
+    """The feature map of `shape` that patches make."""
     b, c, height, width = shape
     rows, columns = height // size[0], width // size[1]
     x = patches.reshape(b, rows, columns, c, *size)

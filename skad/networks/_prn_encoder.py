@@ -3,19 +3,22 @@
 from hashlib import sha256
 
 import numpy as np
+import timm
+import torch
 
 from skad._kept import ByteBounded, size_in_bytes
-from skad.networks._backbone import build, identity, used_arrays
-from skad.networks._input import as_input
+from skad.networks._backbone import build, used_arrays
+from skad.networks._input import normalized
+from skad.networks._modules import arrays, seeded
 from skad.networks._torch_state import running
-from skad.networks._training import arrays, seeded
+from skad.networks._weights import identity
 
 STRIDES = (4, 8, 16, 32)
 _encoders = ByteBounded(2**29, keep_last=True)
 
 
 class Encoder:
-    """A frozen network in evaluation mode, and which of its levels are taken."""
+    """A frozen network in evaluation mode, and which of its feature maps are taken."""
 
     def __init__(self, module, layers, device):
         self.module = module.requires_grad_(False).eval().to(device)
@@ -56,13 +59,11 @@ class Encoder:
         """Bytes of the weights, for the cache."""
         return size_in_bytes(self.module)
 
-    def levels(self, batch, n=4):
-        """The first n levels (b, c, h, w) of images (b, H, W, 3) in [0, 1]."""
-        import torch
-
+    def feature_maps(self, batch, n=4):
+        """The first n feature maps (b, c, h, w) of images (b, H, W, 3) in [0, 1]."""
         with torch.no_grad():
             return self.module.forward_intermediates(
-                as_input(batch, self.device),
+                normalized(batch, self.device),
                 indices=self._chosen[:n],
                 stop_early=True,
                 intermediates_only=True,
@@ -100,14 +101,11 @@ def fitted_weights(encoder, batch):
     """Weights of the part of an encoder that runs, with which to build it again."""
     return {
         "sha256": encoder.sha256,
-        "arrays": used_arrays(encoder.module, lambda: encoder.levels(batch)),
+        "arrays": used_arrays(encoder.module, lambda: encoder.feature_maps(batch)),
     }
 
 
 def _build(name, layers, weights, kwargs, seed, device, known):
-    import timm
-    import torch
-
     if known is None:
         module = seeded(lambda: build(name, weights, kwargs), seed)
     else:

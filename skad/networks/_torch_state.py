@@ -10,9 +10,7 @@ import os
 import sys
 import threading
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache, wraps
-
-import numpy as np
+from functools import wraps
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 _first_process = os.getpid()
@@ -50,7 +48,10 @@ def own_torch_state():
         if torch.empty(0).device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
         if torch.get_default_dtype() != torch.float32:
-            stack.enter_context(_as_float32()())
+            # A module with torch at its top, which is loaded by now.
+            from skad.networks._default_dtype import Float32ByDefault
+
+            stack.enter_context(Float32ByDefault())
         yield
 
 
@@ -85,68 +86,6 @@ def _after_fork(torch):
         _first_process = os.getpid()
 
 
-@lru_cache(maxsize=1)
-def _as_float32():
-    """The class of a mode in which the default dtype is float32 for one thread."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    by_default = {
-        *(torch.empty, torch.zeros, torch.ones, torch.eye, torch.rand, torch.randn),
-        *(torch.linspace, torch.logspace, torch.empty_strided, torch.empty_permuted),
-        *(torch.hann_window, torch.hamming_window, torch.blackman_window),
-        *(torch.bartlett_window, torch.kaiser_window),
-        *(torch.fft.fftfreq, torch.fft.rfftfreq),
-    }
-    by_values = {
-        *(torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor),
-        *(torch.arange, torch.range, torch.full),
-    }
-    conversions = {
-        *("to", "type", "type_as", "double", "half", "bfloat16", "view", "__get__"),
-        *("empty_like", "zeros_like", "ones_like", "rand_like", "randn_like"),
-        *("full_like", "new_tensor", "new_empty", "new_zeros", "new_ones", "new_full"),
-    }
-
-    class AsFloat32(TorchFunctionMode):
-        """Functions that go by the default dtype give float32 instead."""
-
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            kwargs = kwargs or {}
-            name = getattr(func, "__name__", "")
-            if kwargs.get("dtype") is not None or kwargs.get("out") is not None:
-                return func(*args, **kwargs)
-            if func in by_default:
-                return func(*args, **{**kwargs, "dtype": torch.float32})
-            found = func(*args, **kwargs)
-            if (
-                name in conversions
-                or not isinstance(found, torch.Tensor)
-                or found.dtype != torch.get_default_dtype()
-            ):
-                return found
-            given = leaves((args, kwargs))
-            if any(isinstance(leaf, (np.ndarray, np.generic)) for leaf in given):
-                return found
-            tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
-            if any(t.is_floating_point() or t.is_complex() for t in tensors):
-                return found
-            if func in by_values:
-                return func(*args, **{**kwargs, "dtype": torch.float32})
-            # An operation on integers whose result is not one, such as a division.
-            args = tuple(_single(arg, func is torch.where) for arg in args)
-            return func(*args, **kwargs).float()
-
-    def _single(arg, numbers):
-        if isinstance(arg, torch.Tensor) and arg.dtype != torch.bool:
-            return arg.float()
-        if numbers and isinstance(arg, float):
-            return torch.tensor(arg, dtype=torch.float32)
-        return arg
-
-    return AsFloat32
-
-
 def leaves(value):
     """All that is not a container, in nested tuples, lists and dicts."""
     if isinstance(value, dict):
@@ -154,3 +93,34 @@ def leaves(value):
     elif not isinstance(value, (tuple, list)):
         return [value]
     return [leaf for part in value for leaf in leaves(part)]
+
+
+def torch_device(name):
+    """The device that "auto" or a name stands for.
+
+    Parameters
+    ----------
+    name : str
+        "auto" is a CUDA device where there is one, else the CPU.
+
+    Returns
+    -------
+    device : torch.device
+
+    Raises
+    ------
+    ValueError
+        If it cannot be used here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).item()  # "meta" is a device that computes nothing
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device={name!r} cannot be used: {error}. Use 'cpu', or 'auto' to take a "
+            "CUDA device where there is one."
+        ) from error
+    return torch.device(name)

@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*cannot certify"),
 ]
 
+DRAEM = {"max_epochs": 1, "image_size": 128, "learning_rate": 1e-3}
 STEPS = {"max_steps": 10, "image_size": 128, "learning_rate": 1e-3}
 ENCODER = {"backbone": "resnet10t", "weights": False}
 
@@ -50,18 +51,20 @@ def efficientad(data):
 
 
 def draem(data):
-    detector = DRAEMDetector("tiny", **STEPS, batch_size=4, calibration="train")
+    detector = DRAEMDetector("tiny", **DRAEM, train_batch_size=4, calibration="train")
     return detector.fit(data.train).anomaly_map(data.test)
 
 
 def cutpaste(data):
-    detector = CutPasteDetector(**ENCODER, **STEPS, batch_size=4, calibration="train")
+    detector = CutPasteDetector(
+        **ENCODER, **STEPS, train_batch_size=4, calibration="train"
+    )
     return detector.fit(data.train).score_samples(data.test)
 
 
 def prn(data):
     detector = PRNDetector(
-        **ENCODER, **STEPS, model="reduced", batch_size=4, calibration="train"
+        **ENCODER, **STEPS, model="tiny", train_batch_size=4, calibration="train"
     )
     X, masks = [*data.train, *data.test[-8:]], [None] * 30 + list(data.masks[-8:])
     return detector.fit(X, np.repeat([1, -1], [30, 8]), masks).anomaly_map(data.test)

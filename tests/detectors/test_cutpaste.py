@@ -26,12 +26,12 @@ def data():
 
 def tiny(**options):
     defaults = {"backbone": "resnet10t", "max_steps": 2, "image_size": 64}
-    return CutPasteDetector(**{**defaults, "batch_size": 4, **options})
+    return CutPasteDetector(**{**defaults, "train_batch_size": 4, **options})
 
 
 @pytest.fixture(scope="module")
 def fitted(data):
-    return tiny(variant="scar", max_steps=60, batch_size=8).fit(data.train)
+    return tiny(variant="scar", max_steps=60, train_batch_size=8).fit(data.train)
 
 
 def test_losses_fall_and_scores_separate(data, fitted, with_noise):
@@ -85,7 +85,7 @@ def test_map_gaussian_from_a_sample_of_positions(data, monkeypatch):
     from skad.detectors import _cutpaste
 
     everything = tiny().fit(data.train[:10])
-    monkeypatch.setattr(_cutpaste, "_MOST", 16)
+    monkeypatch.setattr(_cutpaste, "_SAMPLE_POSITIONS", 16)
     some = tiny().fit(data.train[:10])
     np.testing.assert_array_equal(some.location_, everything.location_)
     assert not np.array_equal(some.map_location_, everything.map_location_)
@@ -124,7 +124,7 @@ def test_pickles_hold_numpy_only(data, fitted, tmp_path):
         {"variant": "patch"},
         {"image_size": (80, 70)},
         {"image_size": 96, "crop_size": 64},
-        {"batch_size": 1},
+        {"train_batch_size": 1},
         {"sigma": 2.0},
         {"backbone": "mobilenetv2_050"},
     ],
@@ -182,7 +182,7 @@ def test_errors(data, options, message):
     if str(options.get("backbone")).startswith("vit"):
         options = {**options, "image_size": 224}
     with pytest.raises(ValueError, match=message):
-        tiny(batch_size=2, **options).fit(data.train[:4])
+        tiny(train_batch_size=2, **options).fit(data.train[:4])
 
 
 def test_files_that_hold_no_weights(data, tmp_path):

@@ -10,9 +10,10 @@ from skad import EfficientADDetector, PCANetFeatures
 from skad._maps import render
 from skad.datasets import make_textures
 from skad.detectors import Teacher, distill_teacher
-from skad.detectors._efficientad import _augmented, hard_loss
-from skad.networks._pdn import autoencoder, pdn, pdn_grid
-from skad.networks._training import arrays
+from skad.detectors._efficientad import _augmented
+from skad.networks._input import normalized
+from skad.networks._modules import arrays
+from skad.networks._pdn import autoencoder, hard_loss, pdn, pdn_grid
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),
@@ -39,13 +40,11 @@ def seeded_weights(module, seed, gain):
 def test_golden_networks(golden, model):
     g = golden("efficientad_pdn")
     image = g["image_u8"][None].astype(np.float32) / 255
-    from skad.detectors._teacher import as_input
-
     seed, gain = int(g[f"seed_{model}"]), float(g["gain"])
     with torch.inference_mode():
-        plain = seeded_weights(pdn(model, 384), seed, gain)(as_input(image))[0]
+        plain = seeded_weights(pdn(model, 384), seed, gain)(normalized(image))[0]
         padded = pdn(model, 384, padding=True)
-        padded = seeded_weights(padded, seed, gain)(as_input(image))[0]
+        padded = seeded_weights(padded, seed, gain)(normalized(image))[0]
     np.testing.assert_allclose(plain, g[f"out_{model}_nopad"], atol=3e-5)
     np.testing.assert_allclose(padded[::16], g[f"out_{model}_pad_ch16"], atol=3e-5)
     mean = padded.mean(dim=(1, 2))
@@ -81,10 +80,10 @@ def test_golden_losses(golden):
 def test_hard_loss_is_that_of_the_quantile():
     rng = np.random.default_rng(0)
     for n in (1, 2, 999, 1000, 5000):
-        target, said = rng.normal(size=(2, n))
-        squares = (target - said) ** 2
+        target, output = rng.normal(size=(2, n))
+        squares = (target - output) ** 2
         expected = squares[squares >= np.quantile(squares, 0.999)].mean()
-        found = hard_loss(torch.from_numpy(target), torch.from_numpy(said))
+        found = hard_loss(torch.from_numpy(target), torch.from_numpy(output))
         assert float(found) == pytest.approx(expected)
 
 
@@ -97,14 +96,11 @@ def pipeline(golden):
     detector = EfficientADDetector("small", teacher)
     detector.teacher_ = teacher
     train = [g[f"image_train{i}"][None].astype(np.float32) / 255 for i in range(3)]
-    detector._set_statistics(teacher, train, "cpu")
-    student, auto = detector._networks()
-    seeded_weights(student, int(g["seed_student"]), gain)
-    seeded_weights(auto, int(g["seed_ae"]), gain)
-    detector.state_ = {
-        **{f"student.{k}": v for k, v in arrays(student).items()},
-        **{f"autoencoder.{k}": v for k, v in arrays(auto).items()},
-    }
+    detector._set_statistics(train, torch.device("cpu"))
+    networks = detector._networks()
+    seeded_weights(networks["student"], int(g["seed_student"]), gain)
+    seeded_weights(networks["autoencoder"], int(g["seed_ae"]), gain)
+    detector.state_ = arrays(networks)
     validation = [g[f"image_val{i}"][None].astype(np.float32) / 255 for i in range(2)]
     detector._set_quantiles([detector._raw_maps(image) for image in validation])
     return g, detector
@@ -166,7 +162,7 @@ def teacher(data):
         max_steps=60,
         image_size=64,
         learning_rate=2e-3,
-        batch_size=8,
+        train_batch_size=8,
     )
 
 
@@ -255,7 +251,7 @@ def test_pickles_hold_numpy_only(data, fitted, tmp_path):
         {"padding": True},
         {"image_size": (80, 70)},
         {"image_size": 96, "crop_size": 64},
-        {"batch_size": 3},
+        {"train_batch_size": 3},
         {"sigma": 2.0},
     ],
 )
@@ -433,9 +429,9 @@ def test_features_that_do_not_fit_into_memory(data, teacher, monkeypatch):
         "model": "tiny",
         "max_steps": 3,
         "image_size": 64,
-        "batch_size": 2,
+        "train_batch_size": 2,
     }
     kept = distill_teacher(**arguments)
-    monkeypatch.setattr(_teacher, "_MOST", 10**5)
+    monkeypatch.setattr(_teacher, "_FEATURE_BYTES", 10**5)
     again = distill_teacher(**arguments)
     np.testing.assert_allclose(again.loss_curve, kept.loss_curve, rtol=0.2)

@@ -16,13 +16,13 @@ from skad.detectors._prn_samples import Samples, composition, resized_mask
 from skad.metrics import image_auroc, pixel_auroc
 from skad.model_selection import OneClassSplit
 from skad.networks._prn import (
-    attention,
+    Attention,
+    Fusion,
+    ResidualNetwork,
     cluster_means,
     focal_loss,
-    fusion,
     image_scores,
     nearest,
-    residual_network,
     segmentation_loss,
 )
 from skad.networks._prn_encoder import digest
@@ -67,7 +67,7 @@ def test_golden_prototypes_and_fusion(golden):
         )
         features.append(f)
         residuals.append(residual)
-    fuse = loaded(fusion((4, 8, 16)), g, "msf.")
+    fuse = loaded(Fusion((4, 8, 16)), g, "msf.")
     with torch.no_grad():
         fused = fuse(features), fuse(residuals)
     for i in (1, 2, 3):
@@ -81,7 +81,7 @@ def test_golden_prototypes_and_fusion(golden):
 
 def test_golden_attention(golden):
     g = golden("prn_attention")
-    layer = loaded(attention(int(g["channels"]), (8, 8)), g, "msa.")
+    layer = loaded(Attention(int(g["channels"]), (8, 8)), g, "msa.")
     x = torch.from_numpy(g["x"])
     with torch.no_grad():
         np.testing.assert_allclose(layer.attend(x), g["attention_concat"], atol=1e-5)
@@ -127,7 +127,7 @@ def test_equal_maps_make_one_cluster():
 @pytest.mark.parametrize("grid", [(4, 4), (8, 16), (10, 6), (5, 3)])
 @pytest.mark.parametrize("per_element", [True, False])
 def test_attention_takes_any_grid(grid, per_element):
-    layer = attention(4, grid, per_element=per_element).eval()
+    layer = Attention(4, grid, per_element=per_element).eval()
     x = torch.randn(2, 4, *grid, generator=torch.Generator().manual_seed(0))
     assert layer(x).shape == x.shape
     # One patch attends to itself alone: its values are what comes out.
@@ -142,7 +142,7 @@ def test_attention_takes_any_grid(grid, per_element):
 def test_what_depends_on_the_image_size():
     def counts(per_element, side):
         with torch.device("meta"):
-            network = residual_network(
+            network = ResidualNetwork(
                 [64, 128, 256, 512],
                 [(side // s, side // s) for s in (4, 8, 16, 32)],
                 n_attentions=3,
@@ -184,9 +184,9 @@ def tiny(**options):
     options = {
         "backbone": "resnet10t",
         "weights": False,
-        "model": "reduced",
+        "model": "tiny",
         "image_size": 64,
-        "batch_size": 8,
+        "train_batch_size": 8,
         "learning_rate": 2e-3,
         "max_steps": 3,
         **options,
@@ -263,7 +263,7 @@ def test_every_batch_is_composed_alike(data, seen, monkeypatch, seen_too, expect
 
     for name in ("seen", "made"):
         monkeypatch.setattr(Samples, name, counting(name))
-    tiny(batch_size=16, max_steps=2).fit(*(seen if seen_too else (data.train,)))
+    tiny(train_batch_size=16, max_steps=2).fit(*(seen if seen_too else (data.train,)))
     counts = [made.count(name) // 2 for name in ("seen", "made")]
     assert (16 - sum(counts), *(n for n in counts if n)) == expected
     assert composition(64, True) == (32, 16, 16)
@@ -424,7 +424,7 @@ def test_pickles_hold_numpy_only(data, fitted, tmp_path):
         {"backbone_kwargs": {"drop_path_rate": 0.1}},
         {"backbone": "mobilenetv3_small_050", "layers": "auto"},
         {"layers": ("layer1", "layer2", "layer3", "layer4")},
-        {"batch_size": 3, "sigma": 2.0},
+        {"train_batch_size": 3, "sigma": 2.0},
         {"texture_images": True},
     ],
 )
@@ -444,7 +444,9 @@ def test_weights_from_a_file(data, seen, tmp_path):
     file = tmp_path / "weights.pth"
     torch.save(network.state_dict(), file)
     detector = tiny(weights=file, max_steps=1).fit(*seen)
-    level = detector._encoder(torch.device("cpu")).levels(np.ones((1, 64, 64, 3), "f4"))
+    level = detector._encoder(torch.device("cpu")).feature_maps(
+        np.ones((1, 64, 64, 3), "f4")
+    )
     assert [tuple(x.shape[1:]) for x in level] == [
         (64, 16, 16),
         (128, 8, 8),
@@ -465,7 +467,7 @@ def test_weights_from_a_file(data, seen, tmp_path):
     [
         ({"image_size": 48}, "image_size=48 must be a multiple of 32"),
         ({"image_size": 96, "crop_size": 40}, "crop_size=40 must be"),
-        ({"batch_size": 2}, "batch_size"),
+        ({"train_batch_size": 2}, "train_batch_size"),
         ({"max_steps": 0}, "max_steps"),
         ({"model": "large"}, "model"),
         ({"schedule": "step"}, "schedule"),

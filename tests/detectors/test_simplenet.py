@@ -1,4 +1,5 @@
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,10 +8,10 @@ from sklearn.base import clone
 
 from skad import SimpleNetDetector
 from skad._maps import render
-from skad.detectors._simplenet import _build
 from skad.features._embedding import mean1d
 from skad.metrics import image_auroc
-from skad.networks._training import arrays, with_arrays
+from skad.networks._modules import arrays, with_arrays
+from skad.networks._simplenet import SimpleNet, training_loss, truncated_l1
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -43,28 +44,19 @@ def test_golden_features(g, embedded):
     np.testing.assert_allclose(embedded.reshape(-1, 24), expected, atol=2e-6)
 
 
-def golden_step(g, embedded, monkeypatch, dtype):
-    """Loss and module of the step of the golden file, before the optimizer moves."""
-    detector = SimpleNetDetector(hidden_dim=16, noise_std=0.015)
-    detector.noise_std_ = float(g["noise_std"])
+def golden_step(g, embedded):
+    """Module and loss of the step of the golden file, before the optimizer moves."""
     state = {own: g[f"before.{name}"] for own, name in NAMES.items()}
-    module = with_arrays(_build(24, (16,), False), state).to(dtype).train()
-    noise = torch.from_numpy(g["noise"]).to(dtype) / detector.noise_std_
-    monkeypatch.setattr(torch, "randn", lambda *shape, generator: noise)
-    monkeypatch.setattr(torch, "from_numpy", in_precision(dtype, torch.from_numpy))
-    return detector, module, detector._batch_loss(module, embedded[:2], (0,), "cpu")
+    module = with_arrays(SimpleNet(24, (16,)), state).double().train()
+    grids = embedded[:2].astype(np.float64)
+    everywhere = np.ones(grids.shape[:3], bool)
+    batch = grids, everywhere, torch.from_numpy(g["noise"]).double(), everywhere
+    loss = training_loss(module, partial(truncated_l1, margin=0.5), batch)
+    return module, loss
 
 
-def in_precision(dtype, from_numpy):
-    def convert(array):
-        tensor = from_numpy(array)
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    return convert
-
-
-def test_golden_loss_and_gradients(g, embedded, monkeypatch):
-    _, module, loss = golden_step(g, embedded, monkeypatch, torch.float64)
+def test_golden_loss_and_gradients(g, embedded):
+    module, loss = golden_step(g, embedded)
     # The loss and its gradients hold with the adaptor's bias, which nothing sees.
     assert float(loss.detach()) == pytest.approx(float(g["loss_f64"]), abs=1e-6)
     loss.backward()
@@ -76,9 +68,9 @@ def test_golden_loss_and_gradients(g, embedded, monkeypatch):
         )
 
 
-def test_golden_step_of_the_paper(g, embedded, monkeypatch):
-    detector, module, loss = golden_step(g, embedded, monkeypatch, torch.float64)
-    optimizer = detector._optimizer(module)
+def test_golden_step_of_the_paper(g, embedded):
+    module, loss = golden_step(g, embedded)
+    optimizer = SimpleNetDetector()._optimizer(module)
     loss.backward()
     optimizer.step()
     after = arrays(module)
@@ -168,10 +160,11 @@ def test_every_variant_learns_and_tells_defects(options):
 def test_scores_are_what_the_network_says():
     X = grids(40)
     detector = SimpleNetDetector(**QUICK, n_hidden_layers=3, whiten=True).fit(X)
-    module = with_arrays(_build(16, (64,) * 3, False, True), detector.state_).eval()
+    module = with_arrays(SimpleNet(16, (64,) * 3, whiten=True), detector.state_)
+    module.eval()
     with torch.inference_mode():
-        rows = module["adaptor"](torch.from_numpy(X[:5].reshape(-1, 16)))
-        said = module["discriminator"](rows).numpy()
+        rows = module.adaptor(torch.from_numpy(X[:5].reshape(-1, 16)))
+        said = module.discriminator(rows).numpy()
     _, maps = detector._score(X[:5])
     np.testing.assert_allclose(maps.ravel(), -said[:, 0], rtol=1e-4, atol=1e-4)
 
@@ -292,21 +285,6 @@ def test_killed_training_resumes_to_the_same_bits(assert_survives_a_kill, option
     assert_survives_a_kill(detector, grids(40), after=17)
 
 
-def test_a_broken_checkpoint_is_an_error(tmp_path):
-    from skad.networks._training import train
-
-    (tmp_path / "run.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match=r"run\.pt cannot be read; delete it"):
-        train(lambda n: 1.0, {}, 3, label="x", checkpoint=tmp_path / "run.pt")
-
-
-def test_a_loss_that_is_not_finite_is_an_error():
-    from skad.networks._training import train
-
-    with pytest.raises(ValueError, match="diverged: the loss at step 0 is nan"):
-        train(lambda n: float("nan"), {}, 3, label="x")
-
-
 def test_progress_tells_loss_and_speed(capsys):
     SimpleNetDetector(max_epochs=2, hidden_dim=8, verbose=True).fit(grids(10))
     said = capsys.readouterr().err
@@ -318,14 +296,3 @@ def test_the_global_generator_of_torch_is_left_alone():
     before = torch.random.get_rng_state()
     SimpleNetDetector(**{**QUICK, "max_epochs": 2}).fit(grids(10))
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_checkpoints_take_numbers_of_numpy(tmp_path):
-    """A search passes them, and torch refuses to read them back."""
-    from skad.networks._training import _resumed, _save
-
-    module = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.Adam(module.parameters(), np.float64(1e-3))
-    _save(tmp_path / "run.pt", {"optimizer": optimizer}, [0.5])
-    assert _resumed(tmp_path / "run.pt", {"optimizer": optimizer}) == [0.5]
-    assert optimizer.param_groups[0]["lr"] == 1e-3

@@ -10,17 +10,17 @@ from sklearn.model_selection import GridSearchCV
 from skad import PatchCoreDetector, PatchFeatures, Pipeline, SPDPatchFeatures
 from skad.datasets import make_textures
 from skad.features import SkippedImageWarning
-from skad.features._spd import (
+from skad.features._spd import spd_views
+from skad.images import ImageError
+from skad.metrics import image_auroc_scorer
+from skad.model_selection import OneClassSplit
+from skad.networks._spd import (
     moco_loss,
     simclr_loss,
     simsiam_loss,
     spd_loss,
     spd_per_sample,
-    spd_views,
 )
-from skad.images import ImageError
-from skad.metrics import image_auroc_scorer
-from skad.model_selection import OneClassSplit
 from skad.synthesis import smooth_blend, strong_view, weak_view
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

@@ -28,7 +28,12 @@ def features():
 
 def _teacher(images):
     return distill_teacher(
-        _features(), images, model="tiny", max_steps=2, image_size=64, batch_size=2
+        _features(),
+        images,
+        model="tiny",
+        max_steps=2,
+        image_size=64,
+        train_batch_size=2,
     )
 
 
@@ -41,13 +46,14 @@ def _small(name, images):
     if name == "ImagePUAD":
         return skad.ImagePUADDetector(_small("EfficientAD", images), _features())
     if name == "DRAEM":
-        return skad.DRAEMDetector("tiny", batch_size=2, **options)
+        del options["max_steps"]
+        return skad.DRAEMDetector("tiny", None, 1, train_batch_size=4, **options)
     if name == "CutPaste":
         return skad.CutPasteDetector(
-            backbone="resnet10t", variant="scar", batch_size=2, **options
+            backbone="resnet10t", variant="scar", train_batch_size=2, **options
         )
     if name == "PRN":
-        return skad.PRNDetector(**network, model="reduced", batch_size=4, **options)
+        return skad.PRNDetector(**network, model="tiny", train_batch_size=4, **options)
     if name == "FusedFeatures":
         second = skad.PCANetFeatures(64, n_filters=(4, 4, 4), n_components=8)
         fused = skad.FusedFeatures(_features(on_error="skip"), second)

@@ -20,11 +20,11 @@ def spd(**parameters):
 
 
 def cutpaste(**parameters):
-    return CutPasteDetector(**parameters, batch_size=2, **STEPS)
+    return CutPasteDetector(**parameters, train_batch_size=2, **STEPS)
 
 
 def prn(**parameters):
-    return PRNDetector(**parameters, model="reduced", **STEPS)
+    return PRNDetector(**parameters, model="tiny", **STEPS)
 
 
 ALL = pytest.mark.parametrize("make", [patch_features, spd, cutpaste, prn])

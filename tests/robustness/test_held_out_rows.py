@@ -176,9 +176,9 @@ def test_masks_follow_their_images(textures, mixed):
     masks = [None] * len(X)
     for i, mask in zip((12, 13, 14), textures.masks[-3:], strict=True):
         masks[i] = mask
-    options = {"backbone": "resnet10t", "weights": False, "model": "reduced"}
+    options = {"backbone": "resnet10t", "weights": False, "model": "tiny"}
     detector = skad.PRNDetector(
-        **options, max_steps=1, batch_size=4, image_size=64, on_error="skip"
+        **options, max_steps=1, train_batch_size=4, image_size=64, on_error="skip"
     )
     detector.fit(X, y, masks=masks)
     assert detector.n_defects_seen_ == 3  # the fourth cannot be read

@@ -28,8 +28,8 @@ from skad._training_images import LeftBehind
 from skad.datasets import make_textures
 from skad.detectors import Teacher
 from skad.features._embedding import _pooling
+from skad.networks._modules import arrays, seeded
 from skad.networks._pdn import pdn
-from skad.networks._training import arrays, seeded
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),
@@ -168,17 +168,17 @@ MAKE = {
         "tiny", teacher, max_steps=2, image_size=64, **given
     ),
     "DRAEM": lambda teacher, **given: DRAEMDetector(
-        "tiny", max_steps=1, batch_size=2, image_size=64, **given
+        "tiny", max_epochs=1, train_batch_size=2, image_size=64, **given
     ),
     "CutPaste": lambda teacher, **given: CutPasteDetector(
-        backbone="resnet10t", max_steps=1, batch_size=2, image_size=64, **given
+        backbone="resnet10t", max_steps=1, train_batch_size=2, image_size=64, **given
     ),
     "PRN": lambda teacher, **given: PRNDetector(
         "resnet10t",
         weights=False,
-        model="reduced",
+        model="tiny",
         max_steps=1,
-        batch_size=3,
+        train_batch_size=3,
         image_size=64,
         **given,
     ),
@@ -395,7 +395,7 @@ def test_training_images_are_neither_pickled_nor_copied(kind, images, photos, te
 @pytest.mark.parametrize("calibration", ["kfold", "train"])
 def test_a_second_fit_still_has_its_training_images(calibration, images, photos):
     detector = DRAEMDetector(
-        "tiny", photos, max_steps=1, batch_size=2, image_size=64
+        "tiny", photos, max_epochs=1, train_batch_size=2, image_size=64
     ).set_params(calibration=calibration)
     first = detector.fit(images[:2]).score_samples(images[:2])
     again = detector.fit(images[:2]).score_samples(images[:2])

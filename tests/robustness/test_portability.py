@@ -107,8 +107,10 @@ def with_files(folder, images):
         Pipeline([clone(features).set_params(pooled=True), SPADEDetector(3)]),
         Pipeline([clone(features).set_params(layers=("layer1",)), PaDiMDetector()]),
         Pipeline([tuned, PatchCoreDetector()]),
-        PRNDetector("resnet10t", "auto", weights, model="reduced", **STEPS),
-        CutPasteDetector(backbone="resnet10t", weights=weights, batch_size=2, **STEPS),
+        PRNDetector("resnet10t", "auto", weights, model="tiny", **STEPS),
+        CutPasteDetector(
+            backbone="resnet10t", weights=weights, train_batch_size=2, **STEPS
+        ),
         EfficientADDetector(
             "tiny", folder / "teacher.safetensors", images[:2], **STEPS
         ),
@@ -237,14 +239,14 @@ def with_paths(folder):
         "CutPaste": CutPasteDetector(
             backbone="resnet10t",
             weights=folder / "weights.pth",
-            batch_size=2,
+            train_batch_size=2,
             **image,
         ),
         "DRAEM": DRAEMDetector("tiny", texture_images=pictures, batch_size=2, **image),
         "PRN": PRNDetector(
             "resnet10t",
             weights=folder / "weights.pth",
-            model="reduced",
+            model="tiny",
             texture_images=pictures,
             **image,
         ),

@@ -141,8 +141,14 @@ def efficientad():
     return EfficientADDetector("tiny", "distill", features=taught, **STEPS)
 
 
+def draem():
+    return DRAEMDetector(
+        "tiny", max_epochs=1, train_batch_size=5, image_size=64, calibration="train"
+    )
+
+
 def prn():
-    return PRNDetector(**ENCODER, model="reduced", batch_size=4, **STEPS)
+    return PRNDetector(**ENCODER, model="tiny", train_batch_size=4, **STEPS)
 
 
 def spd():
@@ -159,9 +165,9 @@ RUNS = {
     "FusedFeatures": transformed(lambda: FusedFeatures(small(), PCANetFeatures(64))),
     "SPD": transformed(spd),
     "CutPaste": on_images(
-        lambda: CutPasteDetector(backbone="resnet10t", batch_size=2, **STEPS)
+        lambda: CutPasteDetector(backbone="resnet10t", train_batch_size=2, **STEPS)
     ),
-    "DRAEM": on_images(lambda: DRAEMDetector("tiny", batch_size=2, **STEPS)),
+    "DRAEM": on_images(lambda: draem()),
     "PRN": on_images(prn),
     "EfficientAD": on_images(efficientad),
 }
@@ -308,8 +314,8 @@ def fitted(images):
             [FusedFeatures(small(), PCANetFeatures(64)), PatchCoreDetector()]
         ),
         "SPD": Pipeline([spd(), PatchCoreDetector()]),
-        "CutPaste": CutPasteDetector(backbone="resnet10t", batch_size=2, **STEPS),
-        "DRAEM": DRAEMDetector("tiny", batch_size=2, **STEPS),
+        "CutPaste": CutPasteDetector(backbone="resnet10t", train_batch_size=2, **STEPS),
+        "DRAEM": draem(),
         "PRN": prn(),
         "EfficientAD": efficientad(),
     }

@@ -14,8 +14,8 @@ from skad import (
 )
 from skad.datasets import make_textures
 from skad.detectors import Teacher
+from skad.networks._modules import arrays, seeded
 from skad.networks._pdn import pdn
-from skad.networks._training import arrays, seeded
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),

@@ -1,0 +1,72 @@
+"""Torch modules and optimizers: seeded, and as NumPy arrays that a pickle can hold."""
+
+import torch
+
+from skad.networks._sampling import combined_seed
+
+
+def generator(*numbers):
+    """A generator of torch on the CPU that several integers seed."""
+    return torch.Generator().manual_seed(combined_seed(*numbers))
+
+
+def seeded(build, seed):
+    """A module with random weights that a seed determines."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def arrays(module):
+    """Parameters and buffers of a module as NumPy arrays, by name."""
+    return {k: v.detach().cpu().numpy().copy() for k, v in module.state_dict().items()}
+
+
+def with_arrays(module, state):
+    """The module, with parameters and buffers from NumPy arrays."""
+    module.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
+    return module
+
+
+def rebuilt(build, state):
+    """A module in evaluation mode, made without drawing weights that are replaced.
+
+    It shares the memory of the arrays, so it is for looking only.
+    """
+    with torch.device("meta"):
+        module = build()
+    tensors = {
+        k: torch.from_numpy(v if v.flags.writeable else v.copy())
+        for k, v in state.items()
+    }
+    module.load_state_dict(tensors, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def optimizer_arrays(optimizer):
+    """State of an optimizer without tensors, for a pickle."""
+    return _mapped(optimizer.state_dict(), "detach", lambda t: t.detach().cpu().numpy())
+
+
+def optimizer_tensors(state):
+    """What `optimizer_arrays` gave, for ``load_state_dict``."""
+    return _mapped(state, "dtype", torch.tensor)
+
+
+def _mapped(value, attribute, convert):
+    if isinstance(value, dict):
+        return {k: _mapped(v, attribute, convert) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_mapped(v, attribute, convert) for v in value]
+    return convert(value) if hasattr(value, attribute) else value
+
+
+def placed(module, device, *, channels_last=True):
+    """The module on a device, with the memory layout in which it trains there."""
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    return module.to(device, memory_format=layout)
+
+
+def tensors(arrays, device):
+    """NumPy arrays as tensors on a device, copied."""
+    return [torch.tensor(array, device=device) for array in arrays]
