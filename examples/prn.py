@@ -66,15 +66,9 @@ masks = [None] * len(data.train) + [data.masks[i] for i in learned]
 # %%
 # Training
 # --------
-<<<<<<< HEAD
-# The reduced model is the one for CPUs. With so few steps, the learning rate is larger
+# The tiny model is the one for CPUs. With so few steps, the learning rate is larger
 # than the paper's, and decreases to 0. Mirrored fabric is normal, too, so images are
 # mirrored at random.
-=======
-# The tiny model is the one for processors. With so few steps, the learning rate is
-# larger than the paper's, and falls to 0. Woven fabric is as good when mirrored, so
-# mirrored images make more of few defects.
->>>>>>> networks
 
 start = time.perf_counter()
 model = PRNDetector(
