@@ -137,7 +137,7 @@ def measured(options, name, data):
         "one distance, a quarter PCANet": (FusedFeatures(), alone),
         "apart, a quarter PCANet": (
             FusedFeatures(),
-            FusionDetector(alone, weights=(3, 1)),
+            FusionDetector(alone, detector_weights=(3, 1)),
         ),
         "apart, half PCANet": (FusedFeatures(), FusionDetector(alone)),
         "MobileNetV2": (network, alone),

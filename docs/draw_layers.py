@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs/_static/layers.svg"
 WORDS = {
     "base": "scores, thresholds, p-values, masks",
-    "calibration": "known defects",
     "datasets": "folders, textures",
     "detectors": "one method, one file",
     "features": "images to patches",

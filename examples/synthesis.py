@@ -200,7 +200,7 @@ for size in (64, 128):
 # Synthetic anomalies separate poor settings from good ones: here, 64 pixels are too
 # few. The order of the good settings means little. The values differ much from those of
 # the test set, and do not say how many real defects will be found; for that, see
-# `skad.calibration` once some are known.
+# `skad.inspection.recall_report` once some are known.
 
 by_made, by_real = np.transpose(list(results.values()))
 print(f"rank correlation {spearmanr(by_made, by_real).statistic:.2f}")

@@ -1,23 +1,35 @@
-"""Running mean and covariance of rows, equal, to rounding, in any batches."""
+"""Mean and covariance of rows that come in batches, the same in any batches."""
+
+from typing import Any
 
 import numpy as np
 
-_CHUNK = 2**22  # entries of a float64 temporary (32 MB)
+_CHUNK_ENTRIES = 2**22  # of a float64 temporary array (32 MB)
 
 
 class Moments:
     """Number, mean and centred sums of squares of rows, in float64.
 
     Instances are never changed: `with_rows` and `+` make new ones.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+
+    mean : ndarray of shape (d,)
+
+    squares : ndarray of shape (d, d)
+        Sum of the outer products of the rows less their mean.
     """
 
-    def __init__(self, n=0, mean=0.0, squares=0.0):
+    def __init__(self, n: int = 0, mean: Any = 0.0, squares: Any = 0.0):
         self.n, self.mean, self.squares = n, mean, squares
 
     def with_rows(self, rows):
-        """Take in rows (m, d) of any float dtype."""
+        """Moments of these rows and of further ones (m, d) of any float dtype."""
         total = self
-        step = max(1, _CHUNK // rows.shape[1])
+        step = max(1, _CHUNK_ENTRIES // rows.shape[1])
         for lo in range(0, len(rows), step):
             block = rows[lo : lo + step].astype(np.float64)
             mean = block.mean(axis=0)
@@ -26,6 +38,12 @@ class Moments:
         return total
 
     def __add__(self, other):
+        """Moments of the rows of both.
+
+        The mean of both is m = m1 + (m2 - m1) n2 / n. Around it, the sums of squares of
+        the parts grow by n1 (m1 - m)(m1 - m)' and n2 (m2 - m)(m2 - m)', which add up
+        to n1 n2 / n times the outer product of m2 - m1.
+        """
         n = self.n + other.n
         if 0 in (self.n, other.n):
             return self if self.n else other
@@ -42,7 +60,7 @@ class Moments:
         return self.squares / self.n
 
     def __getstate__(self):
-        # Half of a symmetric matrix tells the other.
+        # One half of a symmetric matrix gives the other.
         state = self.__dict__.copy()
         if np.ndim(self.squares):
             state["squares"] = self.squares[np.triu_indices(len(self.squares))]

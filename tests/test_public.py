@@ -15,7 +15,6 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.rst"
 MODULES = (
     "skad",
     "skad.base",
-    "skad.calibration",
     "skad.datasets",
     "skad.detectors",
     "skad.features",

@@ -17,28 +17,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import (
-    Interval,
-    StrOptions,
-    validate_parameter_constraints,
-)
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skad._checks import BY_CROSS_VALIDATION, require_attributes
 from skad._maps import WHOLE, render
 from skad._patches import filled
-from skad._peaks import peaks
 from skad._portable import Portable
 from skad._user_warning import warn_user
+from skad.base._calibrated import CONTAMINATION, CalibratedThreshold
 from skad.base._hold_out import HOLD_OUT
 from skad.base._hooks import checked_hook
-from skad.base._threshold import (
-    RULES,
-    certifies,
-    conformal_p_values,
-    outlier,
-    threshold_of,
-)
+from skad.base._threshold import RULES, conformal_p_values, outlier
 from skad.networks._torch_state import own_torch_state
 
 
@@ -65,7 +55,7 @@ class _IfAllAreHeldOut:
         return MethodType(self.method, detector)
 
 
-class BaseDetector(Portable, OutlierMixin, BaseEstimator):
+class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     """Base of all detectors: from anomaly scores to decisions, whatever the input.
 
     A detector of your own derives from one of its two subclasses, `PatchDetector` or
@@ -93,7 +83,6 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
     _keeps_left_out_scores = False  # whether they can be had again at any time
     _min_left_out = 2  # images that leave-one-out needs
     _n_folds = 10  # of calibration="kfold"
-    _in_sample = False  # whether calibration scores are of training images
     _is_part = False  # of another detector, which warns itself
     _required_parameters: tuple[str, ...] = (
         "contamination",
@@ -103,7 +92,7 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
     )
     threshold = "tail"  # of detectors whose constructors do not take it
     _parameter_constraints: dict[str, list[Any]] = {
-        "contamination": [Interval(Real, 0, 0.5, closed="right")],
+        "contamination": CONTAMINATION,
         "calibration": [StrOptions({"auto", "loo", "kfold", "split", "train"})],
         "threshold": [StrOptions(set(RULES))],
         "sigma": [Interval(Real, 0, None, closed="left")],
@@ -263,39 +252,6 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         """
         return conformal_p_values(self.score_samples(X), self.calibration_scores_)
 
-    def set_contamination(self, contamination: float) -> Self:
-        """Set another rate of false alarms, from the held-out scores at hand.
-
-        Both thresholds follow, that of the image scores and that of the pixels. The
-        parameter `contamination` stays as it is, and is what the next `fit` takes.
-
-        Parameters
-        ----------
-        contamination : float
-            Tolerated false-alarm rate on normal images, in (0, 0.5].
-
-        Returns
-        -------
-        self : object
-
-        Raises
-        ------
-        ValueError
-            If `contamination` is out of range.
-
-        sklearn.exceptions.NotFittedError
-            If the detector is not fitted.
-        """
-        validate_parameter_constraints(
-            {"contamination": BaseDetector._parameter_constraints["contamination"]},
-            {"contamination": contamination},
-            caller_name="set_contamination",
-        )
-        check_is_fitted(self, "calibration_scores_")
-        self.contamination_ = float(contamination)
-        self._set_offset()
-        return self
-
     def calibrate(
         self, X: Any, y: ArrayLike | None = None, *, add: bool = False
     ) -> Self:
@@ -424,10 +380,6 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
                 scores, maps = self._score(samples)
         return -_at(present, scores), filled(_at(present, maps))
 
-    def _no_maps(self, n):
-        """Maps of n images that could not be read, on the grid of all others."""
-        return np.full((n, *self.calibration_maps_.shape[1:]), np.nan, np.float32)
-
     def _render(self, maps, size, window=WHOLE):
         """Patch scores at pixel size; `window` is the part that the grid covers."""
         return render(maps, size, **self._rendering(window, maps.shape[1:]))
@@ -435,21 +387,6 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
     def _rendering(self, window, grid):
         """Arguments by which `skad._maps.render` brings maps to pixel size."""
         return {"sigma": self.sigma, "window": window}
-
-    def _pixel_threshold(self, size, window):
-        """Threshold for the pixels of maps of a size; on the grid where it is None.
-
-        It is that of the largest values of the held-out maps.
-        """
-        check_is_fitted(self, "calibration_maps_")
-        maps = self.calibration_maps_
-        if size is None:
-            highest = maps.max(axis=(1, 2))
-        else:
-            highest = peaks(maps, size, **self._rendering(window, maps.shape[1:]))
-        return threshold_of(
-            highest.astype(np.float64), self.contamination_, self._threshold_rule
-        )
 
     # -- held-out scores -----------------------------------------------------------
 
@@ -554,54 +491,6 @@ class BaseDetector(Portable, OutlierMixin, BaseEstimator):
         decisions = decisions.copy()
         decisions[learned] = held_out - self.offset_
         return decide(decisions)
-
-    # -- threshold -----------------------------------------------------------------
-
-    def _take_threshold_parameters(self):
-        """Take rate and rule of the thresholds from the parameters, as `fit` does."""
-        self.contamination_ = float(self.contamination)
-        self._threshold_rule = self.threshold
-
-    def _replace_held_out(self, scores, maps, in_sample=False):
-        """Keep held-out anomaly scores and maps, and set `offset_` from them."""
-        self.calibration_scores_ = np.empty(0)
-        self.calibration_maps_ = np.empty((0, *maps.shape[1:]), np.float32)
-        self._calibration_seen = np.empty(0, np.int64)
-        self._in_sample = in_sample
-        self._add_held_out(scores, maps, self.n_samples_seen_)
-
-    def _add_held_out(self, scores, maps, n_seen):
-        """Add held-out scores to those at hand, and set `offset_` from all.
-
-        `n_seen` is the number of images behind the model that gave them. Scores of a
-        model that knew less than half as many are dropped: it scored higher.
-        """
-        known = np.isfinite(scores)
-        n_seen = np.broadcast_to(n_seen, scores.shape)[known]
-        scores = np.concatenate([self.calibration_scores_, -scores[known]])
-        maps = np.concatenate([self.calibration_maps_, filled(maps[known])])
-        n_seen = np.concatenate([self._calibration_seen, n_seen])
-        current = 2 * n_seen >= n_seen.max(initial=0)
-        self.calibration_scores_ = scores[current]
-        self.calibration_maps_ = maps[current]
-        self._calibration_seen = n_seen[current]
-        self._set_offset()
-
-    def _set_offset(self):
-        """Set `offset_` from the scores at hand, by rate and rule of the fit."""
-        scores, rate = self.calibration_scores_, self.contamination_
-        if self._in_sample:
-            self.offset_ = float(np.percentile(scores, 100 * rate))
-            return
-        self.offset_ = -threshold_of(-scores, rate, self._threshold_rule)
-        n = len(scores)
-        if not certifies(n, rate):
-            warn_user(
-                f"{n} held-out images cannot certify a false-alarm rate of {rate:g}; "
-                f"the smallest rate that they can certify is {1 / (n + 1):.2g}. The "
-                "threshold lies beyond all of their scores, by their spread: an "
-                "estimate without a guarantee."
-            )
 
     # -- warnings ------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What detectors that are made of detectors share."""
+"""What detectors share that are made of other detectors: fusion and PUAD."""
 
 import numpy as np
 from sklearn.base import clone
@@ -12,10 +12,10 @@ def inner_detector(given):
 
 
 def as_part(detector, calibration):
-    """A copy to fit, of which the threshold is not used.
+    """A copy of a detector to fit, whose threshold is not used.
 
-    A rate of one half can always be certified: any other could warn of a promise that
-    nobody asked for.
+    Its rate is one half, which every number of images can certify, so that it does not
+    warn of too few images.
     """
     part = clone(detector).set_params(calibration=calibration, contamination=0.5)
     part._is_part = True
@@ -23,7 +23,7 @@ def as_part(detector, calibration):
 
 
 def means_and_stds(scores):
-    """Of each row of scores; a deviation is 1 where they differ by rounding only."""
+    """Mean and standard deviation of each row; 1 where entries differ by rounding."""
     rows = np.asarray(scores).reshape(len(scores), -1)
     means = rows.mean(axis=1, dtype=np.float64)
     stds = rows.std(axis=1, dtype=np.float64)

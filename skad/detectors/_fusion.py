@@ -1,15 +1,17 @@
-"""One detector for every kind of patch features, their scores and maps summed.
+"""One detector per feature type, their standardised scores and maps summed.
 
-Where kinds of features disagree, a joint distance lets the noisier one drown the
-other. Scores apart, in deviations of good images, give each as much of a say as it
-has earned: a kind that finds some good images very odd counts for little.
+In one distance over all channels, the feature type with the most noise hides what the
+others find. Here each type is scored by itself, in standard deviations of normal
+images: a type that gives some normal images high scores counts for little.
 """
 
 import copy
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 
@@ -19,7 +21,7 @@ from skad.detectors._combined import as_part, inner_detector, means_and_stds
 
 
 def _members_have(hook):
-    """Whether the detectors of all feature types have a hook."""
+    """Whether the detectors of all feature types have a hook, for `available_if`."""
 
     def check(fusion):
         return hasattr(inner_detector(fusion.detector), hook)
@@ -28,30 +30,31 @@ def _members_have(hook):
 
 
 class FusionDetector(PatchDetector):
-    """Sum the standardised scores and maps of detectors on kinds of features.
+    """Sum the standardised scores and maps of one detector per feature type.
 
-    Each kind of channels, such as the two of `FusedFeatures`, has a detector of its
-    own. Of their image scores and of their maps, the mean and the deviation over
-    held-out good images are taken out before they are summed.
+    Each feature type, such as the two of `FusedFeatures`, has a detector of its own
+    for its channels. The image scores of each detector, and its maps, are standardised
+    by their mean and standard deviation over held-out normal images, and summed.
 
     Parameters
     ----------
     detector : detector, default=None
-        Any detector of `skad` on patch features, copied for each kind. None is
-        ``PatchCoreDetector()``. Its `contamination` does not matter: the threshold
+        Any detector of `skad` on patch features, copied for each feature type. None
+        is ``PatchCoreDetector()``. Its `contamination` does not matter: the threshold
         is that of the sum.
 
-    levels : {"auto"} or sequence of int, default="auto"
-        Number of channels of each kind. "auto" takes those that the features bring
-        along, as `FusedFeatures` and the features for SPADE do, or else all channels
-        as one kind.
+    n_channels : {"auto"} or sequence of int, default="auto"
+        Number of channels of each feature type, in their order; they add up to the
+        channels of X. "auto" takes the numbers that come with the features of
+        `FusedFeatures`, and of `PatchFeatures` with ``pooled=True``; without such
+        numbers, all channels are one type.
 
-    weights : sequence of float or None, default=None
-        Weight of each kind in the sum; they are divided by their own sum. None
-        weighs them alike.
+    detector_weights : sequence of float or None, default=None
+        Weight of each feature type in the sum, not negative; they are divided by their
+        sum. None weighs all alike.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "loo", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "loo": it sums the
@@ -64,30 +67,30 @@ class FusionDetector(PatchDetector):
         where images are few.
 
     random_state : int, RandomState instance or None, default=0
-        Draws the images that are held out by "split". `detector` has a seed of its
+        Chooses the images that are held out by "split". `detector` has a seed of its
         own.
 
     verbose : bool, default=False
-        Report on the standard error stream which kind is being learned, and let every
-        detector report on itself.
+        Show progress over the feature types on the standard error stream, and let
+        every detector show its own.
 
     Attributes
     ----------
     detectors_ : list of detectors
-        The fitted detectors, one for each kind.
+        The fitted detectors, one for each feature type.
 
-    levels_ : tuple of int
-        Number of channels of each kind.
+    n_channels_ : tuple of int
+        Number of channels of each feature type.
 
-    weights_ : ndarray of shape (n_kinds,), float64
+    detector_weights_ : ndarray of shape (n_feature_types,), float64
         Weights, which sum to 1.
 
-    score_means_, score_stds_ : ndarray of shape (n_kinds,), float64
-        Mean and deviation of each detector's held-out image scores, larger is more
-        anomalous.
+    score_means_, score_stds_ : ndarray of shape (n_feature_types,), float64
+        Mean and standard deviation of each detector's held-out image scores, larger is
+        more anomalous.
 
-    map_means_, map_stds_ : ndarray of shape (n_kinds,), float64
-        Mean and deviation of its held-out patch scores.
+    map_means_, map_stds_ : ndarray of shape (n_feature_types,), float64
+        Mean and standard deviation of its held-out patch scores.
 
     contamination_ : float
         False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
@@ -96,7 +99,7 @@ class FusionDetector(PatchDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their patch scores, larger is more anomalous.
@@ -109,30 +112,30 @@ class FusionDetector(PatchDetector):
 
     See Also
     --------
-    FusedFeatures : Two kinds of features side by side.
+    FusedFeatures : Two feature types side by side.
     PUADDetector : Adds how unusual the mean patch is.
 
     Notes
     -----
-    With "loo", an image's own scores take part in the means and deviations that
-    standardise them; over some tens of images that makes little difference.
+    With "loo", an image's own scores take part in the means and standard deviations
+    that standardise them; over some tens of images that makes little difference.
 
-    `partial_fit` and `merge` are there where `detector` has them. With "loo", means,
-    deviations and held-out scores are then those of all images that the detectors
-    still hold out. Otherwise `partial_fit` keeps means and deviations, in which the
-    earlier scores are, and `merge` is refused.
+    `partial_fit` and `merge` are offered if `detector` offers them. With "loo", means,
+    standard deviations and held-out scores are then those of all images that the
+    detectors still hold out. Otherwise `partial_fit` keeps the means and standard
+    deviations by which the earlier scores were standardised, and `merge` is refused.
 
     Held-out scores are those of images that the detectors of all feature types hold
-    out. `PaDiMDetector` holds out `calibration_size` images, of each type others: set
-    it to the number of training images if these are more.
+    out. `PaDiMDetector` holds out `calibration_size` images, which differ from type to
+    type: set it to the number of training images if these are more.
 
     Examples
     --------
     >>> import numpy as np
     >>> from skad import FusionDetector, SubspaceDetector
     >>> X = np.random.default_rng(0).normal(size=(60, 4, 4, 6))
-    >>> detector = FusionDetector(SubspaceDetector(), levels=(4, 2)).fit(X)
-    >>> detector.levels_, detector.anomaly_map(X[:2]).shape
+    >>> detector = FusionDetector(SubspaceDetector(), n_channels=(4, 2)).fit(X)
+    >>> detector.n_channels_, detector.anomaly_map(X[:2]).shape
     ((4, 2), (2, 4, 4))
     """
 
@@ -141,8 +144,8 @@ class FusionDetector(PatchDetector):
     _parameter_constraints = {
         **PatchDetector._parameter_constraints,
         "detector": [PatchDetector, None],
-        "levels": [StrOptions({"auto"}), list, tuple],
-        "weights": ["array-like", None],
+        "n_channels": [StrOptions({"auto"}), list, tuple],
+        "detector_weights": ["array-like", None],
     }
     del _parameter_constraints["sigma"]
     _required_parameters: tuple[str, ...] = (
@@ -155,83 +158,87 @@ class FusionDetector(PatchDetector):
 
     def __init__(
         self,
-        detector=None,
+        detector: PatchDetector | None = None,
         *,
-        levels="auto",
-        weights=None,
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        random_state=0,
-        verbose=False,
+        n_channels: str | Sequence[int] = "auto",
+        detector_weights: ArrayLike | None = None,
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
     ):
         self.detector = detector
-        self.levels = levels
-        self.weights = weights
+        self.n_channels = n_channels
+        self.detector_weights = detector_weights
         self.contamination = contamination
         self.calibration = calibration
         self.threshold = threshold
         self.random_state = random_state
         self.verbose = verbose
 
+    # -- input ---------------------------------------------------------------------
+
     def _check_features(self, X, *, reset):
-        levels = getattr(X, "levels", ())
+        carried = getattr(X, "levels", ())
         patches, present = super()._check_features(X, reset=reset)
         if reset:
-            self.levels_ = self._counts(levels, patches.shape[3])
-            self.weights_ = self._shares(len(self.levels_))
+            self.n_channels_ = self._channel_counts(carried, patches.shape[3])
+            self.detector_weights_ = self._normalised_weights(len(self.n_channels_))
         return patches, present
 
-    def _counts(self, carried, n_channels):
-        if self.levels == "auto":
+    def _channel_counts(self, carried, n_total):
+        """Number of channels of each feature type; `carried` came with the features."""
+        if isinstance(self.n_channels, str):
             counts = tuple(count for count, _ in carried)
-            return counts if sum(counts) == n_channels else (n_channels,)
-        counts = tuple(self.levels)
-        whole = all(isinstance(count, (int, np.integer)) for count in counts)
-        if not whole or sum(counts) != n_channels or min(counts) < 1:
+            return counts if sum(counts) == n_total else (n_total,)
+        counts = tuple(self.n_channels)
+        are_integers = all(isinstance(count, (int, np.integer)) for count in counts)
+        if not are_integers or sum(counts) != n_total or min(counts) < 1:
             raise ValueError(
-                f"levels={self.levels!r} must be positive integers that add up to the "
-                f"{n_channels} channels of X."
+                f"n_channels={self.n_channels!r} must be positive integers that add up "
+                f"to the {n_total} channels of X."
             )
         return counts
 
-    def _shares(self, n_kinds):
-        given = np.ones(n_kinds) if self.weights is None else self.weights
-        weights = np.asarray(given, np.float64)
-        fine = weights.shape == (n_kinds,) and np.isfinite(weights).all()
-        if not fine or (weights < 0).any() or weights.sum() == 0:
+    def _normalised_weights(self, n_types):
+        given = self.detector_weights
+        weights = np.asarray(np.ones(n_types) if given is None else given, np.float64)
+        is_valid = weights.shape == (n_types,) and np.isfinite(weights).all()
+        if not is_valid or (weights < 0).any() or weights.sum() == 0:
             raise ValueError(
-                f"weights={self.weights!r} must be {n_kinds} numbers, one per kind "
-                "of channels, none negative and not all zero."
+                f"detector_weights={given!r} must be {n_types} numbers, one per "
+                "feature type, none negative and not all zero."
             )
         return weights / weights.sum()
 
-    def _kinds(self, X):
-        """The channels of each kind."""
-        ends = np.cumsum(self.levels_)[:-1]
-        return [np.ascontiguousarray(kind) for kind in np.split(X, ends, axis=3)]
+    def _by_type(self, X):
+        """The channels of each feature type, as arrays of their own."""
+        ends = np.cumsum(self.n_channels_)[:-1]
+        return [np.ascontiguousarray(part) for part in np.split(X, ends, axis=3)]
+
+    def _with_inputs(self, X):
+        """Each detector with what it scores."""
+        for one, part in zip(self.detectors_, self._by_type(X), strict=True):
+            yield one, one._check_features(part, reset=False)[0]
+
+    # -- learning ------------------------------------------------------------------
 
     def _fit(self, X):
         inner = inner_detector(self.detector)
-        parts = [as_part(inner, self._how(inner, len(X))) for _ in self.levels_]
-        self.detectors_ = self._each(parts, "fit", self._kinds(X))
+        calibration = _member_calibration(inner, len(X))
+        parts = [as_part(inner, calibration) for _ in self.n_channels_]
+        self.detectors_ = self._each(parts, "fit", self._by_type(X))
         self._standardise()
-
-    @staticmethod
-    def _how(inner, n_images):
-        """How a detector holds out scores."""
-        if n_images == 1:
-            return "train"
-        return "loo" if hasattr(inner, "_score_left_out") else "kfold"
 
     def _each(self, detectors, method, arguments):
         """The detectors, after a method of each has learned from its own argument."""
         with progress(len(detectors), "feature types", self.verbose) as bar:
-            for one, own in zip(detectors, arguments, strict=True):
+            for one, argument in zip(detectors, arguments, strict=True):
                 if self.verbose:
                     one.set_params(verbose=self.verbose)
-                getattr(one, method)(own)
-                bar.update()
+                getattr(one, method)(argument)
+                bar.update(1)
         return detectors
 
     @available_if(_members_have("_update"))
@@ -240,37 +247,38 @@ class FusionDetector(PatchDetector):
         # Copies: an earlier copy of this detector stays as it was.
         parts = [copy.copy(one) for one in self.detectors_]
         for one in parts:
-            one.set_params(calibration=self._how(one, n_images))
-        self.detectors_ = self._each(parts, "partial_fit", self._kinds(X))
+            one.set_params(calibration=_member_calibration(one, n_images))
+        self.detectors_ = self._each(parts, "partial_fit", self._by_type(X))
         if self._resolved_calibration() == "loo":
             self._standardise()
 
     @available_if(_members_have("_merge"))
     def _merge(self, other):
-        if other.levels_ != self.levels_:
+        if other.n_channels_ != self.n_channels_:
             raise ValueError(
-                f"other was fitted on kinds of {other.levels_} channels, this detector "
-                f"on {self.levels_}; fit both on features of the same kinds."
+                f"other was fitted on feature types of {other.n_channels_} channels, "
+                f"this detector on {self.n_channels_}; fit both on the same features."
             )
         if self._resolved_calibration() != "loo":
             raise ValueError(
-                f"calibration={self.calibration!r}: the scores that two detectors held "
-                "out are in deviations of their own images. Use 'loo', or fit again."
+                f"calibration={self.calibration!r}: the held-out scores of the two "
+                "detectors are in standard deviations of different images. Use 'loo', "
+                "or fit again."
             )
         parts = [copy.copy(one) for one in self.detectors_]
         self.detectors_ = self._each(parts, "merge", other.detectors_)
         self._standardise()
 
     def _standardise(self):
-        """Set means and deviations by what the detectors held out."""
+        """Set means and standard deviations by the scores that the detectors hold."""
         scores, maps = self._held_out()
         self.score_means_, self.score_stds_ = means_and_stds(scores)
         self.map_means_, self.map_stds_ = means_and_stds(maps)
 
     def _held_out(self):
-        """Each detector's anomaly scores and maps of images that all of them held out.
+        """Each detector's anomaly scores and maps of images that all of them hold out.
 
-        Each chooses by itself which images it keeps, where these are too many.
+        A detector that keeps a sample of the images chooses it by their features.
         """
         positions = [one._held_out_positions(0) for one in self.detectors_]
         common = reduce(np.intersect1d, positions)
@@ -291,50 +299,53 @@ class FusionDetector(PatchDetector):
             np.intersect1d, [one._held_out_positions(n) for one in self.detectors_]
         )
 
+    # -- scores --------------------------------------------------------------------
+
     def _score_left_out(self, X):
         scores, maps = self._held_out()
         return self._sum_scores(scores), self._sum_maps(maps)
 
     def _score(self, X):
-        scores, maps = zip(
-            *(one._score(kind) for one, kind in self._pairs(X)), strict=True
-        )
+        found = [one._score(part) for one, part in self._with_inputs(X)]
+        scores, maps = zip(*found, strict=True)
         return self._sum_scores(scores), self._sum_maps(maps)
 
     def _score_for_calibration(self, X):
-        scores, maps = zip(
-            *(one._score_for_calibration(kind) for one, kind in self._pairs(X)),
-            strict=True,
-        )
+        found = [one._score_for_calibration(part) for one, part in self._with_inputs(X)]
+        scores, maps = zip(*found, strict=True)
         return self._sum_scores(scores), self._sum_maps(maps)
 
     def _image_scores(self, X):
-        each = [one._image_scores(kind) for one, kind in self._pairs(X)]
-        return self._sum_scores(each)
+        scores = [one._image_scores(part) for one, part in self._with_inputs(X)]
+        return self._sum_scores(scores)
 
     def _anomaly_maps(self, X):
-        each = [one._anomaly_maps(kind) for one, kind in self._pairs(X)]
-        return self._sum_maps(each)
-
-    def _pairs(self, X):
-        """Each detector with what it scores."""
-        for one, kind in zip(self.detectors_, self._kinds(X), strict=True):
-            yield one, one._check_features(kind, reset=False)[0]
+        maps = [one._anomaly_maps(part) for one, part in self._with_inputs(X)]
+        return self._sum_maps(maps)
 
     def _sum_scores(self, scores):
         means, stds = self.score_means_, self.score_stds_
-        return _weighted_sum(scores, means, stds, self.weights_)
+        return _weighted_sum(scores, means, stds, self.detector_weights_)
 
     def _sum_maps(self, maps):
         means, stds = self.map_means_, self.map_stds_
-        return _weighted_sum(maps, means, stds, self.weights_).astype(np.float32)
+        total = _weighted_sum(maps, means, stds, self.detector_weights_)
+        return total.astype(np.float32)
 
     def _rendering(self, window, grid):
         return self.detectors_[0]._rendering(window, grid)
 
 
+def _member_calibration(inner, n_images):
+    """How the detector of a feature type holds out scores."""
+    if n_images == 1:
+        return "train"
+    return "loo" if hasattr(inner, "_score_left_out") else "kfold"
+
+
 def _weighted_sum(values, means, stds, weights):
-    total = 0.0
+    """Sum of w (v - mean) / std over the feature types, float64."""
+    total = np.float64(0.0)
     for value, mean, std, weight in zip(values, means, stds, weights, strict=True):
         total = total + (np.asarray(value, np.float64) - mean) * (weight / std)
     return total

@@ -1,12 +1,13 @@
 """PaDiM (Defard et al., ICPR workshops 2021): a Gaussian at every position.
 
 Section III-B of the paper: mean and regularised covariance of the patch
-features at each position of the grid. Section III-C: a patch scores by its
-Mahalanobis distance, an image by its worst patch.
+features at each position of the grid. Section III-C: the score of a patch is its
+Mahalanobis distance, that of an image is its largest patch score.
 """
 
 from numbers import Integral, Real
 
+import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._patches import image_scores
@@ -17,10 +18,10 @@ from skad.detectors._gaussians import Gaussians
 
 
 class PaDiMDetector(PatchDetector):
-    """Detect anomalies by their distance to a Gaussian at each position.
+    """Detect anomalies by their Mahalanobis distance at each patch position.
 
-    For parts that always lie in the same place. The state grows with the grid
-    and the square of the channels, not with the number of images.
+    For parts that always lie in the same place. The size of the model grows with the
+    grid and the square of the channels, not with the number of images.
 
     Parameters
     ----------
@@ -34,11 +35,11 @@ class PaDiMDetector(PatchDetector):
         images than channels.
 
     interpolation : {"bilinear", "bicubic"}, default="bilinear"
-        How maps are drawn at pixel size: as the published code does, or the
-        paper.
+        How maps are upsampled to pixel size: as in the published code ("bilinear")
+        or in the paper ("bicubic").
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "loo", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "loo": every
@@ -52,20 +53,20 @@ class PaDiMDetector(PatchDetector):
         where images are few.
 
     sigma : float, default=4.0
-        Standard deviation in pixels of the Gaussian that smooths maps drawn at
-        pixel size.
+        Standard deviation, in pixels, of the Gaussian that smooths maps at pixel
+        size.
 
     random_state : int, RandomState instance or None, default=0
-        Draws the hold-out of ``calibration="split"``; the method itself is
+        Chooses the images that "kfold" and "split" hold out; the method itself is
         deterministic.
 
     verbose : bool, default=False
-        Report progress on the standard error stream.
+        Show progress on the standard error stream.
 
     Attributes
     ----------
     mean_ : ndarray of shape (h, w, n_features), float64
-        Mean of each position.
+        Mean patch feature at each position.
 
     contamination_ : float
         False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
@@ -74,7 +75,7 @@ class PaDiMDetector(PatchDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their patch scores, larger is more anomalous.
@@ -96,10 +97,9 @@ class PaDiMDetector(PatchDetector):
     rounding. A `skad.Pipeline` with PaDiM at its end learns batch by batch, so
     that its memory does not grow with the number of images.
 
-    For d channels a position holds d * d float64 values, and with N < d images
-    N * (d + N) instead, through the Woodbury identity. Patches at a position
-    that no training image shows score NaN, which maps replace by their
-    smallest score.
+    For d channels, d * d float64 values are kept for each position, and with N < d
+    images N * (d + N) instead, by the Woodbury identity. A position that is NaN in
+    all training images has no score; maps show their smallest score there.
 
     The published code takes the maximum of the smoothed map, after a min-max
     normalisation over the whole test set; this follows the paper.
@@ -115,11 +115,11 @@ class PaDiMDetector(PatchDetector):
     >>> import numpy as np
     >>> from skad import PaDiMDetector
     >>> rng = np.random.default_rng(0)
-    >>> good = rng.normal(size=(60, 4, 4, 8))
-    >>> odd = rng.normal(size=(1, 4, 4, 8))
-    >>> odd[0, 2, 1] += 6
-    >>> detector = PaDiMDetector().partial_fit(good[:30]).partial_fit(good[30:])
-    >>> detector.predict(odd)
+    >>> normal = rng.normal(size=(60, 4, 4, 8))
+    >>> anomalous = rng.normal(size=(1, 4, 4, 8))
+    >>> anomalous[0, 2, 1] += 6
+    >>> detector = PaDiMDetector().partial_fit(normal[:30]).partial_fit(normal[30:])
+    >>> detector.predict(anomalous)
     array([-1])
     >>> detector.mean_.shape, detector.covariance(2, 1).shape
     ((4, 4, 8), (8, 8))
@@ -136,16 +136,16 @@ class PaDiMDetector(PatchDetector):
 
     def __init__(
         self,
-        eps=0.01,
+        eps: float = 0.01,
         *,
-        calibration_size=128,
-        interpolation="bilinear",
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        sigma=4.0,
-        random_state=0,
-        verbose=False,
+        calibration_size: int = 128,
+        interpolation: str = "bilinear",
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        sigma: float = 4.0,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
     ):
         self.eps = eps
         self.calibration_size = calibration_size
@@ -157,7 +157,7 @@ class PaDiMDetector(PatchDetector):
         self.random_state = random_state
         self.verbose = verbose
 
-    def covariance(self, row, column):
+    def covariance(self, row: int, column: int) -> np.ndarray:
         """Covariance of the patch features at one position.
 
         Parameters
@@ -168,7 +168,12 @@ class PaDiMDetector(PatchDetector):
         Returns
         -------
         covariance : ndarray of shape (n_features, n_features), float64
-            ``eps`` on the diagonal included.
+            In squared units of the features, with `eps` added to the diagonal.
+
+        Raises
+        ------
+        ValueError
+            If the position lies outside of the grid.
         """
         height, width = self.mean_.shape[:2]
         if not (0 <= row < height and 0 <= column < width):

@@ -1,11 +1,13 @@
-"""PatchCore (Roth et al., CVPR 2022): a memory bank of good patches.
+"""PatchCore (Roth et al., CVPR 2022): a memory bank of normal patches.
 
-The bank is a coreset of the training patches (Section 3.2 of the paper). A
-patch scores by its distance to the bank; an image by its worst patch, weighted
-down where the bank around the nearest row is itself sparse (Equations 6, 7).
+The bank is a coreset of the training patches (Section 3.2 of the paper). The score of
+a patch is its distance to the bank. The score of an image is that of its most
+anomalous patch, weighted down where the bank around its nearest row is sparse
+(Equations 6 and 7).
 """
 
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
@@ -21,11 +23,12 @@ from skad.neighbors._coreset import extend_coreset
 from skad.neighbors._distances import direct, unit_rows
 from skad.neighbors._nearest import Bank
 
-_SEARCH = {"n_candidates": 10, "epsilon": 0.3}  # of the approximate index
+# Parameters of the search in the approximate index, and their defaults.
+_SEARCH = {"n_candidates": 10, "epsilon": 0.3}
 
 
 class PatchCoreDetector(PatchDetector):
-    """Detect anomalies by their distance to a memory bank of good patches.
+    """Detect anomalies by their distance to a memory bank of normal patches.
 
     Parameters
     ----------
@@ -34,11 +37,11 @@ class PatchCoreDetector(PatchDetector):
         exact greedy farthest-first selection. 1.0 keeps all of them in order.
 
     n_neighbors : int, default=1
-        A patch scores by its mean distance to so many rows of the bank.
+        The score of a patch is its mean distance to so many nearest rows of the bank.
 
     reweight : int or None, default=9
-        Number b of bank rows around the nearest one that weigh an image's
-        score (Equation 7 of the paper, `b` unspecified there). None or 1 gives
+        Number b of bank rows around the nearest one by which an image's score is
+        weighted (Equation 7 of the paper, which does not give b). None or 1 gives
         the plain maximum over the patches.
 
     top_ratio : float or None, default=None
@@ -59,13 +62,13 @@ class PatchCoreDetector(PatchDetector):
         more of the true neighbours in more time.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "loo", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "loo":
         every training image is scored against the bank without it (see Notes).
         "train" takes the training scores as they are, which rejects nearly
-        every good image.
+        every normal image.
 
     threshold : {"tail", "rank"}, default="tail"
         How the threshold comes from the held-out scores: by a tail fitted to them,
@@ -74,18 +77,19 @@ class PatchCoreDetector(PatchDetector):
         where images are few.
 
     sigma : float, default=4.0
-        Standard deviation in pixels of the Gaussian that smooths maps drawn at
-        pixel size.
+        Standard deviation, in pixels, of the Gaussian that smooths maps at pixel
+        size.
 
     random_state : int, RandomState instance or None, default=0
-        Picks the row that the coreset starts from.
+        Chooses the row that the coreset starts from, and the images that "kfold" and
+        "split" hold out.
 
     on_interrupt : {"raise", "keep"}, default="raise"
         What Ctrl-C does during the selection of the coreset: "keep" warns and goes
         on with the rows selected until then, the coreset of a smaller ratio.
 
     verbose : bool, default=False
-        Report progress on the standard error stream.
+        Show progress on the standard error stream.
 
     Attributes
     ----------
@@ -102,7 +106,7 @@ class PatchCoreDetector(PatchDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their patch scores, larger is more anomalous.
@@ -131,11 +135,12 @@ class PatchCoreDetector(PatchDetector):
     a bank are never dropped, so its covering radius is at most that of its
     parts.
 
-    To leave an image out, its rows leave the bank, and rows of other images that
-    they stood for come back, farthest first, until all are as close to the bank as
-    the coreset keeps them: what a bank of the other images would have. Without that,
-    held-out scores are too high where images are alike. Nothing is selected again,
-    and the fit takes 1.2 to 1.6 times as long as without (100 to 200 images).
+    To leave an image out, its rows are taken out of the bank, and rows of other images
+    that were near them are put back, farthest first, until all are as close to the
+    bank as the rows of the coreset are: as in a bank of the other images. Without
+    these rows, held-out scores are too high where images are alike. No coreset is
+    selected again, and the fit takes 1.2 to 1.6 times as long as without (100 to 200
+    images).
 
     With ``algorithm="nndescent"``, scores of new and of held-out images come from
     the same approximate search. A held-out patch whose candidates are all of its own
@@ -163,13 +168,13 @@ class PatchCoreDetector(PatchDetector):
     >>> import numpy as np
     >>> from skad import PatchCoreDetector
     >>> rng = np.random.default_rng(0)
-    >>> good = rng.normal(size=(40, 4, 4, 8))
-    >>> odd = rng.normal(size=(1, 4, 4, 8))
-    >>> odd[0, 2, 1] += 6
-    >>> detector = PatchCoreDetector().fit(good)
-    >>> detector.predict(odd)
+    >>> normal = rng.normal(size=(40, 4, 4, 8))
+    >>> anomalous = rng.normal(size=(1, 4, 4, 8))
+    >>> anomalous[0, 2, 1] += 6
+    >>> detector = PatchCoreDetector().fit(normal)
+    >>> detector.predict(anomalous)
     array([-1])
-    >>> heat = detector.anomaly_map(odd)[0]
+    >>> heat = detector.anomaly_map(anomalous)[0]
     >>> [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]
     [2, 1]
     """
@@ -190,21 +195,21 @@ class PatchCoreDetector(PatchDetector):
 
     def __init__(
         self,
-        coreset_ratio=0.1,
-        n_neighbors=1,
-        reweight=9,
+        coreset_ratio: float = 0.1,
+        n_neighbors: int = 1,
+        reweight: int | None = 9,
         *,
-        top_ratio=None,
-        metric="euclidean",
-        algorithm="exact",
-        nndescent_params=None,
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        sigma=4.0,
-        random_state=0,
-        on_interrupt="raise",
-        verbose=False,
+        top_ratio: float | None = None,
+        metric: str = "euclidean",
+        algorithm: str = "exact",
+        nndescent_params: dict[str, Any] | None = None,
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        sigma: float = 4.0,
+        random_state: int | np.random.RandomState | None = 0,
+        on_interrupt: str = "raise",
+        verbose: bool = False,
     ):
         self.coreset_ratio = coreset_ratio
         self.n_neighbors = n_neighbors
@@ -224,46 +229,46 @@ class PatchCoreDetector(PatchDetector):
     def _fit(self, X):
         rows, inside = patch_rows(X)
         if self.coreset_ratio == 1:
-            picked = np.arange(len(rows))
+            selected = np.arange(len(rows))
         else:
             start = check_random_state(self.random_state).randint(len(rows))
-            picked = greedy_coreset(
+            selected = greedy_coreset(
                 self._space(rows),
-                self._share(rows),
+                self._n_selected(rows),
                 start=start,
                 on_interrupt=self.on_interrupt,
                 verbose=self.verbose,
             )
-        self._set_bank(rows[picked], np.flatnonzero(inside)[picked])
+        self._set_bank(rows[selected], np.flatnonzero(inside)[selected])
 
     def _update(self, X):
         rows, inside = patch_rows(X)
-        picked = np.arange(len(rows))
+        selected = np.arange(len(rows))
         if self.coreset_ratio < 1:
-            picked = extend_coreset(
+            selected = extend_coreset(
                 self._space(self.bank_),
                 self._space(rows),
-                self._share(rows),
+                self._n_selected(rows),
                 on_interrupt=self.on_interrupt,
                 verbose=self.verbose,
             )
         first = self.n_samples_seen_ * X.shape[1] * X.shape[2]
         self._set_bank(
-            np.concatenate([self.bank_, rows[picked]]),
+            np.concatenate([self.bank_, rows[selected]]),
             np.concatenate(
-                [self.coreset_indices_, first + np.flatnonzero(inside)[picked]]
+                [self.coreset_indices_, first + np.flatnonzero(inside)[selected]]
             ),
         )
 
     def _merge(self, other):
-        picked = extend_coreset(
+        selected = extend_coreset(
             self._space(self.bank_), self._space(other.bank_), len(other.bank_)
         )
         first = self.n_samples_seen_ * self.calibration_maps_[0].size
         self._set_bank(
-            np.concatenate([self.bank_, other.bank_[picked]]),
+            np.concatenate([self.bank_, other.bank_[selected]]),
             np.concatenate(
-                [self.coreset_indices_, first + other.coreset_indices_[picked]]
+                [self.coreset_indices_, first + other.coreset_indices_[selected]]
             ),
         )
 
@@ -274,7 +279,7 @@ class PatchCoreDetector(PatchDetector):
 
     def __getstate__(self):
         state = dict(super().__getstate__())
-        state.pop("_searched", None)  # a copy of the bank, made again on loading
+        state.pop("_searched", None)  # a copy of the bank, built again on loading
         return state
 
     def __setstate__(self, state):
@@ -282,12 +287,20 @@ class PatchCoreDetector(PatchDetector):
         if hasattr(self, "bank_"):
             self._searched = Bank(self._space(self.bank_))
 
-    def _share(self, rows):
+    def _n_selected(self, rows):
+        """How many of the rows the coreset keeps."""
         return max(1, int(len(rows) * self.coreset_ratio))
 
     def _space(self, rows):
         """Rows in the space where Euclidean distance ranks as the metric does."""
         return rows if self.metric == "euclidean" else unit_rows(rows)
+
+    def _distance(self, squared):
+        """Distances by the metric from squared Euclidean ones in `_space`.
+
+        For unit vectors, |a - b|^2 = 2 - 2 a.b, twice the cosine distance.
+        """
+        return squared / 2 if self.metric == "cosine" else np.sqrt(squared)
 
     def _score(self, X):
         rows, inside = patch_rows(X)
@@ -299,7 +312,9 @@ class PatchCoreDetector(PatchDetector):
     def _score_left_out(self, X):
         """Score each training image against the bank without it.
 
-        X holds the images learned from last.
+        X holds the images learned from last. `owner` is the image in X that each row
+        of the bank is from, negative for images of earlier calls; `images` is the same
+        for the rows of X.
         """
         rows, inside = patch_rows(X)
         queries = self._space(rows)
@@ -313,18 +328,21 @@ class PatchCoreDetector(PatchDetector):
                 "scored against the other ones, and the threshold is a guess. "
                 "Call calibrate with more normal images."
             )
+            # Every patch counts as an image of its own.
             owner, images = self.coreset_indices_, np.flatnonzero(inside)
-        n_left = max(1, len(self.bank_) - _largest(owner))
+        n_left = max(1, len(self.bank_) - _n_rows_of_one_image(owner))
         k = min(self.n_neighbors, n_left)
         bank = LeftOutBank(
             self._searched, owner, queries, images, k, self._nearest, self.verbose
         )
 
-        def around(rows, worst, b):
+        def search_left(rows, worst, b):
             return bank.search(rows, images[worst], min(b, n_left))[1]
 
         squared, indices = bank.found
-        return self._scores(X, inside, queries, squared, indices, bank.rows, around)
+        return self._scores(
+            X, inside, queries, squared, indices, bank.rows, search_left
+        )
 
     def _nearest(self, queries, k, groups=None, report=None):
         """Squared distances and indices of the k nearest rows, as `algorithm` says."""
@@ -350,24 +368,30 @@ class PatchCoreDetector(PatchDetector):
             squared[few], indices[few] = found
         return squared, indices
 
-    def _scores(self, X, inside, queries, squared, indices, bank=None, around=None):
-        """Image scores and maps from the neighbours found.
+    def _scores(self, X, inside, queries, squared, indices, bank=None, search=None):
+        """Image scores and maps from the nearest rows of each patch.
 
-        `bank` and ``around(rows, worst, b)``, the b neighbours of bank rows for the
-        queries `worst`, are those of all images where they are not given.
+        `bank` holds the rows that `indices` are of, and ``search(rows, worst, b)``
+        gives the indices of the b rows nearest to bank rows for the queries `worst`.
+        Without them, both are those of the whole bank.
         """
-        distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
+        distances = self._distance(squared)
         maps = patch_maps(distances.mean(axis=1), inside, X.shape[:3])
         scores = image_scores(maps, self.top_ratio)
         if self.top_ratio is None:
             flat = np.where(np.isnan(maps), -np.inf, maps).reshape(len(X), -1)
             worst = flat.argmax(axis=1) + np.arange(len(X)) * flat.shape[1]
             worst = np.cumsum(inside)[worst] - 1  # its row among the queries
-            scores *= self._weights(queries, worst, indices[worst, 0], bank, around)
+            scores *= self._weights(queries, worst, indices[worst, 0], bank, search)
         return scores, maps.astype(np.float32)
 
-    def _weights(self, queries, worst, nearest_row, bank=None, around=None):
-        """Weight of each image's score (Equation 7), safe from overflow."""
+    def _weights(self, queries, worst, nearest_row, bank, search):
+        """Weight of each image's score (Equation 7), safe from overflow.
+
+        With m the most anomalous patch (`worst`), m* its nearest row of the bank and
+        N_b(m*) the b rows nearest to that, the weight is
+        1 - exp(|m - m*|) / sum(exp(|m - r|) for r in N_b(m*)).
+        """
         b = 1 if self.reweight is None else self.reweight
         b = min(b, len(self.bank_))
         if b < 2:
@@ -376,16 +400,15 @@ class PatchCoreDetector(PatchDetector):
             bank = self._searched.rows
             near = self._searched.search(bank[nearest_row], b)[1]
         else:
-            near = around(bank[nearest_row], worst, b)
+            near = search(bank[nearest_row], worst, b)
         b = near.shape[1]
         if b < 2:
             return 1.0
         # The nearest row counts itself among its b neighbours.
         squared = direct(queries, bank, np.repeat(worst, b), near.ravel())
         squared = squared.reshape(-1, b)
-        distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
-        own = direct(queries, bank, worst, nearest_row)
-        own = own / 2 if self.metric == "cosine" else np.sqrt(own)
+        distances = self._distance(squared)
+        own = self._distance(direct(queries, bank, worst, nearest_row))
         # 1 - exp(own) / sum(exp(distances)), with the quotient in logarithms.
         return -np.expm1(own - logsumexp(distances, axis=1))
 
@@ -398,14 +421,14 @@ class PatchCoreDetector(PatchDetector):
         return min(k, available)
 
 
-def _largest(owner):
-    """Number of bank rows of the image that has most; negative owners are old."""
+def _n_rows_of_one_image(owner):
+    """Largest number of bank rows that are from one image, without negative owners."""
     owner = owner[owner >= 0]
     return np.bincount(owner).max() if len(owner) else 0
 
 
 def _build_index(detector):
-    """Approximate index over the bank, candidates and epsilon of its search.
+    """Approximate index over the bank, and `n_candidates` and `epsilon` of its search.
 
     The same seed gives the same index.
     """
@@ -413,7 +436,7 @@ def _build_index(detector):
 
     given = {**_SEARCH, **(detector.nndescent_params or {})}
     search = [given.pop(name) for name in _SEARCH]
-    # A coreset is thin already: every edge counts.
+    # Rows of a coreset are far from each other: no edge of the graph is redundant.
     given = {"n_neighbors": 30, "diversify_prob": 0.0, **given}
     given.setdefault("random_state", check_random_state(detector.random_state))
     try:

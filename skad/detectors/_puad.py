@@ -1,8 +1,8 @@
-"""Whether the whole image is an unusual mix (PUAD, Sugawara & Imamura, ICIP 2024).
+"""PUAD: the mean patch feature of an image as a second score (ICIP 2024).
 
-A wrong count or a missing part leaves every patch normal, and no map sees it. The
-mean of the patch features does: its Mahalanobis distance joins the image score of
-any detector, both as z-scores, so that neither outweighs the other.
+A wrong number of parts, or a missing part, leaves every patch normal, so that no patch
+scores high. It changes the mean of the patch features: its Mahalanobis distance to the
+means of normal images is added to the image score of any detector, both as z-scores.
 """
 
 from typing import Any
@@ -19,11 +19,16 @@ from skad._user_warning import warn_user
 from skad.base import ImageDetector, PatchDetector
 from skad.detectors._combined import as_part, inner_detector, means_and_stds
 
-_LEAST = 7  # images for two z-scores; four fifths of them can still be parted
+# Images for two z-scores: of 7, four fifths are 5, which are split into 2 and 3.
+_MIN_IMAGES = 7
 
 
 class _TwoScores:
-    """Mixin of both detectors: adds the score of a detector to that of mean patches."""
+    """Mixin: sum of a detector's score and the Mahalanobis distance of the mean patch.
+
+    Samples are what the detectors with this mixin take: patch features, or readers of
+    images.
+    """
 
     detector_: Any
     random_state: Any
@@ -40,80 +45,81 @@ class _TwoScores:
     )
 
     def _inner(self):
-        """The detector to clone."""
+        """The detector to copy and fit."""
         raise NotImplementedError
 
-    def _given(self, X):
-        """What the detector's `fit` takes."""
+    def _fit_input(self, samples):
+        """Samples in the form that the `fit` of the detector takes."""
         raise NotImplementedError
 
-    def _for_detector(self, X):
-        """What the detector makes of X before it scores it."""
+    def _score_input(self, samples):
+        """Samples in the form that the `_score` of the detector takes."""
         raise NotImplementedError
 
-    def _means(self, X):
-        """Mean patch of each image."""
+    def _mean_patches(self, samples):
+        """Mean patch feature of each sample, (n, d)."""
         raise NotImplementedError
 
     def _fit(self, X):
-        self._is_alone = len(X) < _LEAST
+        self._is_alone = len(X) < _MIN_IMAGES
         if not self._is_alone:
             self._fit_both(X)
             return
         warn_user(
             f"{len(X)} images to learn from are too few for the distribution of their "
             "mean patch features: scores are those of the detector alone. Fit on at "
-            "least 10 good images, better 50.",
+            "least 10 normal images, better 50.",
         )
         self._fit_alone(X)
 
     def _fit_both(self, X):
+        # Held out from both: their scores would be too low on training images.
         order = check_random_state(self.random_state).permutation(len(X))
         n_held_out = max(len(X) // 5, min(4, len(X) // 2))
         held_out = X[np.sort(order[:n_held_out])]
         X = X[np.sort(order[n_held_out:])]
         self._fit_detector(X)
-        gaussian = LedoitWolf().fit(self._means(X))
+        gaussian = LedoitWolf().fit(self._mean_patches(X))
         self.location_, self.precision_ = gaussian.location_, gaussian.precision_
-        scores = self.detector_._image_scores(self._for_detector(held_out))
+        scores = self.detector_._image_scores(self._score_input(held_out))
         both = self._both(held_out, scores)
         self.score_means_, self.score_stds_ = means_and_stds(both.T)
 
     def _fit_alone(self, X):
         self._fit_detector(X)
-        self.location_ = self._means(X).mean(axis=0)
+        self.location_ = self._mean_patches(X).mean(axis=0)
         self.precision_ = np.zeros((len(self.location_),) * 2)
         self.score_means_, self.score_stds_ = np.zeros(2), np.ones(2)
 
     def _score(self, X):
-        scores, maps = self.detector_._score(self._for_detector(X))
+        scores, maps = self.detector_._score(self._score_input(X))
         return self._sum(X, scores), maps
 
     def _score_for_calibration(self, X):
-        found = self.detector_._score_for_calibration(self._for_detector(X))
+        found = self.detector_._score_for_calibration(self._score_input(X))
         return self._sum(X, found[0]), found[1]
 
     def _image_scores(self, X):
-        scores = self.detector_._image_scores(self._for_detector(X))
+        scores = self.detector_._image_scores(self._score_input(X))
         return self._sum(X, scores)
 
     def _anomaly_maps(self, X):
-        return self.detector_._anomaly_maps(self._for_detector(X))
+        return self.detector_._anomaly_maps(self._score_input(X))
 
     def _sum(self, X, scores):
-        """Sum of the z-scores."""
+        """Sum of the z-scores of the detector's scores and of the distances, (n,)."""
         both = self._both(X, scores)
         return ((both - self.score_means_) / self.score_stds_).sum(axis=1)
 
     def _both(self, X, scores):
         """The detector's scores beside the Mahalanobis distances, (n, 2)."""
         distances = np.full(len(scores), np.nan)
-        read = ~np.isnan(scores)  # the detector tells what could not be read
-        if read.any():
-            means = self._means(X if read.all() else X[read])
+        present = ~np.isnan(scores)  # the others could not be read
+        if present.any():
+            means = self._mean_patches(X if present.all() else X[present])
             centred = means - self.location_
             squared = np.einsum("ij,ij->i", centred @ self.precision_, centred)
-            distances[read] = np.sqrt(np.maximum(squared, 0))
+            distances[present] = np.sqrt(np.maximum(squared, 0))
         return np.column_stack([scores, distances])
 
     def _fit_fold(self, X, whole):
@@ -126,17 +132,18 @@ class _TwoScores:
 
     def _fit_detector(self, X):
         self.detector_ = as_part(self._inner(), "train")
-        self.detector_.fit(self._given(X))
+        self.detector_.fit(self._fit_input(X))
 
     def _rendering(self, window, grid):
         return self.detector_._rendering(window, grid)
 
 
 class PUADDetector(_TwoScores, PatchDetector):
-    """Add to a detector's image score how unusual the mean patch feature is.
+    """Add to a detector's image score the distance of the mean patch feature.
 
-    For logical anomalies, where every patch is normal and the whole is not: a part
-    that is missing, one too many, or the wrong one of two.
+    For logical anomalies, where every patch is normal and the image is not: a part
+    that is missing, one too many, or the wrong one of two. The distance is that of
+    Mahalanobis, to the mean patch features of normal images.
 
     Parameters
     ----------
@@ -146,12 +153,12 @@ class PUADDetector(_TwoScores, PatchDetector):
         `calibration` do not matter: the threshold is that of the sum.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "split": a fifth
-        of the images takes no part in anything else. "kfold" fits six times and
-        scores every image, which a set of less than a hundred images may need.
+        of the images is used for nothing else. "kfold" fits six times and scores
+        every image, which a set of less than a hundred images may need.
 
     threshold : {"tail", "rank"}, default="tail"
         How the threshold comes from the held-out scores: by a tail fitted to them,
@@ -160,7 +167,7 @@ class PUADDetector(_TwoScores, PatchDetector):
         where images are few.
 
     random_state : int, RandomState instance or None, default=0
-        Draws the images that are held out. `detector` has a seed of its own.
+        Chooses the images that are held out. `detector` has a seed of its own.
 
     verbose : bool, default=False
         Accepted as by every detector; `detector` reports on itself.
@@ -168,8 +175,8 @@ class PUADDetector(_TwoScores, PatchDetector):
     Attributes
     ----------
     detector_ : detector
-        The fitted detector. Its own threshold comes from training images: it is
-        not used, and no good one.
+        The fitted detector. Its own threshold comes from training images, rejects
+        most normal images, and is not used.
 
     location_ : ndarray of shape (n_features,), float64
         Mean of the images' mean patch features.
@@ -178,8 +185,8 @@ class PUADDetector(_TwoScores, PatchDetector):
         Inverse of their Ledoit-Wolf covariance.
 
     score_means_ : ndarray of shape (2,), float64
-        Mean over good images that neither `detector_` nor the Gaussian has seen, of
-        the detector's anomaly score and of the Mahalanobis distance.
+        Mean of the detector's anomaly score and of the Mahalanobis distance, over
+        normal images from which neither `detector_` nor `precision_` was learned.
 
     score_stds_ : ndarray of shape (2,), float64
         Their standard deviations; 1 where a score is constant.
@@ -191,7 +198,7 @@ class PUADDetector(_TwoScores, PatchDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their patch scores, larger is more anomalous.
@@ -206,14 +213,13 @@ class PUADDetector(_TwoScores, PatchDetector):
     -----
     With ``calibration="split"``, a fifth of the images is held out for the threshold;
     of the others, a fifth, or four if that is more, is held out for `score_means_`
-    and `score_stds_`, and `detector_` and the Gaussian learn from the rest.
+    and `score_stds_`, and `detector_` and `precision_` learn from the rest.
 
     Maps are those of `detector_`: they say where patches are anomalous, not where
     something is missing, and the score of an image is not the maximum of its map.
 
-    Patches that are NaN, outside of a region, are left out of the mean. Fewer than
-    seven images to learn from tell nothing of a covariance: the score is then the
-    detector's alone, with a warning.
+    Patches that are NaN, outside of a region, are left out of the mean. With fewer than
+    seven training images, the score is the detector's alone, with a warning.
 
     References
     ----------
@@ -222,8 +228,8 @@ class PUADDetector(_TwoScores, PatchDetector):
 
     Examples
     --------
-    Of 16 patches, half are of one kind and half of another. Twelve and four is odd,
-    though no patch is.
+    Of 16 patches, half are of one type and half of another. An image of twelve and
+    four is anomalous, although none of its patches is.
 
     >>> import numpy as np
     >>> from skad import PUADDetector
@@ -246,13 +252,13 @@ class PUADDetector(_TwoScores, PatchDetector):
 
     def __init__(
         self,
-        detector=None,
+        detector: PatchDetector | None = None,
         *,
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        random_state=0,
-        verbose=False,
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
     ):
         self.detector = detector
         self.contamination = contamination
@@ -270,14 +276,14 @@ class PUADDetector(_TwoScores, PatchDetector):
     def _inner(self):
         return inner_detector(self.detector)
 
-    def _given(self, X):
+    def _fit_input(self, X):
         return X
 
-    def _for_detector(self, X):
+    def _score_input(self, X):
         return self.detector_._check_features(X, reset=False)[0]
 
-    def _means(self, X):
-        return mean_features(X)
+    def _mean_patches(self, X):
+        return mean_patches(X)
 
 
 class ImagePUADDetector(TrainingImages, _TwoScores, ImageDetector):
@@ -290,10 +296,11 @@ class ImagePUADDetector(TrainingImages, _TwoScores, ImageDetector):
         scores, and tells how images are read and resized.
 
     features : PatchFeatures or other patch-feature transformer
-        What the other score takes the mean patch of. It reads the images itself.
+        Makes the patch features whose mean gives the other score. It reads the images
+        itself.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         As of `PUADDetector`.
@@ -305,10 +312,10 @@ class ImagePUADDetector(TrainingImages, _TwoScores, ImageDetector):
         where images are few.
 
     random_state : int, RandomState instance or None, default=0
-        Draws the images that are held out.
+        Chooses the images that are held out.
 
     verbose : bool, default=False
-        Report on the scoring; `detector` and `features` report on themselves.
+        Show the progress of scoring; `detector` and `features` show their own.
 
     Attributes
     ----------
@@ -337,7 +344,7 @@ class ImagePUADDetector(TrainingImages, _TwoScores, ImageDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their maps, larger is more anomalous.
@@ -362,6 +369,7 @@ class ImagePUADDetector(TrainingImages, _TwoScores, ImageDetector):
     256
     """
 
+    detector: Any
     _training_images = ("detector",)
     _parameter_constraints = {
         **PUADDetector._parameter_constraints,
@@ -371,14 +379,14 @@ class ImagePUADDetector(TrainingImages, _TwoScores, ImageDetector):
 
     def __init__(
         self,
-        detector=None,
-        features=None,
+        detector: ImageDetector | None = None,
+        features: Any = None,
         *,
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        random_state=0,
-        verbose=False,
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
     ):
         self.detector = detector
         self.features = features
@@ -409,25 +417,25 @@ class ImagePUADDetector(TrainingImages, _TwoScores, ImageDetector):
     def _inner(self):
         return self.detector
 
-    def _given(self, reader):
+    def _fit_input(self, reader):
         return [reader.item(i)[0] for i in range(len(reader))]
 
-    def _for_detector(self, reader):
+    def _score_input(self, reader):
         return reader
 
     def _fit_detector(self, reader):
-        self.features_ = clone(self.features).fit(self._given(reader))
+        self.features_ = clone(self.features).fit(self._fit_input(reader))
         super()._fit_detector(reader)
 
-    def _means(self, reader):
-        images = self._given(reader)
+    def _mean_patches(self, reader):
+        images = self._fit_input(reader)
         blocks = (images[lo : lo + 16] for lo in range(0, len(images), 16))
         return np.concatenate(
-            [mean_features(self.features_.transform(block)) for block in blocks]
+            [mean_patches(self.features_.transform(block)) for block in blocks]
         )
 
 
-def mean_features(X):
+def mean_patches(X):
     """Mean patch of each image (n, d), float64, without patches that are NaN."""
     images = (np.asarray(image) for image in X)
     return np.stack(

@@ -64,7 +64,7 @@ class SPADEDetector(PatchDetector):
         descriptor.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "loo", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "loo":
@@ -77,15 +77,15 @@ class SPADEDetector(PatchDetector):
         where images are few.
 
     sigma : float, default=4.0
-        Standard deviation in pixels of the Gaussian that smooths maps drawn at
-        pixel size.
+        Standard deviation, in pixels, of the Gaussian that smooths maps at pixel
+        size.
 
     random_state : int, RandomState instance or None, default=0
-        Draws the hold-out of ``calibration="split"``; the method itself is
+        Chooses the images that "kfold" and "split" hold out; the method itself is
         deterministic.
 
     verbose : bool, default=False
-        Report progress on the standard error stream.
+        Show progress on the standard error stream.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class SPADEDetector(PatchDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their patch scores, larger is more anomalous.
@@ -143,13 +143,13 @@ class SPADEDetector(PatchDetector):
     >>> import numpy as np
     >>> from skad import SPADEDetector
     >>> rng = np.random.default_rng(0)
-    >>> good = rng.normal(size=(40, 4, 4, 8))
-    >>> odd = rng.normal(size=(1, 4, 4, 8))
-    >>> odd[0, 2, 1] += 20
-    >>> detector = SPADEDetector(n_neighbors_image=10).fit(good)
-    >>> detector.predict(odd)
+    >>> normal = rng.normal(size=(40, 4, 4, 8))
+    >>> anomalous = rng.normal(size=(1, 4, 4, 8))
+    >>> anomalous[0, 2, 1] += 20
+    >>> detector = SPADEDetector(n_neighbors_image=10).fit(normal)
+    >>> detector.predict(anomalous)
     array([-1])
-    >>> heat = detector.anomaly_map(odd)[0]
+    >>> heat = detector.anomaly_map(anomalous)[0]
     >>> [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]
     [2, 1]
     """
@@ -180,12 +180,12 @@ class SPADEDetector(PatchDetector):
         position_radius=None,
         image_score="neighbors",
         gate=False,
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        sigma=4.0,
-        random_state=0,
-        verbose=False,
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        sigma: float = 4.0,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
     ):
         self.n_neighbors_image = n_neighbors_image
         self.n_neighbors = n_neighbors

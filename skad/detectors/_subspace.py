@@ -1,12 +1,13 @@
-"""Anomalies as what a subspace of good patches leaves over.
+"""SubspaceAD: the residual of a patch outside of the subspace of normal patches.
 
-One principal component analysis over all patches of the good images; a patch
-scores by the length of its residual (SubspaceAD). No positions, no search: the
-state is one small matrix and scoring is one matrix product.
+One principal component analysis over all patches of the normal images; the score of a
+patch is the length of its residual. The model is one small matrix, and scoring is one
+matrix product.
 """
 
 import copy
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, RealNotInt
@@ -15,24 +16,24 @@ from skad._moments import Moments
 from skad._patches import image_scores, patch_maps, patch_rows
 from skad.base import PatchDetector
 
-_CHUNK = 2**22  # entries of a temporary
+_CHUNK_ENTRIES = 2**22  # of a temporary array
 
 
 class SubspaceDetector(PatchDetector):
-    """Detect anomalies by their distance to the subspace of good patches.
+    """Detect anomalies by their distance to the subspace of normal patches.
 
     Parameters
     ----------
     n_components : float or int, default=0.99
-        Share of the variance that the subspace holds, in (0, 1), or its number
-        of dimensions. At least one dimension is always left over.
+        Share of the variance inside of the subspace, in (0, 1), or its number of
+        dimensions. At least one dimension always remains outside.
 
     top_ratio : float or None, default=0.01
-        An image scores by the mean of this share of its highest patch scores;
-        None takes the highest.
+        The score of an image is the mean of this share of its highest patch scores,
+        in (0, 1]; None takes the highest.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "kfold":
@@ -45,20 +46,20 @@ class SubspaceDetector(PatchDetector):
         where images are few.
 
     sigma : float, default=4.0
-        Standard deviation in pixels of the Gaussian that smooths maps drawn at
-        pixel size.
+        Standard deviation, in pixels, of the Gaussian that smooths maps at pixel
+        size.
 
     random_state : int, RandomState instance or None, default=0
-        Draws the hold-out of ``calibration="split"``; the method itself is
+        Chooses the images that "kfold" and "split" hold out; the method itself is
         deterministic.
 
     verbose : bool, default=False
-        Report progress on the standard error stream.
+        Show progress on the standard error stream.
 
     Attributes
     ----------
     mean_ : ndarray of shape (n_features,), float64
-        Mean of all good patches.
+        Mean of all normal patches.
 
     n_components_ : int
         Dimensions of the subspace.
@@ -73,7 +74,7 @@ class SubspaceDetector(PatchDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their patch scores, larger is more anomalous.
@@ -87,7 +88,7 @@ class SubspaceDetector(PatchDetector):
     Notes
     -----
     `partial_fit` and `merge` give the subspace of one fit on all patches, to
-    rounding: the state is the count, mean and covariance of the patches.
+    rounding: what is learned is the number, mean and covariance of the patches.
 
     References
     ----------
@@ -100,14 +101,14 @@ class SubspaceDetector(PatchDetector):
     >>> from skad import SubspaceDetector
     >>> rng = np.random.default_rng(0)
     >>> mixing = rng.normal(size=(3, 8))
-    >>> good = rng.normal(size=(40, 4, 4, 3)) @ mixing
-    >>> good += 0.1 * rng.normal(size=good.shape)
-    >>> odd = good[:1].copy()
-    >>> odd[0, 2, 1] += rng.normal(size=8)
-    >>> detector = SubspaceDetector(n_components=0.95).fit(good)
+    >>> normal = rng.normal(size=(40, 4, 4, 3)) @ mixing
+    >>> normal += 0.1 * rng.normal(size=normal.shape)
+    >>> anomalous = normal[:1].copy()
+    >>> anomalous[0, 2, 1] += rng.normal(size=8)
+    >>> detector = SubspaceDetector(n_components=0.95).fit(normal)
     >>> detector.n_components_
     3
-    >>> detector.predict(odd)
+    >>> detector.predict(anomalous)
     array([-1])
     """
 
@@ -122,15 +123,15 @@ class SubspaceDetector(PatchDetector):
 
     def __init__(
         self,
-        n_components=0.99,
+        n_components: float = 0.99,
         *,
-        top_ratio=0.01,
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        sigma=4.0,
-        random_state=0,
-        verbose=False,
+        top_ratio: float | None = 0.01,
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        sigma: float = 4.0,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
     ):
         self.n_components = n_components
         self.top_ratio = top_ratio
@@ -156,11 +157,11 @@ class SubspaceDetector(PatchDetector):
         variance, axes = np.linalg.eigh(moments.squares)
         variance = np.maximum(variance[::-1], 0)
         share = variance / max(variance.sum(), np.finfo(float).tiny)
-        n = self.n_components
+        n: Any = self.n_components
         if not isinstance(n, Integral):
             n = np.searchsorted(np.cumsum(share), n) + 1
-        # A direction in which normal patches do not differ is no part of their
-        # subspace, and a residual of no dimension would call every image perfect.
+        # A direction in which normal patches do not differ is not in their subspace,
+        # and with a residual of no dimension every patch would score 0.
         n_varied = np.sum(variance > _rounding(moments))
         self.n_components_ = int(min(n, n_varied, len(share) - 1))
         self.explained_variance_ratio_ = share
@@ -173,8 +174,9 @@ class SubspaceDetector(PatchDetector):
     def _score(self, X):
         rows, inside = patch_rows(X)
         length = np.empty(len(rows))
-        floor = _rounding(self._moments) / self._moments.n  # no residual but rounding
-        step = max(1, _CHUNK // rows.shape[1])
+        # A residual below is rounding of the features.
+        floor = _rounding(self._moments) / self._moments.n
+        step = max(1, _CHUNK_ENTRIES // rows.shape[1])
         for lo in range(0, len(rows), step):
             residual = rows[lo : lo + step] - self.mean_.astype(rows.dtype)
             along = residual @ self._axes
@@ -200,6 +202,10 @@ class SubspaceDetector(PatchDetector):
 
 
 def _rounding(moments):
-    """Sum of squares along a direction that is no more than rounding of features."""
+    """Sum of squares along one direction that float32 features have by rounding.
+
+    A feature of size f has an error of up to eps * f; 32 leaves room for the errors
+    of the arithmetic behind.
+    """
     size = moments.n * np.sum(moments.mean**2) + np.trace(moments.squares)
     return (32 * np.finfo(np.float32).eps) ** 2 * size

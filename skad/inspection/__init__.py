@@ -1,7 +1,17 @@
-"""Everything about one image at once, its defects, and suspicious training images."""
+"""All about one image, suspicious training images, and how many defects are found."""
 
 from skad.inspection._defects import Defect, find_defects
 from skad.inspection._inspect import Inspection, inspect
+from skad.inspection._recall import RecallReport, RecallRow, recall_report
 from skad.inspection._suspects import suspects
 
-__all__ = ["Defect", "Inspection", "find_defects", "inspect", "suspects"]
+__all__ = [
+    "Defect",
+    "Inspection",
+    "RecallReport",
+    "RecallRow",
+    "find_defects",
+    "inspect",
+    "recall_report",
+    "suspects",
+]

@@ -5,41 +5,47 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+)
 
 from skad.metrics._inputs import check_labels_and_scores, warn_undefined
-from skad.metrics._levels import area_under_roc, average_precision, best_f1
-from skad.metrics._ranks import Levels, Ranks, count_sorted
+
+_NAN = float("nan")
 
 
-def _rank(metric: str, y: Any, scores: Any) -> Ranks | None:
-    """Rank the defective images; None, after a warning, where there is no rank."""
+def _defects_and_scores(
+    metric: str, y: Any, scores: Any
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]] | None:
+    """Which images are defective, and anomaly scores; None after a warning."""
     is_defective, anomaly = check_labels_and_scores(y, scores)
     if is_defective.all() or not is_defective.any():
-        kind = "defective" if is_defective.all() else "good"
+        kind = "defective" if is_defective.all() else "normal"
         warn_undefined(metric, f"y has {kind} images only")
         return None
-    levels = Levels.of(anomaly[is_defective])
-    normal = np.sort(anomaly[~is_defective])
-    return levels.ranks(count_sorted(levels.values, normal, normal.size))
+    return is_defective, anomaly
 
 
 def image_auroc(y: Any, scores: Any) -> float:
     """Area under the ROC curve of image scores.
 
-    The probability that a defective image gets a lower score than a good one, where a
+    The probability that a defective image gets a lower score than a normal one, where a
     tie counts one half.
 
     Parameters
     ----------
     y : array-like of shape (n_images,)
-        +1 for good, -1 for defective images.
+        +1 for normal, -1 for defective images.
     scores : array-like of shape (n_images,)
-        Larger for good images, as `decision_function` and `score_samples` return.
+        Larger for normal images, as `decision_function` and `score_samples` return.
 
     Returns
     -------
     auroc : float
-        1 where all defective images have lower scores than all good ones. NaN, with a
+        1 where all defective images have lower scores than all normal ones. NaN, with a
         warning, where `y` has one kind of image only.
 
     Raises
@@ -53,8 +59,8 @@ def image_auroc(y: Any, scores: Any) -> float:
     >>> image_auroc([1, 1, -1, -1], [0.9, 0.4, 0.5, 0.1])
     0.75
     """
-    ranks = _rank("image_auroc", y, scores)
-    return float("nan") if ranks is None else area_under_roc(ranks)
+    checked = _defects_and_scores("image_auroc", y, scores)
+    return _NAN if checked is None else float(roc_auc_score(*checked))
 
 
 def image_average_precision(y: Any, scores: Any) -> float:
@@ -66,9 +72,9 @@ def image_average_precision(y: Any, scores: Any) -> float:
     Parameters
     ----------
     y : array-like of shape (n_images,)
-        +1 for good, -1 for defective images.
+        +1 for normal, -1 for defective images.
     scores : array-like of shape (n_images,)
-        Larger for good images.
+        Larger for normal images.
 
     Returns
     -------
@@ -86,8 +92,8 @@ def image_average_precision(y: Any, scores: Any) -> float:
     >>> round(image_average_precision([1, 1, -1, -1], [0.9, 0.4, 0.5, 0.1]), 4)
     0.8333
     """
-    ranks = _rank("image_average_precision", y, scores)
-    return float("nan") if ranks is None else average_precision(ranks)
+    checked = _defects_and_scores("image_average_precision", y, scores)
+    return _NAN if checked is None else float(average_precision_score(*checked))
 
 
 @overload
@@ -110,9 +116,9 @@ def image_f1_max(
     Parameters
     ----------
     y : array-like of shape (n_images,)
-        +1 for good, -1 for defective images.
+        +1 for normal, -1 for defective images.
     scores : array-like of shape (n_images,)
-        Larger for good images.
+        Larger for normal images.
     return_threshold : bool, default=False
         Whether to return the threshold as well.
 
@@ -136,6 +142,19 @@ def image_f1_max(
     >>> image_f1_max([1, 1, -1, -1], [0.9, 0.4, 0.5, 0.1], return_threshold=True)
     (0.8, 0.5)
     """
-    ranks = _rank("image_f1_max", y, scores)
-    f1, level = (float("nan"),) * 2 if ranks is None else best_f1(ranks)
-    return (f1, 0.0 - level) if return_threshold else f1
+    checked = _defects_and_scores("image_f1_max", y, scores)
+    f1, threshold = (_NAN, _NAN) if checked is None else _best_f1(*checked)
+    return (f1, threshold) if return_threshold else f1
+
+
+def _best_f1(
+    is_defective: NDArray[np.bool_], anomaly: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Largest F1, and the score up to which images are then called defective."""
+    precision, recall, thresholds = precision_recall_curve(is_defective, anomaly)
+    # Numbers of images again: rates are rounded, and equal F1 would look different.
+    n_found = np.rint(recall * is_defective.sum())
+    n_called = np.rint(n_found / np.where(n_found > 0, precision, 1))
+    f1 = 2 * n_found / (n_called + is_defective.sum())
+    best = int(f1.argmax())
+    return float(f1[best]), 0.0 - float(thresholds[best])

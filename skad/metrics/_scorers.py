@@ -16,8 +16,8 @@ from sklearn.metrics import make_scorer
 from skad.images._read import CarriesPixelLimit
 from skad.metrics._image import image_auroc, image_average_precision, image_f1_max
 from skad.metrics._inputs import read_masks
-from skad.metrics._pixel import pixel_auroc, pixel_average_precision
-from skad.metrics._regions import pro_score
+from skad.metrics._pixel import pixel_auroc, pixel_average_precision, pixel_f1_max
+from skad.metrics._regions import aupimo_score, pro_score, spro_score
 
 _HOW = (
     "In a search, call sklearn.set_config(enable_metadata_routing=True) first, then "
@@ -136,9 +136,12 @@ def _image_scorer(metric: Callable[..., float]) -> Any:
 
 
 image_auroc_scorer = _image_scorer(image_auroc)
-image_ap_scorer = _image_scorer(image_average_precision)
-f1_max_scorer = _image_scorer(image_f1_max)
+image_average_precision_scorer = _image_scorer(image_average_precision)
+image_f1_max_scorer = _image_scorer(image_f1_max)
 
 pixel_auroc_scorer = PixelScorer(pixel_auroc)
-pixel_ap_scorer = PixelScorer(pixel_average_precision)
+pixel_average_precision_scorer = PixelScorer(pixel_average_precision)
+pixel_f1_max_scorer = PixelScorer(pixel_f1_max)
 pro_scorer = PixelScorer(pro_score)
+spro_scorer = PixelScorer(spro_score)
+aupimo_scorer = PixelScorer(aupimo_score)

@@ -32,7 +32,7 @@ def standardised(values, held_out):
 @pytest.mark.parametrize("weights", [None, (3, 1)])
 def test_sums_what_the_detectors_give_apart(inner, weights):
     X, new = grids(40), grids(7, seed=1)
-    fused = FusionDetector(inner, levels=(4, 2), weights=weights).fit(X)
+    fused = FusionDetector(inner, n_channels=(4, 2), detector_weights=weights).fit(X)
     scores, maps, held_out = 0.0, 0.0, 0.0
     shares = (0.5, 0.5) if weights is None else (0.75, 0.25)
     for share, part in zip(shares, (slice(0, 4), slice(4, 6)), strict=True):
@@ -46,10 +46,10 @@ def test_sums_what_the_detectors_give_apart(inner, weights):
     np.testing.assert_allclose(-fused.calibration_scores_, held_out, rtol=1e-6)
 
 
-def test_one_kind_ranks_as_its_detector_does():
+def test_one_feature_type_ranks_as_its_detector_does():
     X, new = grids(40), grids(9, seed=1)
     fused, alone = FusionDetector().fit(X), PatchCoreDetector().fit(X)
-    assert fused.levels_ == (6,)
+    assert fused.n_channels_ == (6,)
     np.testing.assert_array_equal(fused.predict(new), alone.predict(new))
     np.testing.assert_array_equal(
         np.argsort(fused.score_samples(new)), np.argsort(alone.score_samples(new))
@@ -60,7 +60,7 @@ def test_a_detector_without_leave_one_out_is_held_out_by_folds():
     class Folds(SubspaceDetector):
         _score_left_out = property()  # as if there were none
 
-    fused = FusionDetector(Folds(), levels=(3, 3)).fit(grids(20))
+    fused = FusionDetector(Folds(), n_channels=(3, 3)).fit(grids(20))
     assert [one.calibration for one in fused.detectors_] == ["kfold", "kfold"]
     assert len(fused.calibration_scores_) == 20
 
@@ -68,7 +68,10 @@ def test_a_detector_without_leave_one_out_is_held_out_by_folds():
 @pytest.mark.parametrize("calibration", ["loo", "kfold", "split", "train"])
 def test_keeps_the_promised_rate(calibration):
     fused = FusionDetector(
-        SubspaceDetector(), levels=(3, 3), calibration=calibration, contamination=0.1
+        SubspaceDetector(),
+        n_channels=(3, 3),
+        calibration=calibration,
+        contamination=0.1,
     ).fit(grids(100))
     rate = np.mean(fused.predict(grids(400, seed=1)) == -1)
     assert rate < 0.2 if calibration != "train" else rate > 0
@@ -77,8 +80,8 @@ def test_keeps_the_promised_rate(calibration):
 def test_patches_outside_a_region_are_left_out():
     X, new = grids(30), grids(3, seed=1)
     X[:, :2], new[:, :2] = np.nan, np.nan
-    fused = FusionDetector(levels=(4, 2)).fit(X)
-    inside = FusionDetector(levels=(4, 2)).fit(X[:, 2:])
+    fused = FusionDetector(n_channels=(4, 2)).fit(X)
+    inside = FusionDetector(n_channels=(4, 2)).fit(X[:, 2:])
     np.testing.assert_allclose(
         fused.score_samples(new), inside.score_samples(new[:, 2:]), rtol=1e-6
     )
@@ -87,13 +90,16 @@ def test_patches_outside_a_region_are_left_out():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"levels": (4, 3)}, r"levels=\(4, 3\) must .* 6 channels"),
-        ({"levels": (6.0,)}, "levels="),
-        ({"levels": (7, -1)}, "levels="),
-        ({"levels": (4, 2), "weights": (1,)}, r"weights=\(1,\) must be 2 numbers"),
-        ({"levels": (4, 2), "weights": (1, -1)}, "none negative"),
-        ({"levels": (4, 2), "weights": (0, 0)}, "not all zero"),
-        ({"levels": (4, 2), "weights": (1, np.nan)}, "weights="),
+        ({"n_channels": (4, 3)}, r"n_channels=\(4, 3\) must .* 6 channels"),
+        ({"n_channels": (6.0,)}, "n_channels="),
+        ({"n_channels": (7, -1)}, "n_channels="),
+        (
+            {"n_channels": (4, 2), "detector_weights": (1,)},
+            r"detector_weights=\(1,\) must be 2 numbers",
+        ),
+        ({"n_channels": (4, 2), "detector_weights": (1, -1)}, "none negative"),
+        ({"n_channels": (4, 2), "detector_weights": (0, 0)}, "not all zero"),
+        ({"n_channels": (4, 2), "detector_weights": (1, np.nan)}, "detector_weights="),
         ({"detector": PCANetFeatures()}, "detector"),
     ],
 )
@@ -107,7 +113,7 @@ def test_a_detector_of_images_is_refused():
         FusionDetector(EfficientADDetector("tiny", "t.pth")).fit(grids(10))
 
 
-def test_takes_the_kinds_that_the_features_bring_along():
+def test_takes_the_feature_types_that_the_features_bring_along():
     data = make_textures(n_normal=20, n_anomalous=4, size=64, random_state=0)
     features = FusedFeatures(
         PatchFeatures("skad_small", embedding="concat", image_size=64),
@@ -115,7 +121,7 @@ def test_takes_the_kinds_that_the_features_bring_along():
     )
     model = Pipeline([features, FusionDetector(SubspaceDetector())])
     model.fit(data.train)
-    assert model[-1].levels_ == (128, 16)
+    assert model[-1].n_channels_ == (128, 16)
     other = clone(features).set_params(share=0.9).fit_transform(data.train)
     np.testing.assert_allclose(  # how long the features are does not matter
         FusionDetector(SubspaceDetector()).fit(other).calibration_scores_,
@@ -150,7 +156,7 @@ def test_finds_defects_in_real_bottles(shared):
     bank = PatchCoreDetector(0.03)
     fusion = FusionDetector(bank).fit(good)
     assert image_auroc(data.y_test, fusion.score_samples(new)) >= 0.99
-    assert auroc(bank) >= 0.98  # both kinds in one distance
+    assert auroc(bank) >= 0.98  # both types in one distance
     assert auroc(bank, slice(128, None)) >= 0.95  # PCANet alone
     maps = bank.anomaly_map(np.asarray(new)[..., 128:], size=(256, 256))
     assert pixel_auroc(data.masks, maps) >= 0.93

@@ -21,7 +21,7 @@ from skad import (
     SubspaceDetector,
 )
 from skad.datasets import make_textures
-from skad.detectors._puad import mean_features
+from skad.detectors._puad import mean_patches
 from skad.features import PatchArray
 from skad.metrics import image_auroc
 from skad.model_selection import OneClassSplit
@@ -261,7 +261,7 @@ def test_pipeline_and_search():
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 6])
 def test_few_images_leave_the_detector_alone(n, calibration):
     X, new = mixed(n), mixed(5, seed=1)
-    with pytest.warns(UserWarning, match=r"too few.*at least 10 good images"):
+    with pytest.warns(UserWarning, match=r"too few.*at least 10 normal images"):
         detector = PUADDetector(calibration=calibration).fit(X)
     np.testing.assert_array_equal(
         detector.score_samples(new), detector.detector_.score_samples(new)
@@ -300,7 +300,7 @@ def test_a_detector_of_images_and_features_beside_it(tmp_path):
     assert set(detector.predict(data.test)) <= {1, -1}
     # The sum of two z-scores, one of which is the inner detector's.
     own = -detector.detector_.score_samples(data.test)
-    means = mean_features(detector.features_.transform(data.test))
+    means = mean_patches(detector.features_.transform(data.test))
     centred = means - detector.location_
     distance = np.sqrt(np.einsum("ij,jk,ik->i", centred, detector.precision_, centred))
     both = np.column_stack([own, distance])

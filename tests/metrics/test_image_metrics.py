@@ -17,11 +17,15 @@ def test_equal_to_scikit_learn(seed, n, levels):
     assert image_average_precision(y, scores) == pytest.approx(
         average_precision_score(y == -1, -scores), abs=1e-12
     )
-    best = max(
-        2 * np.sum((scores <= t) & (y == -1)) / (np.sum(scores <= t) + np.sum(y == -1))
-        for t in scores
-    )
-    assert image_f1_max(y, scores) == pytest.approx(best, abs=1e-12)
+    f1 = {
+        t: 2
+        * np.sum((scores <= t) & (y == -1))
+        / (np.sum(scores <= t) + np.sum(y == -1))
+        for t in sorted(scores)
+    }
+    best, threshold = image_f1_max(y, scores, return_threshold=True)
+    assert best == pytest.approx(max(f1.values()), abs=1e-12)
+    assert threshold == max(t for t in f1 if f1[t] == max(f1.values()))
 
 
 @pytest.mark.parametrize("metric", [image_auroc, image_average_precision, image_f1_max])

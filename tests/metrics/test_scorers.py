@@ -7,15 +7,24 @@ from sklearn.model_selection import GridSearchCV, cross_validate
 from skad import PatchCoreDetector, PatchFeatures, Pipeline, anomaly_map
 from skad.datasets import make_textures
 from skad.metrics import (
-    f1_max_scorer,
-    image_ap_scorer,
+    aupimo_score,
+    aupimo_scorer,
     image_auroc,
     image_auroc_scorer,
-    pixel_ap_scorer,
+    image_average_precision,
+    image_average_precision_scorer,
+    image_f1_max,
+    image_f1_max_scorer,
     pixel_auroc,
     pixel_auroc_scorer,
+    pixel_average_precision,
+    pixel_average_precision_scorer,
+    pixel_f1_max,
+    pixel_f1_max_scorer,
     pro_score,
     pro_scorer,
+    spro_score,
+    spro_scorer,
 )
 from skad.model_selection import OneClassSplit
 
@@ -56,21 +65,26 @@ def everything(data):
 def test_scorers_equal_their_metrics(model, data):
     model = clone(model).fit(data.train)
     scores = model.decision_function(data.test)
-    assert image_auroc_scorer(model, data.test, data.y_test) == pytest.approx(
-        image_auroc(data.y_test, scores)
-    )
-    for scorer in (image_ap_scorer, f1_max_scorer):
-        assert 0 < scorer(model, data.test, data.y_test) <= 1
+    for scorer, metric in (
+        (image_auroc_scorer, image_auroc),
+        (image_average_precision_scorer, image_average_precision),
+        (image_f1_max_scorer, image_f1_max),
+    ):
+        expected = metric(data.y_test, scores)
+        assert scorer(model, data.test, data.y_test) == pytest.approx(expected)
     maps = model.anomaly_map(data.test)
     for scorer, metric in (
-        (pro_scorer, pro_score),
         (pixel_auroc_scorer, pixel_auroc),
+        (pixel_average_precision_scorer, pixel_average_precision),
+        (pixel_f1_max_scorer, pixel_f1_max),
+        (pro_scorer, pro_score),
+        (spro_scorer, spro_score),
+        (aupimo_scorer, aupimo_score),
     ):
         expected = metric(data.masks, maps)
         assert scorer(model, data.test, masks=data.masks) == pytest.approx(expected)
         assert scorer(model, data.test, data.masks) == pytest.approx(expected)
         assert scorer(model, data.test, data.y_test, data.masks) == expected
-    assert 0 < pixel_ap_scorer(model, data.test, masks=list(data.masks)) <= 1
     paths = [m if m.any() else None for m in data.masks]
     assert pro_scorer(model, data.test, masks=paths) == pytest.approx(
         pro_score(data.masks, maps)

@@ -64,7 +64,9 @@ def _small(name, images):
         "Subspace": skad.SubspaceDetector(),
         "SPADE": skad.SPADEDetector(gate=True),
         "SimpleNet": skad.SimpleNetDetector(max_epochs=1, hidden_dim=16),
-        "Fusion": skad.FusionDetector(skad.SPADEDetector(gate=True), levels=(64, 64)),
+        "Fusion": skad.FusionDetector(
+            skad.SPADEDetector(gate=True), n_channels=(64, 64)
+        ),
         "PUAD": skad.PUADDetector(),
     }
     return skad.Pipeline([_features(on_error="skip"), detectors[name]])

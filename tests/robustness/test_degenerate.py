@@ -33,7 +33,7 @@ DETECTORS = [
     SubspaceDetector(n_components=5),
     SPADEDetector(n_neighbors_image=5),
     PUADDetector(),
-    FusionDetector(levels=(4, 4)),
+    FusionDetector(n_channels=(4, 4)),
 ]
 names = [type(detector).__name__ for detector in DETECTORS]
 

@@ -1,4 +1,4 @@
-"""FusionDetector learns on, as the detectors of its kinds of features do."""
+"""FusionDetector learns on, as the detectors of its feature types do."""
 
 import copy
 import re
@@ -17,7 +17,7 @@ from skad import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot certify")
-LEVELS = (4, 2)
+N_CHANNELS = (4, 2)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,10 @@ def how(member):
     return "loo" if hasattr(member, "_score_left_out") else "kfold"
 
 
-def test_partial_fit_is_that_of_each_kind(X, member):
-    fusion = FusionDetector(member, levels=LEVELS).fit(X[:20]).partial_fit(X[20:40])
+def test_partial_fit_is_that_of_each_feature_type(X, member):
+    fusion = (
+        FusionDetector(member, n_channels=N_CHANNELS).fit(X[:20]).partial_fit(X[20:40])
+    )
     assert fusion.n_samples_seen_ == 40
     total, maps = 0.0, 0.0
     for kind in halves(X):
@@ -67,9 +69,9 @@ def test_partial_fit_is_that_of_each_kind(X, member):
     assert len(fusion.calibration_maps_) == n_held_out
 
 
-def test_merge_is_that_of_each_kind(X, member):
-    one = FusionDetector(member, levels=LEVELS).fit(X[:20])
-    other = FusionDetector(member, levels=LEVELS).fit(X[20:40])
+def test_merge_is_that_of_each_feature_type(X, member):
+    one = FusionDetector(member, n_channels=N_CHANNELS).fit(X[:20])
+    other = FusionDetector(member, n_channels=N_CHANNELS).fit(X[20:40])
     before = other.score_samples(X[40:])
     one.merge(other)
     assert one.n_samples_seen_ == 40
@@ -87,7 +89,7 @@ def test_merge_is_that_of_each_kind(X, member):
 
 
 def test_a_copy_stays_as_it_was(X, member):
-    fusion = FusionDetector(member, levels=LEVELS).fit(X[:20])
+    fusion = FusionDetector(member, n_channels=N_CHANNELS).fit(X[:20])
     kept = copy.copy(fusion)
     before = kept.decision_function(X[40:])
     fusion.partial_fit(X[20:40])
@@ -96,7 +98,9 @@ def test_a_copy_stays_as_it_was(X, member):
 
 @pytest.mark.parametrize("calibration", ["kfold", "split", "train"])
 def test_learning_on_with_other_ways_to_hold_out(X, calibration):
-    fusion = FusionDetector(SubspaceDetector(), levels=LEVELS, calibration=calibration)
+    fusion = FusionDetector(
+        SubspaceDetector(), n_channels=N_CHANNELS, calibration=calibration
+    )
     fusion.fit(X[:20])
     means = fusion.score_means_
     fusion.partial_fit(X[20:40])
@@ -108,7 +112,7 @@ def test_learning_on_with_other_ways_to_hold_out(X, calibration):
 
 @pytest.mark.filterwarnings("ignore:one training image")
 def test_one_image_after_the_other(X):
-    fusion = FusionDetector(SubspaceDetector(), levels=LEVELS)
+    fusion = FusionDetector(SubspaceDetector(), n_channels=N_CHANNELS)
     for image in X[:12]:
         fusion.partial_fit(image[None])
     assert fusion.n_samples_seen_ == 12
@@ -133,9 +137,9 @@ def test_offered_where_the_detectors_can(detector, offered):
     assert hasattr(fusion, "merge") == offered
 
 
-def test_other_kinds_are_refused(X):
-    one = FusionDetector(SubspaceDetector(), levels=LEVELS).fit(X)
-    other = FusionDetector(SubspaceDetector(), levels=(3, 3)).fit(X)
+def test_other_feature_types_are_refused(X):
+    one = FusionDetector(SubspaceDetector(), n_channels=N_CHANNELS).fit(X)
+    other = FusionDetector(SubspaceDetector(), n_channels=(3, 3)).fit(X)
     with pytest.raises(ValueError, match=r"\(3, 3\) channels"):
         one.merge(other)
     with pytest.raises(ValueError, match="5 features"):
@@ -143,7 +147,7 @@ def test_other_kinds_are_refused(X):
 
 
 def test_time_is_shown(X, capfd):
-    FusionDetector(levels=LEVELS, verbose=True).fit(X).partial_fit(X[:4])
+    FusionDetector(n_channels=N_CHANNELS, verbose=True).fit(X).partial_fit(X[:4])
     shown = capfd.readouterr().err
     assert len(re.findall(r"feature types:   0%.* 0/2 ", shown)) == 2
     assert len(re.findall(r"feature types: 100%.* 2/2 ", shown)) >= 2

@@ -5,9 +5,9 @@ import pytest
 from sklearn.base import clone
 
 import skad
-from skad.calibration import recall_report
 from skad.features import SkippedImageWarning
 from skad.images import ImageError
+from skad.inspection import recall_report
 from skad.model_selection import OneClassSplit
 
 pytestmark = [
@@ -43,7 +43,7 @@ def picked(mixed, keep):
 
 DETECTORS = [
     *(skad.PaDiMDetector(), skad.PatchCoreDetector(), skad.SubspaceDetector()),
-    *(skad.SPADEDetector(), skad.FusionDetector(levels=(64, 64))),
+    *(skad.SPADEDetector(), skad.FusionDetector(n_channels=(64, 64))),
 ]
 
 
@@ -65,7 +65,7 @@ def test_what_is_left_out_leaves_the_rest_as_it_is(
     features, mixed, tmp_path, kind, detector
 ):
     if kind == "filters" and isinstance(detector, skad.FusionDetector):
-        detector = clone(detector).set_params(levels="auto")
+        detector = clone(detector).set_params(n_channels="auto")
     build = builds(features, tmp_path)[kind]
     X, y, regions = mixed
     model = skad.Pipeline([build, clone(detector)])
@@ -234,7 +234,7 @@ def test_all_rows_left_out(features, textures):
 def test_fusion_sums_the_scores_of_the_same_images():
     X = np.random.default_rng(0).normal(size=(60, 3, 3, 4))
     padim = skad.PaDiMDetector(calibration_size=25)
-    fusion = skad.FusionDetector(padim, levels=(2, 2)).fit(X)
+    fusion = skad.FusionDetector(padim, n_channels=(2, 2)).fit(X)
     kept = fusion._left_out_images(len(X))
     assert 0 < len(kept) < 25  # each type keeps 25 images of its own
     total = 0.0
@@ -251,6 +251,6 @@ def test_fusion_sums_the_scores_of_the_same_images():
 def test_fusion_names_an_outlier_among_updates():
     X = np.random.default_rng(0).normal(size=(60, 3, 3, 4))
     X[45] *= 40
-    fusion = skad.FusionDetector(skad.SubspaceDetector(), levels=(2, 2)).fit(X[:30])
+    fusion = skad.FusionDetector(skad.SubspaceDetector(), n_channels=(2, 2)).fit(X[:30])
     with pytest.warns(UserWarning, match=r"X\[15\] scores far"):
         fusion.partial_fit(X[30:])

@@ -19,8 +19,8 @@ from sklearn.model_selection import (
 
 import skad
 from skad.base import ImageDetector
-from skad.calibration import recall_report
 from skad.datasets import make_textures
+from skad.inspection import recall_report
 from skad.metrics import image_auroc_scorer, pro_scorer
 from skad.model_selection import OneClassSplit
 

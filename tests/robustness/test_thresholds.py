@@ -26,8 +26,8 @@ from skad import (
 from skad._maps import render
 from skad.base import ImageDetector
 from skad.base._threshold import outlier, threshold_of
-from skad.calibration import recall_report
 from skad.datasets import load_mvtec
+from skad.inspection import recall_report
 
 DETECTORS = [
     PatchCoreDetector(),
@@ -36,7 +36,7 @@ DETECTORS = [
     SubspaceDetector(),
     SPADEDetector(n_neighbors_image=5),
     PUADDetector(SubspaceDetector(), calibration="kfold"),
-    FusionDetector(SubspaceDetector(), levels=(2, 4)),
+    FusionDetector(SubspaceDetector(), n_channels=(2, 4)),
 ]
 
 

@@ -1,7 +1,7 @@
-"""What a handful of known defects says about a model that learned from good images.
+"""How many known defects a model finds that learned from normal images.
 
-The threshold comes from held-out good images alone, and stays. Defects only tell how
-many of their kind it finds, and which rate of false alarms would find more.
+The threshold comes from held-out normal images alone, and stays. Defects only tell
+how many of their kind it finds, and which rate of false alarms would find more.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,6 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skad._chain import Chain
 from skad.base._threshold import certifies, conformal_p_values, threshold_of
-
-__all__ = ["RecallReport", "RecallRow", "recall_report"]
 
 _USUAL_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -238,7 +236,7 @@ def recall_report(
     --------
     >>> import numpy as np
     >>> from skad import PatchCoreDetector
-    >>> from skad.calibration import recall_report
+    >>> from skad.inspection import recall_report
     >>> rng = np.random.default_rng(0)
     >>> model = PatchCoreDetector().fit(rng.normal(size=(60, 6, 6, 8)))
     >>> defects = rng.normal(size=(20, 6, 6, 8))
@@ -276,6 +274,30 @@ def recall_report(
     if kinds is not None:
         kinds = np.asarray(kinds)
         check_consistent_length(X_defects, kinds)
+    scores = _scores_of_defects(model, X_defects, regions)
+    by_kind = [
+        _row(kind, rate, threshold, scores[kinds == kind], confidence)
+        for kind in ([] if kinds is None else np.unique(kinds).tolist())
+    ]
+    by_rate = [
+        _row(None, r, -threshold_of(-held_out, r, rule), scores, confidence)
+        for r in rates
+    ]
+    missed = np.flatnonzero(scores >= threshold)
+    return RecallReport(
+        **vars(_row(None, rate, threshold, scores, confidence)),
+        certified=rule == "rank" and certifies(n, rate),
+        n_good=n,
+        confidence=float(confidence),
+        missed=missed[np.argsort(-scores[missed], kind="stable")],
+        p_values=conformal_p_values(scores, held_out),
+        by_kind=by_kind,
+        by_rate=by_rate,
+    )
+
+
+def _scores_of_defects(model, X_defects, regions):
+    """Scores (n_defects,), larger for more normal; each defect must have one."""
     scores = Chain(model).ask("score_samples", X_defects, regions)
     if np.isnan(scores).any():
         skipped = np.flatnonzero(np.isnan(scores)).tolist()
@@ -283,30 +305,15 @@ def recall_report(
             f"X_defects has no score (NaN) at the positions {skipped}, whose images "
             "were skipped or have nothing inside of their region; leave them out."
         )
+    return scores
 
-    def row(kind, rate, threshold, scores):
-        found = int(np.sum(scores < threshold))
-        interval = binomtest(found, len(scores)).proportion_ci(confidence, "exact")
-        low, high = float(interval.low), float(interval.high)
-        return RecallRow(kind, rate, threshold, len(scores), found, (low, high))
 
-    missed = np.flatnonzero(scores >= threshold)
-    return RecallReport(
-        **vars(row(None, rate, threshold, scores)),
-        certified=rule == "rank" and certifies(n, rate),
-        n_good=n,
-        confidence=float(confidence),
-        missed=missed[np.argsort(-scores[missed], kind="stable")],
-        p_values=conformal_p_values(scores, held_out),
-        by_kind=[
-            row(kind, rate, threshold, scores[kinds == kind])
-            for kind in ([] if kinds is None else np.unique(kinds).tolist())
-        ],
-        by_rate=[
-            row(None, other, -threshold_of(-held_out, other, rule), scores)
-            for other in rates
-        ],
-    )
+def _row(kind, rate, threshold, scores, confidence):
+    """How many of some scores lie beyond a threshold."""
+    n_found = int(np.sum(scores < threshold))
+    interval = binomtest(n_found, len(scores)).proportion_ci(confidence, "exact")
+    low, high = float(interval.low), float(interval.high)
+    return RecallRow(kind, rate, threshold, len(scores), n_found, (low, high))
 
 
 def _is_number(value):

@@ -23,8 +23,8 @@ from skad import (
     SubspaceDetector,
 )
 from skad.base import ImageDetector, PatchDetector
-from skad.calibration import recall_report
 from skad.datasets import load_mvtec, make_textures
+from skad.inspection import recall_report
 
 
 class Numbers(PatchDetector):

@@ -1,0 +1,134 @@
+"""What held-out scores decide: the thresholds of images and of pixels."""
+
+from numbers import Real
+from typing import Any, Self
+
+import numpy as np
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
+from sklearn.utils.validation import check_is_fitted
+
+from skad._patches import filled
+from skad._peaks import peaks
+from skad._user_warning import warn_user
+from skad.base._threshold import certifies, threshold_of
+
+CONTAMINATION = [Interval(Real, 0, 0.5, closed="right")]
+
+
+class CalibratedThreshold:
+    """Mixin of all detectors: thresholds from held-out scores of normal images.
+
+    The scores are kept, so that rate and rule can change without a fit.
+    """
+
+    contamination_: float
+    offset_: float
+    calibration_scores_: np.ndarray
+    calibration_maps_: np.ndarray
+    n_samples_seen_: int
+    _calibration_seen: np.ndarray  # images behind the model that gave each score
+    _threshold_rule: str
+    _in_sample = False  # whether the scores are of training images
+    contamination: Any
+    threshold: Any
+
+    def _rendering(self, window, grid):
+        raise NotImplementedError
+
+    def set_contamination(self, contamination: float) -> Self:
+        """Set another rate of false alarms, from the held-out scores at hand.
+
+        Both thresholds follow, that of the image scores and that of the pixels. The
+        parameter `contamination` stays as it is, and is what the next `fit` takes.
+
+        Parameters
+        ----------
+        contamination : float
+            Tolerated false-alarm rate on normal images, in (0, 0.5].
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If `contamination` is out of range.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
+        """
+        validate_parameter_constraints(
+            {"contamination": CONTAMINATION},
+            {"contamination": contamination},
+            caller_name="set_contamination",
+        )
+        check_is_fitted(self, "calibration_scores_")
+        self.contamination_ = float(contamination)
+        self._set_offset()
+        return self
+
+    def _no_maps(self, n):
+        """Maps of n images that could not be read, on the grid of all others."""
+        return np.full((n, *self.calibration_maps_.shape[1:]), np.nan, np.float32)
+
+    def _pixel_threshold(self, size, window):
+        """Threshold for the pixels of maps of a size; on the grid where it is None.
+
+        It is that of the largest values of the held-out maps.
+        """
+        check_is_fitted(self, "calibration_maps_")
+        maps = self.calibration_maps_
+        if size is None:
+            highest = maps.max(axis=(1, 2))
+        else:
+            highest = peaks(maps, size, **self._rendering(window, maps.shape[1:]))
+        return threshold_of(
+            highest.astype(np.float64), self.contamination_, self._threshold_rule
+        )
+
+    def _take_threshold_parameters(self):
+        """Take rate and rule of the thresholds from the parameters, as `fit` does."""
+        self.contamination_ = float(self.contamination)
+        self._threshold_rule = self.threshold
+
+    def _replace_held_out(self, scores, maps, in_sample=False):
+        """Keep held-out anomaly scores and maps, and set `offset_` from them."""
+        self.calibration_scores_ = np.empty(0)
+        self.calibration_maps_ = np.empty((0, *maps.shape[1:]), np.float32)
+        self._calibration_seen = np.empty(0, np.int64)
+        self._in_sample = in_sample
+        self._add_held_out(scores, maps, self.n_samples_seen_)
+
+    def _add_held_out(self, scores, maps, n_seen):
+        """Add held-out scores to those at hand, and set `offset_` from all.
+
+        `n_seen` is the number of images behind the model that gave them. Scores of a
+        model that knew less than half as many are dropped: it scored higher.
+        """
+        known = np.isfinite(scores)
+        n_seen = np.broadcast_to(n_seen, scores.shape)[known]
+        scores = np.concatenate([self.calibration_scores_, -scores[known]])
+        maps = np.concatenate([self.calibration_maps_, filled(maps[known])])
+        n_seen = np.concatenate([self._calibration_seen, n_seen])
+        current = 2 * n_seen >= n_seen.max(initial=0)
+        self.calibration_scores_ = scores[current]
+        self.calibration_maps_ = maps[current]
+        self._calibration_seen = n_seen[current]
+        self._set_offset()
+
+    def _set_offset(self):
+        """Set `offset_` from the scores at hand, by rate and rule of the fit."""
+        scores, rate = self.calibration_scores_, self.contamination_
+        if self._in_sample:
+            self.offset_ = float(np.percentile(scores, 100 * rate))
+            return
+        self.offset_ = -threshold_of(-scores, rate, self._threshold_rule)
+        n = len(scores)
+        if not certifies(n, rate):
+            warn_user(
+                f"{n} held-out images cannot certify a false-alarm rate of {rate:g}; "
+                f"the smallest rate that they can certify is {1 / (n + 1):.2g}. The "
+                "threshold lies beyond all of their scores, by their spread: an "
+                "estimate without a guarantee."
+            )
