@@ -15,6 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from skad._checks import check_size
 from skad._maps import draw_each, render
 from skad.images._batches import ImageReader
+from skad.networks._torch_state import own_torch_state
 
 
 class Chain:
@@ -101,14 +102,15 @@ class Chain:
         judge, result = getattr(self.final, method), None
         if not isinstance(images, ImageReader):
             return judge(self._after_entering(images, regions))
-        if self.after:
-            features = self.images._all_features(images, regions, scoring=True)
-            return judge(_passed_through(self.after, features, None))
-        for index, features in self.images._scoring_parts(images, regions):
-            part = judge(features)
-            if result is None:
-                result = np.empty((len(images), *part.shape[1:]), part.dtype)
-            result[index] = part
+        with own_torch_state():
+            if self.after:
+                features = self.images._all_features(images, regions, scoring=True)
+                return judge(_passed_through(self.after, features, None))
+            for index, features in self.images._scoring_parts(images, regions):
+                part = judge(features)
+                if result is None:
+                    result = np.empty((len(images), *part.shape[1:]), part.dtype)
+                result[index] = part
         return result
 
     def anomaly_map(self, X, size=None, regions=None):

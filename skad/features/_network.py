@@ -283,7 +283,14 @@ class PatchFeatures(PatchFeatureTransformer):
         parts = self.backbone.modules()
         return next((p.in_channels for p in parts if isinstance(p, Conv2d)), 3)
 
+    def _fit_images(self, images, y):
+        backbone = self._fit_normal(images, y)
+        if backbone is None:  # a subclass has trained another one
+            return None
+        return lambda index, batch: self._features_of(backbone, batch)
+
     def _fit(self, images):
+        """Measure the network on a black image; returns it."""
         self._check_settings()
         for name in ("_weights", "layers_"):
             self.__dict__.pop(name, None)
@@ -313,6 +320,7 @@ class PatchFeatures(PatchFeatureTransformer):
         self.n_features_out_ = self.n_components or n_features
         self._own_levels = self._describe_levels(levels)
         self._keep_weights(backbone, probe)
+        return backbone
 
     def _chosen_embedding(self):
         if self.embedding != "auto":
