@@ -138,7 +138,7 @@ gallery("perlin")
 
 # %%
 # Normal images in blobs of noise
-# -----------------------------
+# -------------------------------
 # The homologous anomaly of PRN: the material itself, in a wrong colour or direction.
 
 gallery("homologous")

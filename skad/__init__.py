@@ -32,6 +32,7 @@ _EXPORTS = {
     "SimpleNetDetector": "skad.detectors",
     "SubspaceDetector": "skad.detectors",
     "SyntheticAnomalies": "skad.synthesis",
+    "TiledFeatures": "skad.features",
     "anomaly_map": "skad.pipeline",
     "inspect": "skad.inspection",
     "make_pipeline": "skad.pipeline",

@@ -399,7 +399,18 @@ class ImagePUADDetector(TrainingImages, _TwoScores, ImageDetector):
     # How images are read is a matter of the detector.
 
     def image_sizes(self, X: Any) -> list[tuple[int, int] | None]:
-        """Size of each image as passed; see `ImageDetector`."""
+        """Size of each image as passed.
+
+        Parameters
+        ----------
+        X : sequence of images
+            As in `fit`.
+
+        Returns
+        -------
+        sizes : list of n (int, int) or None
+            Height and width in pixels; None for an image that is skipped.
+        """
         return self.detector.image_sizes(X)
 
     def _reader(self, X):

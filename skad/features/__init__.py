@@ -8,6 +8,7 @@ from skad.features._network import PatchFeatures
 from skad.features._patchwise import Patchwise
 from skad.features._pcanet import PCANetFeatures
 from skad.features._spd import SPDPatchFeatures
+from skad.features._tiled import TiledFeatures
 
 __all__ = [
     "FusedFeatures",
@@ -18,4 +19,5 @@ __all__ = [
     "Patchwise",
     "SPDPatchFeatures",
     "SkippedImageWarning",
+    "TiledFeatures",
 ]

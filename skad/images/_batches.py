@@ -18,6 +18,7 @@ from skad.images._read import PILLOW_LIMIT, as_path, carried_limit, read_image_w
 from skad.images._resize import model_input
 
 _WAITING_PER_THREAD = 4  # images that are read ahead
+_WAITING_BYTES = 2**28  # of them, as many images as these or two
 _KEPT_BYTES = 2**30  # of images that training asks for over and over
 
 
@@ -167,14 +168,21 @@ class ImageReader:
         self, function: Callable[[int], Any], indices: Iterable[int]
     ) -> Iterator[tuple[int, Any]]:
         """Yield (index, function(index)) in order; bad images are left out."""
+        most = self._n_waiting()
         with ThreadPoolExecutor(self.n_threads) as pool:
             waiting: deque[tuple[int, Future]] = deque()
             for index in indices:
                 waiting.append((index, pool.submit(function, index)))
-                if len(waiting) >= _WAITING_PER_THREAD * self.n_threads:
+                if len(waiting) >= most:
                     yield from self._first(waiting)
             while waiting:
                 yield from self._first(waiting)
+
+    def _n_waiting(self) -> int:
+        """Images that are read ahead: few large ones, for each is held in memory."""
+        height, width = self.image_size
+        fitting = _WAITING_BYTES // (4 * height * width * self.n_channels)
+        return min(_WAITING_PER_THREAD * self.n_threads, max(2, fitting))
 
     def _first(self, waiting: deque[tuple[int, Future]]) -> Iterator[tuple[int, Any]]:
         """Yield the result that was asked for first, if its image can be read."""

@@ -202,7 +202,7 @@ def to_float(image: NDArray[Any], n_channels: int = 3) -> NDArray[np.float32]:
             f"{image.shape}; use read_image with the same n_channels first."
         )
     if image.dtype == np.uint8:
-        image = image.astype(np.float32) / np.float32(255)
+        image = np.divide(image, np.float32(255), dtype=np.float32)
     if image.shape[2] == n_channels:
         return image
     return np.repeat(image, n_channels, axis=2)
