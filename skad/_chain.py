@@ -8,14 +8,12 @@ asks of such a model goes through here.
 from functools import partial
 from typing import Any
 
-import numpy as np
 import sklearn.pipeline
 from sklearn.frozen import FrozenEstimator
 
 from skad._checks import check_size
 from skad._maps import draw_each, render
 from skad.images._batches import ImageReader
-from skad.networks._torch_state import own_torch_state
 
 
 class Chain:
@@ -99,19 +97,10 @@ class Chain:
 
     def _answers(self, method, images, regions):
         """What a method of the detector says of what `_readable` gave."""
-        judge, result = getattr(self.final, method), None
-        if not isinstance(images, ImageReader):
-            return judge(self._after_entering(images, regions))
-        with own_torch_state():
-            if self.after:
-                features = self.images._all_features(images, regions, scoring=True)
-                return judge(_passed_through(self.after, features, None))
-            for index, features in self.images._scoring_parts(images, regions):
-                part = judge(features)
-                if result is None:
-                    result = np.empty((len(images), *part.shape[1:]), part.dtype)
-                result[index] = part
-        return result
+        answer = getattr(self.final, method)
+        if self.after or not hasattr(self.images, "_map_parts"):
+            return answer(self._after_entering(images, regions))
+        return self.images._map_parts(answer, images, regions)
 
     def anomaly_map(self, X, size=None, regions=None):
         """Maps in the geometry of what the step that reads images gets."""

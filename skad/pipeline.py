@@ -20,7 +20,6 @@ from skad._chain import (
 from skad._chain import unwrap as _unwrap
 from skad._maps import masks_above
 from skad._steps import has_bare, named
-from skad.networks._torch_state import own_torch_state
 
 
 def _final_has(method):
@@ -109,8 +108,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Chain(self).check_takes_images()
         if self._can_stream() and not params:
             started = time.perf_counter()
-            with own_torch_state():
-                self.steps[1][1]._fit_batches(self._training_batches(X, y, regions))
+            self.steps[1][1]._fit_batches(self._training_batches(X, y, regions))
             self._say_elapsed(started)
             return self
         if regions is None:
@@ -292,8 +290,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         chain = Chain(self)
         if self._can_stream():
             batches = chain.images._normal_batches(X, y, regions)
-            with own_torch_state():
-                chain.final._fit_batches(batches, update=True)
+            chain.final._fit_batches(batches, update=True)
         elif not chain.is_frozen:
             chain.final.partial_fit(chain.features(X, regions), y)
         return self

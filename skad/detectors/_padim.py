@@ -15,6 +15,7 @@ from skad._progress import progress
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
 from skad.detectors._gaussians import Gaussians
+from skad.networks._torch_state import in_own_torch_state
 
 
 class PaDiMDetector(PatchDetector):
@@ -193,6 +194,7 @@ class PaDiMDetector(PatchDetector):
         gaussians = self._gaussians.reopened().join(other._gaussians)
         self._set_gaussians(gaussians, self.mean_.shape[:2])
 
+    @in_own_torch_state  # a network may extract the batches
     def _fit_batches(self, batches, update=False):
         """Fit, or learn on, from positions and features that come in batches."""
         self._validate_params()

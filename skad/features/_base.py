@@ -297,6 +297,22 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
             some = absent[lo : lo + n_images]
             yield some, self._absent_features(len(some))
 
+    def _map_parts(
+        self,
+        function: Callable[[NDArray[np.float32]], NDArray[Any]],
+        images: ImageReader,
+        regions: Any = None,
+    ) -> NDArray[Any] | None:
+        """What a function gives for the features of images, some images at a time."""
+        result = None
+        with own_torch_state():
+            for index, features in self._scoring_parts(images, regions):
+                part = function(features)
+                if result is None:
+                    result = np.empty((len(images), *part.shape[1:]), part.dtype)
+                result[index] = part
+        return result
+
     def _absent_features(self, n: int) -> NDArray[np.float32]:
         """Features of n images that could not be read."""
         shape = n, *self.grid_shape_, self.n_features_out_
