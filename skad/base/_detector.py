@@ -1,4 +1,4 @@
-"""What every detector shares: scores, decisions and a threshold to trust.
+"""Base of all detectors: from held-out scores to thresholds, decisions and p-values.
 
 `BaseDetector` knows no input: its subclass `PatchDetector` takes patch features, its
 subclass `ImageDetector` takes images. A detector defines what it learns (`_fit`) and
@@ -11,7 +11,7 @@ and -1 for anomalous. Maps run the other way: larger is more anomalous.
 import copy
 from numbers import Real
 from types import MethodType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,25 +24,25 @@ from skad._checks import BY_CROSS_VALIDATION, require_attributes
 from skad._maps import WHOLE, render
 from skad._patches import filled
 from skad._portable import Portable
-from skad._user_warning import warn_user
 from skad.base._calibrated import CONTAMINATION, CalibratedThreshold
-from skad.base._hold_out import HOLD_OUT
+from skad.base._hold_out import HOLD_OUT, way_to_hold_out
 from skad.base._hooks import checked_hook
-from skad.base._threshold import RULES, conformal_p_values, outlier
+from skad.base._threshold import RULES, conformal_p_values
+from skad.base._warnings import warn_of_equal_images, warn_of_outlier
 from skad.networks._torch_state import own_torch_state
 
 
 class NotHeldOutError(ValueError, AttributeError):
-    """There is no `fit_predict`, for want of held-out scores of every image.
+    """`fit_predict` is not available, as not every image has a held-out score.
 
     An `AttributeError`, too: scikit-learn asks by `hasattr` what an estimator offers.
     """
 
 
 class _IfAllAreHeldOut:
-    """Decorate a method to be there only if every image is held out.
+    """Decorator of a method that is available only if every image is held out.
 
-    As `available_if` of scikit-learn, but the error says why.
+    It works as `available_if` of scikit-learn, but its error says why.
     """
 
     def __init__(self, method):
@@ -80,10 +80,10 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     """
 
     _auto_calibration = "kfold"  # what calibration="auto" stands for
-    _keeps_left_out_scores = False  # whether they can be had again at any time
-    _min_left_out = 2  # images that leave-one-out needs
+    _keeps_left_out_scores = False  # whether they can be computed again at any time
+    _min_left_out = 2  # images that calibration="loo" needs
     _n_folds = 10  # of calibration="kfold"
-    _is_part = False  # of another detector, which warns itself
+    _is_part = False  # whether it is part of another detector, which warns itself
     _required_parameters: tuple[str, ...] = (
         "contamination",
         "calibration",
@@ -101,8 +101,8 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     }
 
     def __init_subclass__(cls, **kwargs):
-        # What a detector of the user's own returns is checked where it returns it, so
-        # that no caller has to guess which hook a wrong shape came from.
+        # The hooks of a detector of the user's own are checked where they return, so
+        # that an error names the hook.
         super().__init_subclass__(**kwargs)
         for name in ("_score", "_score_left_out"):
             if callable(hook := vars(cls).get(name)):
@@ -126,6 +126,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
@@ -193,7 +194,17 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         Returns
         -------
         scores : ndarray of shape (n,), float64
-            NaN for an image that was skipped when it was read.
+            Of any range, the anomaly score of the method with the opposite sign; NaN
+            for an image that was skipped when it was read.
+
+        Raises
+        ------
+        ValueError
+            If X is not in a form that `fit` takes, or if features are of another
+            number of channels.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
         """
         check_is_fitted(self)
         samples, present = self._to_score(X)
@@ -276,6 +287,19 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         Returns
         -------
         self : object
+            The same object.
+
+        Raises
+        ------
+        ValueError
+            If X is empty or not in a form that `fit` takes, if features are of another
+            number of channels, or if no normal image is left.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
+
+        skad.images.ImageError
+            If an image cannot be read, as in `fit`.
         """
         self._validate_params()
         check_is_fitted(self)
@@ -286,12 +310,12 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
             self._add_held_out(scores, maps, self.n_samples_seen_)
         else:
             self._replace_held_out(scores, maps)
-        self._warn_of_outlier(scores, positions)
+        warn_of_outlier(self, scores, positions)
         return self
 
     @property
-    def classes_(self):
-        """Not there: a detector is no classifier. Tools for these ask for it."""
+    def classes_(self) -> NoReturn:
+        """Raise an AttributeError: a detector is no classifier, and has no classes."""
         raise AttributeError(
             f"{type(self).__name__} has no classes_: it is an outlier detector, no "
             f"classifier. {BY_CROSS_VALIDATION} Its threshold is set by contamination "
@@ -336,19 +360,19 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         raise NotImplementedError
 
     def _score_for_calibration(self, samples):
-        """Scores and maps to take thresholds from, where `_score` leaves some out."""
+        """Scores and maps for thresholds; as `_score`, unless that omits some maps."""
         return self._score(samples)
 
     def _image_scores(self, samples):
-        """The scores of `_score` alone, where these can be had for less."""
+        """The scores of `_score` alone, which some methods compute in less time."""
         return self._score(samples)[0]
 
     def _anomaly_maps(self, samples):
-        """The maps of `_score` alone, where these can be had for less."""
+        """The maps of `_score` alone, which some methods compute in less time."""
         return self._score(samples)[1]
 
     def _fit_fold(self, samples, whole):
-        """Learn from some of the samples that `whole`, a model of all, learned from."""
+        """Learn from the samples outside of a fold; `whole` learned from all."""
         self._fit(samples)
 
     def _check_constructor(self):
@@ -371,7 +395,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         return filled(_at(present, maps))
 
     def _scores_and_maps(self, X):
-        """What `score_samples` and `_patch_maps` give, from one search."""
+        """Results of `score_samples` and `_patch_maps`, from one call of `_score`."""
         check_is_fitted(self)
         samples, present = self._to_score(X)
         scores, maps = np.empty(0), self._no_maps(0)
@@ -392,10 +416,10 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
 
     def _learn(self, samples, positions, *, first):
         """Fit, or update, on samples, and set the threshold from held-out scores."""
-        way = self._way_to_hold_out(len(samples), first)
+        way = way_to_hold_out(self, len(samples), first)
         if first:
             self._take_threshold_parameters()
-            self._warn_of_equal(samples)
+            warn_of_equal_images(self, samples)
         held_out = HOLD_OUT[way](self, samples, first=first)
         self._in_sample = way == "train" or (self._in_sample and not first)
         if first or (way == "loo" and self._keeps_left_out_scores):
@@ -405,22 +429,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         else:
             self._add_held_out(held_out.scores, held_out.maps, self.n_samples_seen_)
         if way != "train":
-            self._warn_of_outlier(held_out.scores, positions, held_out.indices)
-
-    def _way_to_hold_out(self, n, first):
-        """Key of `HOLD_OUT` for n samples: `calibration`, where these are enough."""
-        way = self._resolved_calibration()
-        if n == 1 and way in ("kfold", "split"):
-            way = "train" if first else "kfold"
-        if way == "loo" and first and n < self._min_left_out:
-            way = "train"
-        if way == "train" and n == 1 and self.calibration != "train":
-            warn_user(
-                "one training image leaves none to hold out: the threshold comes "
-                "from the training image itself and will reject most normal images. "
-                "Call calibrate with more normal images."
-            )
-        return way
+            warn_of_outlier(self, held_out.scores, positions, held_out.indices)
 
     def _resolved_calibration(self):
         """`calibration`, or what "auto" stands for."""
@@ -492,38 +501,6 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         decisions[learned] = held_out - self.offset_
         return decide(decisions)
 
-    # -- warnings ------------------------------------------------------------------
-
-    def _warn_of_outlier(self, scores, positions, indices=None):
-        """Name the image whose held-out score is far from those of all others.
-
-        The scores are of the images `indices` (all of them where it is None) of those
-        that are at `positions` in X.
-        """
-        found = None if self._is_part else outlier(scores)
-        if found is None:
-            return
-        image, times = found
-        image = image if indices is None else indices[image]
-        if image < 0:  # of an earlier call
-            return
-        warn_user(
-            f"X[{positions[image]}] scores far from all other normal images when it "
-            f"is held out: {times:.0f} times as far above their median as two thirds "
-            "of them reach. Look at it; if it is not normal, or of another kind, leave "
-            "it out (label -1) and fit again."
-        )
-
-    def _warn_of_equal(self, samples):
-        """Say so where the images to learn from do not differ."""
-        if len(samples) > 1 and not self._is_part and _are_equal(samples):
-            warn_user(
-                f"the {len(samples)} images to learn from do not differ: nothing can "
-                "be learned about what normal images look like, and every image that "
-                "is not like them is anomalous. Check the images (a lens cap, a frozen "
-                "camera, one file read again and again?) and fit on different ones."
-            )
-
 
 def decide(decision: np.ndarray) -> np.ndarray:
     """Labels from decisions: +1, -1, or 0 where there is no decision (NaN).
@@ -549,14 +526,3 @@ def _at(present, found):
     result = np.full((len(present), *found.shape[1:]), np.nan, found.dtype)
     result[present] = found
     return result
-
-
-def _are_equal(samples):
-    """Whether all samples, features or read one by one, are alike up to rounding."""
-    read = getattr(samples, "read", samples.__getitem__)
-    first = np.asarray(read(0))
-    tolerance = 1e-5 * np.nanmax(np.abs(first), initial=0)
-    return all(
-        np.allclose(read(i), first, rtol=0, atol=tolerance, equal_nan=True)
-        for i in range(1, len(samples))
-    )

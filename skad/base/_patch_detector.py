@@ -18,7 +18,7 @@ from sklearn.utils.validation import (
 )
 
 from skad._checks import check_labels, check_size
-from skad._maps import WHOLE
+from skad._maps import WHOLE, Window
 from skad._patches import inside_patches
 from skad.base._detector import BaseDetector
 from skad.networks._torch_state import own_torch_state
@@ -41,12 +41,14 @@ class PatchDetector(BaseDetector):
 
     Subclasses define ``_fit(X)``, where X has shape (n, h, w, d), and ``_score(X)``,
     which returns one anomaly score per image, (n,), and one per patch, (n, h, w),
-    larger for more anomalous, NaN for patches that are NaN. A subclass that can score
-    its own training images as if unseen defines ``_score_left_out(X)``, too, which
-    ``calibration="loo"`` needs. ``_update(X)`` makes `partial_fit`, and
-    ``_merge(other)`` makes `merge`; both put new arrays in the place of old ones, so
-    that a copy made before stays as it was. ``_auto_calibration`` names what
-    ``calibration="auto"`` stands for.
+    larger for more anomalous, NaN for patches that are NaN. Further hooks add methods:
+
+    - ``_score_left_out(X)``, which scores each training image by a model of all others,
+      adds ``calibration="loo"``;
+    - ``_update(X)`` adds `partial_fit`, and ``_merge(other)`` adds `merge`; both put
+      new arrays in the place of old ones, so that a copy made before stays as it was.
+
+    ``_auto_calibration`` is what ``calibration="auto"`` stands for.
 
     Their constructors take at least `contamination`, `calibration`, `sigma` and
     `random_state`.
@@ -114,6 +116,7 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
@@ -144,6 +147,7 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
@@ -202,7 +206,16 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         maps : ndarray of shape (n, h, w) or (n, H, W), float32
-            NaN for an image that was skipped when it was read.
+            Of any range; NaN for an image that was skipped when it was read.
+
+        Raises
+        ------
+        ValueError
+            If X has another number of channels than in `fit`, or if `size` is not a
+            pair of positive integers.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
         """
         maps = self._patch_maps(X)
         return maps if size is None else self._render(maps, check_size(size))
@@ -231,7 +244,7 @@ class PatchDetector(BaseDetector):
     def pixel_threshold(
         self,
         size: tuple[int, int] | None = None,
-        window: tuple[tuple[float, float], tuple[float, float]] = WHOLE,
+        window: Window = WHOLE,
     ) -> float:
         """Threshold for the pixels of maps of a given size.
 
@@ -250,6 +263,15 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         threshold : float
+            In units of the maps; a pixel above it is anomalous.
+
+        Raises
+        ------
+        ValueError
+            If `size` is not a pair of positive integers.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
         """
         return self._pixel_threshold(None if size is None else check_size(size), window)
 

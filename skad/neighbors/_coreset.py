@@ -10,19 +10,27 @@ are those of the plain algorithm.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils import check_array
 
 from skad._progress import progress
 from skad._user_warning import warn_user
 from skad.neighbors._distances import squared_distances, upper_bounds
 
-_CANDIDATES = 256, 2048  # fewest and most rows that a round looks at
-_ROOM = 1.2e7  # bytes for these and their distances, or a tenth of X
+_CANDIDATE_ROWS = 256, 2048  # fewest and most that a round looks at
+_CANDIDATE_BYTES = 1.2e7  # for these and their distances, or a tenth of X
 _STALE_GROUPS = 4
 _CHUNK = 2**18  # entries of a temporary
 
 
-def greedy_coreset(X, n_samples, *, start=0, verbose=False, on_interrupt="raise"):
+def greedy_coreset(
+    X: ArrayLike,
+    n_samples: int,
+    *,
+    start: int = 0,
+    verbose: bool = False,
+    on_interrupt: str = "raise",
+) -> np.ndarray:
     """Select rows by farthest-first traversal.
 
     Every next row is the one farthest from all rows selected before, which
@@ -79,21 +87,21 @@ def greedy_coreset(X, n_samples, *, start=0, verbose=False, on_interrupt="raise"
     >>> greedy_coreset(np.array([[0.0], [1.0], [9.0], [5.0], [0.0]]), 3)
     array([0, 2, 3])
     """
-    X = check_array(X, dtype=[np.float64, np.float32])
+    rows: np.ndarray = check_array(X, dtype=[np.float64, np.float32])
     for name, value, low, high in (
-        ("n_samples", n_samples, 1, len(X)),
-        ("start", start, 0, len(X) - 1),
+        ("n_samples", n_samples, 1, len(rows)),
+        ("start", start, 0, len(rows) - 1),
     ):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ValueError(f"{name} must be an integer, got {value!r}.")
         if not low <= value <= high:
             raise ValueError(
-                f"{name}={value} is out of range: X has {len(X)} rows, so {name} "
+                f"{name}={value} is out of range: X has {len(rows)} rows, so {name} "
                 f"must be between {low} and {high}."
             )
     if on_interrupt not in ("raise", "keep"):
         raise ValueError(f"on_interrupt={on_interrupt!r} must be 'raise' or 'keep'.")
-    return _Traversal(X, n_samples, [start]).run(verbose, on_interrupt)
+    return _Traversal(rows, n_samples, [start]).run(verbose, on_interrupt)
 
 
 def extend_coreset(coreset, X, n_samples, *, verbose=False, on_interrupt="raise"):
@@ -223,8 +231,14 @@ class _Traversal:
 
 
 def _n_candidates(X):
-    """So many rows that they and their distances take no more than their room."""
-    room = max(_ROOM, X.nbytes / 10)
+    """Number of rows to look at in a round, by the memory that they need.
+
+    Of n rows of d columns, a round keeps float64 copies of the rows and of what is
+    computed from them, 16 d bytes a row, and their mutual distances with temporaries,
+    10 bytes for each of the n^2 pairs. With a budget of B bytes,
+    10 n^2 + 16 d n = B, so n = (sqrt((16 d)^2 + 40 B) - 16 d) / 20.
+    """
+    room = max(_CANDIDATE_BYTES, X.nbytes / 10)
     row = 16 * X.shape[1]
-    n = (np.sqrt(row**2 + 40 * room) - row) / 20  # 10 n^2 + row n = room
-    return int(np.clip(n, *_CANDIDATES))
+    n = (np.sqrt(row**2 + 40 * room) - row) / 20
+    return int(np.clip(n, *_CANDIDATE_ROWS))

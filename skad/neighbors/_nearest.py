@@ -10,13 +10,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils import check_array
 
 from skad.neighbors._bounds import Bounds, plan
 from skad.neighbors._distances import direct
 
-_BLOCK = 2**23  # entries of one block of bounds
-_GROUP = 16  # rows of which only the one with the smallest bound is looked at
+_BLOCK_ENTRIES = 2**23  # of one block of bounds
+_GROUP_ROWS = 16  # of these, only the one with the smallest bound is looked at
 _TINY = 1e-30  # above all that underflow takes from a squared distance
 
 # What speeds up the search of each bank: the number of rows looked up so far, the plan
@@ -25,7 +26,9 @@ _TINY = 1e-30  # above all that underflow takes from a squared distance
 _PREPARED: WeakKeyDictionary[Any, tuple] = WeakKeyDictionary()
 
 
-def nearest(queries, bank, k=1):
+def nearest(
+    queries: ArrayLike, bank: ArrayLike, k: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Find the k nearest rows of a bank for every query, exactly.
 
     Parameters
@@ -61,21 +64,21 @@ def nearest(queries, bank, k=1):
     (array([0., 2.]), array([1, 0]))
     """
     dtype = [np.float64, np.float32]
-    queries = check_array(queries, dtype=dtype, input_name="queries")
-    bank = check_array(bank, dtype=dtype, input_name="bank")
-    if queries.shape[1] != bank.shape[1]:
+    rows: np.ndarray = check_array(queries, dtype=dtype, input_name="queries")
+    known: np.ndarray = check_array(bank, dtype=dtype, input_name="bank")
+    if rows.shape[1] != known.shape[1]:
         raise ValueError(
-            f"queries has {queries.shape[1]} columns but bank has {bank.shape[1]}; "
+            f"queries has {rows.shape[1]} columns but bank has {known.shape[1]}; "
             "both must come from the same features."
         )
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
         raise ValueError(f"k must be an integer, got {k!r}.")
-    if not 1 <= k <= len(bank):
+    if not 1 <= k <= len(known):
         raise ValueError(
-            f"k={k} is out of range: bank has {len(bank)} rows, so k must be "
-            f"between 1 and {len(bank)}."
+            f"k={k} is out of range: bank has {len(known)} rows, so k must be "
+            f"between 1 and {len(known)}."
         )
-    squared, indices = search(queries, bank, k)
+    squared, indices = search(rows, known, k)
     distances = np.sqrt(squared)
     return (distances[:, 0], indices[:, 0]) if k == 1 else (distances, indices)
 
@@ -145,7 +148,7 @@ class Bank:
         prepared = self._prepare(len(queries))
         squared = np.full((len(queries), k), np.inf)
         indices = np.zeros((len(queries), k), np.intp)
-        step = max(1, _BLOCK // len(self.rows))
+        step = max(1, _BLOCK_ENTRIES // len(self.rows))
         for lo in range(0, len(queries), step):
             block = slice(lo, lo + step)
             hide = None
@@ -201,9 +204,9 @@ def _likely(bounds, k):
     if k == 1:
         return bounds.argmin(axis=1)[:, None]
     n, m = bounds.shape
-    n_groups = m // _GROUP
+    n_groups = m // _GROUP_ROWS
     if n_groups >= 4 * k:
-        grouped = bounds[:, : n_groups * _GROUP].reshape(n, _GROUP, n_groups)
+        grouped = bounds[:, : n_groups * _GROUP_ROWS].reshape(n, _GROUP_ROWS, n_groups)
         smallest = grouped.min(axis=1)
         groups = np.argpartition(smallest, k - 1, axis=1)[:, :k]
         found = np.take_along_axis(smallest, groups, axis=1)
