@@ -234,6 +234,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         scores : ndarray of shape (n,), float64
+            NaN for an image that was skipped.
         """
         return Chain(self).ask("score_samples", X, regions)
 
@@ -257,6 +258,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         decision : ndarray of shape (n,), float64
+            Scores minus the threshold.
         """
         if params:
             return super().decision_function(X, **params)
@@ -282,6 +284,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         labels : ndarray of shape (n,), int64
+            0 for an image that was skipped.
         """
         if params:
             return super().predict(X, **params)
@@ -415,6 +418,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         threshold : float
+            An anomaly score, as of `anomaly_map`.
         """
         return Chain(self).pixel_threshold(size)
 
@@ -433,6 +437,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         p : ndarray of shape (n,), float64
+            In (0, 1].
         """
         return Chain(self).ask("p_value", X, regions)
 
@@ -500,13 +505,15 @@ def make_pipeline(
     Parameters
     ----------
     *steps : estimators
+        Transformers, and a detector at the end.
 
-    memory, transform_input, verbose
+    memory, transform_input, verbose : as in Pipeline
         As in `Pipeline`.
 
     Returns
     -------
     pipeline : Pipeline
+        Not fitted.
 
     Examples
     --------

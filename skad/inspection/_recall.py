@@ -210,6 +210,7 @@ def recall_report(
     Returns
     -------
     report : RecallReport
+        Counts, shares and intervals; prints as a table.
 
     Raises
     ------

@@ -47,6 +47,7 @@ def draem(
         In [0, 1].
 
     mask : ndarray of shape (H, W), bool
+        True where the texture shows.
 
     References
     ----------

@@ -131,6 +131,7 @@ def foreground_mask(image: np.ndarray, *, least: float = 0.1) -> np.ndarray:
     Returns
     -------
     mask : ndarray of shape (H, W), bool
+        True on the part.
 
     Examples
     --------

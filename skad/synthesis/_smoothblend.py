@@ -26,8 +26,8 @@ def smooth_blend(
     rng : numpy.random.Generator
         Source of all randomness.
 
-    area, aspect, jitter
-        As of `cutpaste`.
+    area, aspect, jitter : as in cutpaste
+        Share of the image, height over width, and change of colours of the box.
 
     sigma : (float, float), default=(1.0, 4.0)
         Standard deviation of the blur of the edge, in pixels of an image of 224.
