@@ -257,10 +257,10 @@ def test_every_batch_is_composed_alike(data, seen, monkeypatch, seen_too, expect
 
         return wrapped
 
-    for name in ("seen", "made"):
+    for name in ("known", "synthetic"):
         monkeypatch.setattr(Samples, name, counting(name))
     tiny(train_batch_size=16, max_steps=2).fit(*(seen if seen_too else (data.train,)))
-    counts = [made.count(name) // 2 for name in ("seen", "made")]
+    counts = [made.count(name) // 2 for name in ("known", "synthetic")]
     assert (16 - sum(counts), *(n for n in counts if n)) == expected
     assert composition(64, True) == (32, 16, 16)
     assert composition(64, False) == (32, 0, 32)
