@@ -461,7 +461,7 @@ def test_errors_of_labels_and_masks(data, seen):
     detector = tiny(max_steps=1)
     with pytest.raises(ValueError, match="masks has 3 entries, but X 38"):
         detector.fit(X, y, masks[:3])
-    with pytest.raises(ValueError, match=r"\+1 for good and -1"):
+    with pytest.raises(ValueError, match=r"\+1 for normal and -1"):
         detector.fit(X, (y == -1).astype(int), masks)
     with pytest.raises(ValueError, match="masks without y"):
         detector.fit(X, masks=masks)
