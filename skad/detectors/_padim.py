@@ -16,6 +16,7 @@ from skad._user_warning import warn_user
 from skad.base import PatchDetector
 from skad.base._warnings import warn_of_equal_images, warn_of_outlier
 from skad.detectors._gaussians import Gaussians
+from skad.networks._torch_state import in_own_torch_state
 
 
 class PaDiMDetector(PatchDetector):
@@ -194,6 +195,7 @@ class PaDiMDetector(PatchDetector):
         gaussians = self._gaussians.reopened().join(other._gaussians)
         self._set_gaussians(gaussians, self.mean_.shape[:2])
 
+    @in_own_torch_state  # a network may extract the batches
     def _fit_batches(self, batches, update=False):
         """Fit, or update, on batches of positions in X and features."""
         self._validate_params()
