@@ -1,12 +1,13 @@
-"""CutPaste (Li et al., CVPR 2021): features that tell good images from cut ones.
+"""CutPaste (Li et al., CVPR 2021): features that were learned to detect pasted parts.
 
-A network learns to recognise images of which a part was pasted somewhere else; what
-it makes of good images is a Gaussian, and the distance from that is the score.
+A network learns to recognise images of which a part was pasted somewhere else; its
+features of normal images are a Gaussian, and the distance from that is the score.
 """
 
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from sklearn.covariance import LedoitWolf
@@ -36,7 +37,7 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
     Parameters
     ----------
     variant : {"3way", "patch", "scar"}, default="3way"
-        What the network learns to tell from good images: a pasted box, a thin
+        What the network learns to tell from normal images: a pasted box, a thin
         turned one, or both, each as a class of its own.
 
     backbone : str, default="resnet18"
@@ -82,7 +83,7 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
         "auto" is a CUDA device where there is one, else the CPU.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "split": a fifth
@@ -117,7 +118,7 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
         Weights of ``backbone`` and ``head`` by name.
 
     location_ : ndarray of shape (d,), float64
-        Mean of the pooled features of good images.
+        Mean of the pooled features of normal images.
 
     precision_ : ndarray of shape (d, d), float64
         Inverse of their covariance, shrunk as Ledoit and Wolf do.
@@ -135,7 +136,7 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their maps, larger is more anomalous.
@@ -198,29 +199,29 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
 
     def __init__(
         self,
-        variant="3way",
-        backbone="resnet18",
-        weights=False,
-        max_steps=65_536,
+        variant: str = "3way",
+        backbone: str = "resnet18",
+        weights: str | Path | Literal[False] | None = False,
+        max_steps: int = 65_536,
         *,
-        learning_rate=0.03,
-        weight_decay=3e-5,
-        train_batch_size=32,
-        batch_size=32,
-        image_size=256,
-        crop_size=None,
-        warm_start=False,
-        checkpoint_dir=None,
-        device="auto",
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        sigma=0.0,
-        on_error="raise",
-        n_jobs=None,
-        random_state=0,
-        verbose=False,
-    ):
+        learning_rate: float = 0.03,
+        weight_decay: float = 3e-5,
+        train_batch_size: int = 32,
+        batch_size: int = 32,
+        image_size: int | tuple[int, int] = 256,
+        crop_size: int | tuple[int, int] | None = None,
+        warm_start: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        device: str = "auto",
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        sigma: float = 0.0,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         self.variant = variant
         self.backbone = backbone
         self.weights = weights

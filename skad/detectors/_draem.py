@@ -1,11 +1,13 @@
-"""DRAEM (Zavrtanik et al., ICCV 2021): learn to find what was put into good images.
+"""DRAEM (Zavrtanik et al., ICCV 2021): learn to find synthetic anomalies.
 
 One network restores images that were made anomalous, a second one compares what it
-gives with what it got, and learns to say which pixels were changed.
+gives with what it got, and learns which pixels were changed.
 """
 
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import rotate
@@ -36,7 +38,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
         which is not the paper's, has an eighth of the channels.
 
     texture_images : sequence of images or path of a folder, default=None
-        What synthetic anomalies are made of: photographs of textures of all kinds. Of
+        What synthetic anomalies are made of: photographs of textures of all sorts. Of
         a folder, those in the folders in it count, too. Without them, textures are
         sampled procedurally. Clones share them. Images in memory do not travel in the
         pickle of a fitted model: where it is loaded, set them again before another
@@ -77,7 +79,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
         "auto" is a CUDA device where there is one, else the CPU.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "split": a fifth
@@ -121,7 +123,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their maps, larger is more anomalous.
@@ -178,28 +180,28 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     def __init__(
         self,
-        model="full",
-        texture_images=None,
-        max_epochs=700,
+        model: str = "full",
+        texture_images: Any = None,
+        max_epochs: int = 700,
         *,
-        rotation=90.0,
-        learning_rate=1e-4,
-        train_batch_size=8,
-        batch_size=8,
-        image_size=256,
-        crop_size=None,
-        warm_start=False,
-        checkpoint_dir=None,
-        device="auto",
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        sigma=0.0,
-        on_error="raise",
-        n_jobs=None,
-        random_state=0,
-        verbose=False,
-    ):
+        rotation: float = 90.0,
+        learning_rate: float = 1e-4,
+        train_batch_size: int = 8,
+        batch_size: int = 8,
+        image_size: int | tuple[int, int] = 256,
+        crop_size: int | tuple[int, int] | None = None,
+        warm_start: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        device: str = "auto",
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        sigma: float = 0.0,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         self.model = model
         self.texture_images = texture_images
         self.max_epochs = max_epochs
@@ -269,7 +271,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     # -- scores --------------------------------------------------------------
 
-    def reconstruct(self, X):
+    def reconstruct(self, X: Any) -> np.ndarray:
         """Restore images, as the first network does, to see what it has learned.
 
         Parameters

@@ -5,20 +5,16 @@ and crops, and far from those of which a small part was changed.
 """
 
 import copy
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad import networks
-from skad.features._backbone import (
-    Backbone,
-    named_backbone,
-    tuned_backbone,
-    with_trained_weights,
-)
 from skad.features._network import PatchFeatures
 from skad.images._batches import n_threads, remembered
 from skad.networks._sampling import combined_seed, epoch_order, prefetched
@@ -27,7 +23,7 @@ from skad.synthesis import smooth_blend, strong_view, weak_view
 
 
 class SPDPatchFeatures(PatchFeatures):
-    """Patch features of a pretrained network, trained on with your good images.
+    """Patch features of a pretrained network, fine-tuned on your normal images.
 
     `fit` fine-tunes the network as SPot-the-Difference does: a self-supervised loss,
     plus one that separates an image from a copy of which a small part was changed.
@@ -147,8 +143,8 @@ class SPDPatchFeatures(PatchFeatures):
     which matters for `pooled` only.
 
     In the paper, "supervised" is a classification of ImageNet with an auxiliary
-    classifier for changed images. Good images are of one class, whose cross-entropy is
-    zero: only the auxiliary classifier is left, weighed by `spd_weight`.
+    classifier for changed images. Normal images are of one class, whose cross-entropy
+    is zero: only the auxiliary classifier is left, weighed by `spd_weight`.
 
     Trained weights are part of the pickle. Ctrl-C ends training and keeps what was
     learned until then.
@@ -197,41 +193,41 @@ class SPDPatchFeatures(PatchFeatures):
 
     def __init__(
         self,
-        backbone="wide_resnet50_2",
-        layers=("layer2", "layer3"),
+        backbone: Any = "wide_resnet50_2",
+        layers: str | Sequence[str] = ("layer2", "layer3"),
         *,
-        base="simsiam",
-        spd_weight=0.1,
-        max_steps=200,
-        train_batch_size=16,
-        learning_rate=1e-4,
-        weight_decay=1e-4,
-        temperature=0.2,
-        projection_dim=128,
-        checkpoint_dir=None,
-        weights=None,
-        backbone_kwargs=None,
-        image_size=224,
-        crop_size=None,
-        patch_size=3,
-        embedding="auto",
-        pretrain_dim=1024,
-        target_dim=1024,
-        n_components=None,
-        grid=None,
-        pooled=False,
-        region=None,
-        mean=None,
-        std=None,
-        batch_size="auto",
-        device="auto",
-        precision="float32",
-        cache_dir=None,
-        on_error="raise",
-        n_jobs=None,
-        random_state=0,
-        verbose=False,
-    ):
+        base: str = "simsiam",
+        spd_weight: float = 0.1,
+        max_steps: int = 200,
+        train_batch_size: int = 16,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 1e-4,
+        temperature: float = 0.2,
+        projection_dim: int = 128,
+        checkpoint_dir: str | Path | None = None,
+        weights: str | Path | Literal[False] | None = None,
+        backbone_kwargs: dict[str, Any] | None = None,
+        image_size: int | tuple[int, int] = 224,
+        crop_size: int | tuple[int, int] | None = None,
+        patch_size: int = 3,
+        embedding: str = "auto",
+        pretrain_dim: int = 1024,
+        target_dim: int = 1024,
+        n_components: int | None = None,
+        grid: tuple[int, int] | None = None,
+        pooled: bool | str = False,
+        region: Any = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        batch_size: int | str = "auto",
+        device: str = "auto",
+        precision: str = "float32",
+        cache_dir: str | Path | None = None,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         super().__init__(
             backbone,
             layers,
@@ -275,8 +271,8 @@ class SPDPatchFeatures(PatchFeatures):
         if not hasattr(self, "state_"):
             if own:
                 module = copy.deepcopy(self.backbone).to(device)
-                return Backbone(module, IMAGENET_MEAN, IMAGENET_STD)
-            return named_backbone(
+                return networks.frozen.Backbone(module, IMAGENET_MEAN, IMAGENET_STD)
+            return networks.frozen.named_backbone(
                 self.backbone, self.weights, kwargs, self._seed, device, fold=False
             )
         # The module of one's own is told from others by its weights.
@@ -288,12 +284,14 @@ class SPDPatchFeatures(PatchFeatures):
                 module = networks.modules.with_arrays(
                     copy.deepcopy(self.backbone), self.state_
                 )
-                return Backbone(module.to(device), IMAGENET_MEAN, IMAGENET_STD)
-            return with_trained_weights(
+                return networks.frozen.Backbone(
+                    module.to(device), IMAGENET_MEAN, IMAGENET_STD
+                )
+            return networks.frozen.with_trained_weights(
                 self.backbone, kwargs, self.state_, device, self._wanted()
             )
 
-        return tuned_backbone((name, *key), build, device)
+        return networks.frozen.tuned_backbone((name, *key), build, device)
 
     # -- training ------------------------------------------------------------
 
@@ -305,10 +303,14 @@ class SPDPatchFeatures(PatchFeatures):
         start = self._backbone()
         black = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
         last = list(self._outputs(start, black, list(self.layers_))[0])[-1]
-        backbone = Backbone(copy.deepcopy(start.module), start.mean, start.std)
+        backbone = networks.frozen.Backbone(
+            copy.deepcopy(start.module), start.mean, start.std
+        )
         self.loss_curve_ = self._train(backbone, last, images)
         self.state_ = networks.modules.arrays(backbone.module)
-        self.weights_sha256_ = Backbone(backbone.module, None, None).sha256
+        self.weights_sha256_ = networks.frozen.Backbone(
+            backbone.module, None, None
+        ).sha256
 
     def _keep_weights(self, backbone, probe):
         """All weights are in `state_`."""
@@ -383,7 +385,9 @@ class SPDPatchFeatures(PatchFeatures):
 
     def _pooled(self, network, views, last):
         """Mean outputs (b, c) of the module `last` of a network."""
-        return Backbone(network, None, None).vectors(views, last, self._layouts[last])
+        return networks.frozen.Backbone(network, None, None).vectors(
+            views, last, self._layouts[last]
+        )
 
     def _training_networks(self, backbone, last, n_images):
         """The network, and what training needs beside it."""
