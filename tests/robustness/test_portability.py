@@ -242,7 +242,13 @@ def with_paths(folder):
             train_batch_size=2,
             **image,
         ),
-        "DRAEM": DRAEMDetector("tiny", texture_images=pictures, batch_size=2, **image),
+        "DRAEM": DRAEMDetector(
+            "tiny",
+            texture_images=pictures,
+            max_epochs=1,
+            train_batch_size=8,
+            **{name: value for name, value in image.items() if name != "max_steps"},
+        ),
         "PRN": PRNDetector(
             "resnet10t",
             weights=folder / "weights.pth",
