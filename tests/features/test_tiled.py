@@ -422,6 +422,21 @@ def test_what_cannot_be_is_told(images, parameters, message):
         tiled.fit(images)
 
 
+@pytest.mark.parametrize(
+    "features",
+    [
+        PCANetFeatures(),
+        FusedFeatures(),
+        SPDPatchFeatures("resnet10t", "auto", weights=False),
+    ],
+    ids=lambda features: type(features).__name__,
+)
+def test_what_cannot_be_is_told_before_anything_is_learned(features):
+    tiled = TiledFeatures(features, 96, tile=48, overlap=4)
+    with pytest.raises(ValueError, match="overlap=4 is no multiple"):
+        tiled.fit(["there is no such image.png"])
+
+
 def test_images_smaller_than_a_tile_are_told(images):
     with pytest.raises(ValueError, match=r"image_size of features=224 .* 72 x 104"):
         TiledFeatures().fit(images)
