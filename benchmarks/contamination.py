@@ -78,9 +78,10 @@ def one(detector, parts, share, seed):
 
 def main():
     command = parser(__doc__)
-    command.add_argument("--repetitions", type=int, default=5)
+    command.add_argument("--repetitions", type=int, default=10)
     options = command.parse_args()
     limit_threads(options.threads)
+    warnings.simplefilter("ignore")  # of outliers, and of few images
     repetitions = 1 if options.small else options.repetitions
     rows = []
     for title, name in SETS.items():

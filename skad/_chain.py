@@ -1,8 +1,8 @@
-"""What pipelines, searches and frozen estimators stand for: transformers in a row.
+"""Models made of pipelines, searches and frozen estimators, as one row of steps.
 
-However a model is put together, images pass through its transformers one after the
-other, one of which reads them, and a detector judges what comes out. All that skad
-asks of such a model goes through here.
+However a model is nested, images pass through its transformers one after the other, one
+of which reads them, and a detector scores what the last one returns. `Chain` finds
+these steps, and calls the methods of the detector on images.
 """
 
 from functools import partial
@@ -13,12 +13,12 @@ import sklearn.pipeline
 from sklearn.frozen import FrozenEstimator
 
 from skad._checks import check_size
-from skad._maps import draw_each, render
+from skad._maps import render, render_each
 from skad.images._batches import ImageReader
 
 
 class Chain:
-    """The transformers of a model, and the detector behind them.
+    """The transformers of a model in their order, and the detector at the end.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Chain:
         The detector.
 
     is_frozen : bool
-        Whether the detector stands in a `FrozenEstimator`.
+        Whether the detector is inside of a `FrozenEstimator`.
     """
 
     def __init__(self, estimator):
@@ -53,7 +53,7 @@ class Chain:
         self.after = [] if k is None else steps[k + 1 :]
 
     def check_takes_images(self):
-        """Refuse steps that take images behind the one that turns these to features."""
+        """Raise if a step takes images, but gets features from the step before."""
         if self.images is None:
             return
         for step in [*self.after, self.final]:
@@ -65,13 +65,13 @@ class Chain:
                 )
 
     def entering(self, X):
-        """What the transformer that reads images gets."""
+        """X as it enters the transformer that reads images."""
         for step in self.before:
             X = step.transform(X)
         return X
 
     def features(self, X, regions=None):
-        """What the detector gets; regions go to the step that reads images."""
+        """X as it enters the detector; regions go to the step that reads images."""
         self._check_regions(regions)
         return self._after_entering(self.entering(X), regions)
 
@@ -86,7 +86,7 @@ class Chain:
         return _passed_through(steps, X, regions)
 
     def ask(self, method, X, regions=None):
-        """What a method of the detector says of images, some of them at a time."""
+        """Result of a method of the detector for images, which pass in batches."""
         self._check_regions(regions)
         return self._answers(method, self._readable(self.entering(X)), regions)
 
@@ -97,22 +97,22 @@ class Chain:
         return X
 
     def _answers(self, method, images, regions):
-        """What a method of the detector says of what `_readable` gave."""
-        judge, result = getattr(self.final, method), None
+        """Result of a method of the detector for what `_readable` returned."""
+        call, result = getattr(self.final, method), None
         if not isinstance(images, ImageReader):
-            return judge(self._after_entering(images, regions))
+            return call(self._after_entering(images, regions))
         if self.after:
             features = self.images._all_features(images, regions, scoring=True)
-            return judge(_passed_through(self.after, features, None))
+            return call(_passed_through(self.after, features, None))
         for index, features in self.images._scoring_parts(images, regions):
-            part = judge(features)
+            part = call(features)
             if result is None:
                 result = np.empty((len(images), *part.shape[1:]), part.dtype)
             result[index] = part
         return result
 
     def anomaly_map(self, X, size=None, regions=None):
-        """Maps in the geometry of what the step that reads images gets."""
+        """Maps in the geometry of the images as the step that reads them gets them."""
         require_maps(self.final)
         if size is not None:
             size = check_size(size)
@@ -130,8 +130,12 @@ class Chain:
         return self.rendered(grids, sizes, self.images.regions(regions, len(grids)))
 
     def rendered(self, grids, sizes, looked_at=None):
-        """Patch scores as maps of these sizes; `looked_at` is `Regions`, or None."""
-        maps = draw_each(
+        """Patch scores as maps of these sizes.
+
+        `looked_at` is the `Regions` outside of which maps take their smallest score, or
+        None.
+        """
+        maps = render_each(
             getattr(self.final, "_render", partial(render, sigma=0.0)),
             grids,
             sizes,
@@ -174,7 +178,7 @@ def transform_through(estimator, X, regions=None):
 
 
 def require_maps(estimator):
-    """Refuse an estimator that makes no maps."""
+    """Raise if an estimator makes no maps."""
     if not hasattr(estimator, "anomaly_map"):
         raise TypeError(
             f"{type(estimator).__name__} has no method anomaly_map; maps come from the "
@@ -183,7 +187,7 @@ def require_maps(estimator):
 
 
 def path_to_images(pipeline):
-    """Names of the steps that lead to the one that reads images, and these steps."""
+    """Steps, with their names, that lead to the one that reads images."""
     for name, step in pipeline.steps:
         inner = unwrap(step)
         if isinstance(inner, sklearn.pipeline.Pipeline):

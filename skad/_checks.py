@@ -1,5 +1,6 @@
-"""Checks of what users pass, shared by all families."""
+"""Checks of labels, sizes and constructors, shared by all subpackages."""
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -13,11 +14,10 @@ BY_CROSS_VALIDATION = (
 )
 
 
-def check_labels(y):
-    """Check labels of images: +1 is good, -1 is anomalous.
+def check_labels(y: Any) -> np.ndarray:
+    """Check labels of images: +1 is normal, -1 is anomalous.
 
-    Labels such as 0/1 mean opposite things in different libraries and are never
-    guessed.
+    Labels 0 and 1 mean opposite things in different libraries, and are refused.
     """
     y = np.asarray(y)
     if y.ndim != 1:
@@ -30,21 +30,21 @@ def check_labels(y):
         shown = ", ".join(repr(value) for value in seen[:5].tolist())
         hint = f" {BY_CROSS_VALIDATION}" if set(seen.tolist()) == {0, 1} else ""
         raise ValueError(
-            f"y must be +1 for good and -1 for anomalous images, but holds {shown}. "
+            f"y must be +1 for normal and -1 for anomalous images, but holds {shown}. "
             f"Convert other labels with skad.datasets.to_outlier_labels.{hint}"
         )
     return y
 
 
-def good_positions(X, y):
+def normal_positions(X: Any, y: Any) -> np.ndarray:
     """Positions of the images that are not labelled -1; all of them where y is None."""
     if y is None:
         return np.arange(len(X))
     check_consistent_length(X, y)
-    good = np.flatnonzero(check_labels(y) == 1)
-    if len(good) == 0:
+    normal = np.flatnonzero(check_labels(y) == 1)
+    if len(normal) == 0:
         raise ValueError("no normal image to learn from: every label is -1.")
-    return good
+    return normal
 
 
 def check_size(
@@ -72,8 +72,8 @@ def check_size(
     return int(height), int(width)
 
 
-def require_attributes(estimator, names, where):
-    """Refuse an estimator of the user's own that lacks attributes."""
+def require_attributes(estimator: Any, names: Sequence[str], where: str) -> None:
+    """Raise if an estimator of the user's own lacks attributes; `where` to set them."""
     missing = [name for name in names if not hasattr(estimator, name)]
     if missing:
         raise TypeError(

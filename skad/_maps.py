@@ -4,16 +4,28 @@ Upsampling and Gaussian smoothing are linear and separable, so both together are
 one small matrix per image axis: a map of any size costs two thin matrix products.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from skad._kept import byte_bounded
 
-WHOLE = ((0.0, 1.0), (0.0, 1.0))  # the window of a grid that covers its image
+# Top and bottom as fractions of the height, left and right of the width.
+Window = tuple[tuple[float, float], tuple[float, float]]
+WHOLE: Window = ((0.0, 1.0), (0.0, 1.0))
 
 
-def render(grids, size, *, sigma=4.0, window=WHOLE, interpolation="bilinear"):
-    """Draw patch grids at pixel size.
+def render(
+    grids: np.ndarray,
+    size: tuple[int, int],
+    *,
+    sigma: float = 4.0,
+    window: Window = WHOLE,
+    interpolation: str = "bilinear",
+) -> np.ndarray:
+    """Render patch grids at pixel size.
 
     Interpolation with half-pixel centres, then a Gaussian with `scipy.ndimage`
     borders (edge pixels repeated).
@@ -54,12 +66,12 @@ def render(grids, size, *, sigma=4.0, window=WHOLE, interpolation="bilinear"):
     (rows, top), (cols, left) = _operators(
         grids.shape[1:], size, sigma, window, interpolation
     )
-    seen = rows @ np.asarray(grids, np.float32) @ cols.T
-    if seen.shape[1:] == (height, width):
-        return seen
+    covered = rows @ np.asarray(grids, np.float32) @ cols.T
+    if covered.shape[1:] == (height, width):
+        return covered
     maps = np.empty((len(grids), height, width), np.float32)
     maps[:] = grids.min(axis=(1, 2))[:, None, None]
-    maps[:, top : top + seen.shape[1], left : left + seen.shape[2]] = seen
+    maps[:, top : top + covered.shape[1], left : left + covered.shape[2]] = covered
     return maps
 
 
@@ -73,20 +85,26 @@ def axis_operators(grid, size, sigma, window, interpolation):
 
 
 def _operators(grid, size, sigma, window, interpolation):
-    taps = _TAPS[interpolation]
+    kernel = _KERNELS[interpolation]
     return tuple(
-        _axis_operator(n_cells, n_pixels, start, stop, sigma, taps)
+        _axis_operator(n_cells, n_pixels, start, stop, sigma, kernel)
         for n_cells, n_pixels, (start, stop) in zip(grid, size, window, strict=True)
     )
 
 
-def draw_each(draw, grids, sizes, window=WHOLE, unknown=(1, 1)):
-    """Draw each patch grid at the size of its image.
+def render_each(
+    render_grids: Callable[..., np.ndarray],
+    grids: np.ndarray,
+    sizes: Sequence[tuple[int, int] | None],
+    window: Window = WHOLE,
+    unknown: tuple[int, int] = (1, 1),
+) -> np.ndarray | list[np.ndarray]:
+    """Render each patch grid at the size of its image.
 
     Parameters
     ----------
-    draw : callable
-        ``draw(grids, size, window=window)``, as `render`.
+    render_grids : callable
+        ``render_grids(grids, size, window=window)``, as `render`.
 
     grids : ndarray of shape (n, h, w)
 
@@ -108,13 +126,16 @@ def draw_each(draw, grids, sizes, window=WHOLE, unknown=(1, 1)):
     known = [size for size in sizes if size is not None] or [unknown]
     sizes = [known[0] if size is None else size for size in sizes]
     if len(set(sizes)) == 1:
-        return draw(grids, sizes[0], window=window)
+        return render_grids(grids, sizes[0], window=window)
     return [
-        draw(grids[i : i + 1], size, window=window)[0] for i, size in enumerate(sizes)
+        render_grids(grids[i : i + 1], size, window=window)[0]
+        for i, size in enumerate(sizes)
     ]
 
 
-def masks_above(maps, threshold):
+def masks_above(
+    maps: np.ndarray | list[np.ndarray], threshold: Callable[[Any], float]
+) -> np.ndarray | list[np.ndarray]:
     """Where each map exceeds ``threshold(size)``, the threshold for its size."""
     thresholds = {size: threshold(size) for size in {m.shape for m in maps}}
     masks = [m > thresholds[m.shape] for m in maps]
@@ -122,7 +143,7 @@ def masks_above(maps, threshold):
 
 
 @byte_bounded(2**26)
-def _axis_operator(n_cells, n_pixels, start, stop, sigma, taps):
+def _axis_operator(n_cells, n_pixels, start, stop, sigma, kernel):
     """Matrix (pixels inside the window, cells) and the first such pixel."""
     position = (np.arange(n_pixels) + 0.5) / n_pixels
     inside = np.flatnonzero((position >= start) & (position < stop))
@@ -131,7 +152,7 @@ def _axis_operator(n_cells, n_pixels, start, stop, sigma, taps):
     cell = (position[inside] - start) / (stop - start) * n_cells - 0.5
     low = np.floor(cell).astype(int)
     operator = np.zeros((len(inside), n_cells))
-    for offset, weights in taps(cell - low):  # cells beyond the edge repeat it
+    for offset, weights in kernel(cell - low):  # cells beyond the edge repeat it
         at = np.clip(low + offset, 0, n_cells - 1)
         np.add.at(operator, (np.arange(len(inside)), at), weights)
     if sigma > 0:
@@ -142,10 +163,13 @@ def _axis_operator(n_cells, n_pixels, start, stop, sigma, taps):
 
 
 def _linear(t):
+    """Offsets of cells and their weights, at a fraction t behind the first cell."""
     return (0, 1 - t), (1, t)
 
 
 def _cubic(t, a=-0.75):
+    """As `_linear`, for the cubic convolution of R. G. Keys (1981) with a = -0.75."""
+
     def near(x):
         return ((a + 2) * x - (a + 3)) * x * x + 1
 
@@ -155,4 +179,4 @@ def _cubic(t, a=-0.75):
     return (-1, far(1 + t)), (0, near(t)), (1, near(1 - t)), (2, far(2 - t))
 
 
-_TAPS = {"bilinear": _linear, "bicubic": _cubic}
+_KERNELS = {"bilinear": _linear, "bicubic": _cubic}

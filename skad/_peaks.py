@@ -1,23 +1,30 @@
-"""Largest values of maps at pixel size, without rendering all of their pixels."""
+"""Largest value of each map at pixel size, without rendering all of its pixels."""
 
 from hashlib import blake2b
 
 import numpy as np
 
 from skad._kept import ByteBounded
-from skad._maps import WHOLE, axis_operators
+from skad._maps import WHOLE, Window, axis_operators
 
-_AT_ONCE = 8  # pixel rows of a map to render
+_ROWS_AT_ONCE = 8  # pixel rows of a map that are rendered together
 _known = ByteBounded(2**20)
 
 
-def peaks(grids, size, *, sigma=4.0, window=WHOLE, interpolation="bilinear"):
+def peaks(
+    grids: np.ndarray,
+    size: tuple[int, int],
+    *,
+    sigma: float = 4.0,
+    window: Window = WHOLE,
+    interpolation: str = "bilinear",
+) -> np.ndarray:
     """Largest value of each patch grid as `skad._maps.render` renders it.
 
     Every row of pixels is a combination of rows of the grid, so the largest values of
     these bound it. The pixel rows with the largest bounds are rendered first, until
-    no other can be larger. Results are remembered, beside the estimators: a service
-    asks again for every image.
+    no other can be larger. Results are cached outside of the estimators, as a service
+    asks for the same ones with every image.
 
     Parameters
     ----------
@@ -31,7 +38,7 @@ def peaks(grids, size, *, sigma=4.0, window=WHOLE, interpolation="bilinear"):
     peaks : ndarray of shape (n,), float32
     """
     grids = np.ascontiguousarray(grids, np.float32)
-    digest = blake2b(grids, digest_size=16).digest()
+    digest = blake2b(grids.data, digest_size=16).digest()
     key = digest, grids.shape, tuple(size), float(sigma), window, interpolation
     found = _known.get(key, lambda: _peaks(grids, size, sigma, window, interpolation))
     return found.copy()
@@ -49,15 +56,19 @@ def _peaks(grids, size, sigma, window, interpolation):
 
 
 def _peak(stretched, rows):
-    """Largest entry of ``rows @ stretched``."""
+    """Largest entry of ``rows @ stretched``.
+
+    An entry is a sum of products r s. Over all columns, that is at most max(s) where
+    r > 0 and min(s) where r < 0, which bounds each row.
+    """
     above = np.maximum(rows, 0) @ stretched.max(axis=1)
     below = np.minimum(rows, 0) @ stretched.min(axis=1)
     bound = above + below
     order = np.argsort(-bound)
     slack = 1e-5 * np.abs(bound).max()  # of rounding
     best = -np.inf
-    for lo in range(0, len(order), _AT_ONCE):
-        some = order[lo : lo + _AT_ONCE]
+    for lo in range(0, len(order), _ROWS_AT_ONCE):
+        some = order[lo : lo + _ROWS_AT_ONCE]
         if bound[some[0]] + slack < best:
             break
         best = max(best, (rows[some] @ stretched).max())

@@ -1,4 +1,4 @@
-"""What an estimator's pickle holds can be loaded on any machine."""
+"""Pickles of estimators that can be loaded on any machine."""
 
 from pathlib import PurePath
 from typing import Any
@@ -7,19 +7,19 @@ import numpy as np
 
 
 class Portable:
-    """Mixin of all estimators: their pickles hold nothing of the machine.
+    """Mixin of all estimators: their pickles do not depend on the machine.
 
-    A path of this system cannot be loaded on another one, and becomes a str. A tensor
-    on a GPU cannot be loaded without one: of a network there, a copy on the CPU
-    travels. The estimator itself stays as it is.
+    A `pathlib` path of one operating system cannot be loaded on another one, and
+    becomes a str. A tensor on a GPU cannot be loaded without one, so a network there is
+    pickled as a copy on the CPU. The estimator itself stays as it is.
     """
 
     def __getstate__(self):
-        """State for a pickle."""
+        """State for a pickle, without paths and without tensors on a GPU."""
         return portable(super().__getstate__())
 
 
-def portable(value, _memo=None):
+def portable(value: Any, _memo: dict[int, Any] | None = None) -> Any:
     """A value without paths and without tensors on a device other than the CPU.
 
     Containers are copied only if something in them changes, and equal objects stay one

@@ -2,9 +2,12 @@
 
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
+import numpy as np
 import sklearn.pipeline
+from numpy.typing import ArrayLike
 from sklearn import get_config
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.metaestimators import available_if
@@ -72,17 +75,23 @@ class Pipeline(sklearn.pipeline.Pipeline):
     """
 
     @property
-    def steps(self):
+    def steps(self) -> Any:
         """Named steps."""
         return self._steps
 
     @steps.setter
-    def steps(self, steps):
+    def steps(self, steps: Sequence[Any]) -> None:
         # clone demands that a list that it passes is stored as it is; what it
         # passes is always named.
         self._steps = steps if not has_bare(steps) else named(steps)
 
-    def fit(self, X, y=None, regions=None, **params):
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        regions: Sequence[Any] | None = None,
+        **params: Any,
+    ) -> Self:
         """Fit all transformers and the detector.
 
         As in scikit-learn. A `PatchFeatures` followed by a `PaDiMDetector` works
@@ -91,6 +100,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Parameters
         ----------
         X : sequence of images
+            As the first step takes them.
 
         y : array-like of shape (n,), optional
             Images labelled -1 are left out.
@@ -104,6 +114,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         self : object
+            The same object.
         """
         Chain(self).check_takes_images()
         if self._can_stream() and not params:
@@ -151,7 +162,13 @@ class Pipeline(sklearn.pipeline.Pipeline):
         return self
 
     @available_if(lambda pipeline: hasattr(type(Chain(pipeline).final), "fit_predict"))
-    def fit_predict(self, X, y=None, regions=None, **params):
+    def fit_predict(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        regions: Sequence[Any] | None = None,
+        **params: Any,
+    ) -> np.ndarray:
         """Learn from images, and decide for each of them as if it were new.
 
         Images that the detector learned from are judged by their held-out scores, all
@@ -160,6 +177,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Parameters
         ----------
         X : sequence of images
+            As the first step takes them.
 
         y : array-like of shape (n,), optional
             Images labelled -1 are not learned from.
@@ -202,12 +220,13 @@ class Pipeline(sklearn.pipeline.Pipeline):
         return final._labels_after_fit(X, y, decisions)
 
     @available_if(_final_has("score_samples"))
-    def score_samples(self, X, regions=None):
+    def score_samples(self, X: Any, regions: Sequence[Any] | None = None) -> np.ndarray:
         """Score images; larger is more normal.
 
         Parameters
         ----------
         X : sequence of images
+            As the first step takes them.
 
         regions : sequence of n masks, optional
             As in `PatchFeatures.transform`.
@@ -215,16 +234,20 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         scores : ndarray of shape (n,), float64
+            NaN for an image that was skipped.
         """
         return Chain(self).ask("score_samples", X, regions)
 
     @available_if(_final_has("decision_function"))
-    def decision_function(self, X, regions=None, **params):
+    def decision_function(
+        self, X: Any, regions: Sequence[Any] | None = None, **params: Any
+    ) -> np.ndarray:
         """Score images against the threshold; negative is anomalous.
 
         Parameters
         ----------
         X : sequence of images
+            As the first step takes them.
 
         regions : sequence of n masks, optional
             As in `PatchFeatures.transform`.
@@ -235,18 +258,22 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         decision : ndarray of shape (n,), float64
+            Scores minus the threshold.
         """
         if params:
             return super().decision_function(X, **params)
         return Chain(self).ask("decision_function", X, regions)
 
     @available_if(_final_has("predict"))
-    def predict(self, X, regions=None, **params):
+    def predict(
+        self, X: Any, regions: Sequence[Any] | None = None, **params: Any
+    ) -> np.ndarray:
         """Decide for each image: +1 is normal, -1 is anomalous.
 
         Parameters
         ----------
         X : sequence of images
+            As the first step takes them.
 
         regions : sequence of n masks, optional
             As in `PatchFeatures.transform`.
@@ -257,13 +284,16 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         labels : ndarray of shape (n,), int64
+            0 for an image that was skipped.
         """
         if params:
             return super().predict(X, **params)
         return Chain(self).ask("predict", X, regions)
 
     @available_if(_final_has("partial_fit"))
-    def partial_fit(self, X, y=None, regions=None):
+    def partial_fit(
+        self, X: Any, y: ArrayLike | None = None, regions: Sequence[Any] | None = None
+    ) -> Self:
         """Let the detector learn from more good images.
 
         Transformers stay as the first call has fitted them: the filters of
@@ -272,6 +302,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Parameters
         ----------
         X : sequence of images
+            As the first step takes them.
 
         y : array-like of shape (n,), optional
             Images labelled -1 are left out.
@@ -282,6 +313,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         self : object
+            The same object.
         """
         final = self.steps[-1][1]
         if not _is_fitted(final):
@@ -310,7 +342,12 @@ class Pipeline(sklearn.pipeline.Pipeline):
         )
 
     @available_if(_final_has("anomaly_map"))
-    def anomaly_map(self, X, size=None, regions=None):
+    def anomaly_map(
+        self,
+        X: Any,
+        size: tuple[int, int] | None = None,
+        regions: Sequence[Any] | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
         """Say where images are anomalous; larger is more anomalous.
 
         Mind the sign: scores are larger for normal images, maps for anomalous
@@ -319,6 +356,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Parameters
         ----------
         X : sequence of images
+            As the first step takes them.
 
         size : (int, int), optional
             Height and width of the maps in pixels. Without it every map has
@@ -341,12 +379,18 @@ class Pipeline(sklearn.pipeline.Pipeline):
         return Chain(self).anomaly_map(X, size, regions)
 
     @available_if(_final_has("predict_mask"))
-    def predict_mask(self, X, size=None, regions=None):
+    def predict_mask(
+        self,
+        X: Any,
+        size: tuple[int, int] | None = None,
+        regions: Sequence[Any] | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
         """Mark the anomalous pixels.
 
         Parameters
         ----------
         X : sequence of images
+            As the first step takes them.
 
         size : (int, int), optional
             As in `anomaly_map`.
@@ -363,7 +407,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         return masks_above(self.anomaly_map(X, size, regions), self.pixel_threshold)
 
     @available_if(_final_has("pixel_threshold"))
-    def pixel_threshold(self, size):
+    def pixel_threshold(self, size: tuple[int, int]) -> float:
         """Threshold for the pixels of maps of a given size.
 
         Parameters
@@ -374,16 +418,18 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         threshold : float
+            An anomaly score, as of `anomaly_map`.
         """
         return Chain(self).pixel_threshold(size)
 
     @available_if(_final_has("p_value"))
-    def p_value(self, X, regions=None):
+    def p_value(self, X: Any, regions: Sequence[Any] | None = None) -> np.ndarray:
         """How usual each image is among good ones; small for anomalies.
 
         Parameters
         ----------
         X : sequence of images
+            As the first step takes them.
 
         regions : sequence of n masks, optional
             As in `PatchFeatures.transform`.
@@ -391,11 +437,12 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         p : ndarray of shape (n,), float64
+            In (0, 1].
         """
         return Chain(self).ask("p_value", X, regions)
 
     @available_if(_final_has("set_contamination"))
-    def set_contamination(self, contamination):
+    def set_contamination(self, contamination: float) -> Self:
         """Set another rate of false alarms, from the held-out scores at hand.
 
         Parameters
@@ -406,17 +453,26 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         self : object
+            The same object.
         """
         _unwrap(self.steps[-1][1]).set_contamination(contamination)
         return self
 
     @available_if(_final_has("calibrate"))
-    def calibrate(self, X, y=None, regions=None, *, add=False):
+    def calibrate(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        regions: Sequence[Any] | None = None,
+        *,
+        add: bool = False,
+    ) -> Self:
         """Set the threshold anew from good images that were not trained on.
 
         Parameters
         ----------
         X : sequence of images
+            As the first step takes them.
 
         y : array-like of shape (n,), optional
             Images labelled -1 are left out.
@@ -431,25 +487,33 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Returns
         -------
         self : object
+            The same object.
         """
         chain = Chain(self)
         chain.final.calibrate(chain.features(X, regions), y, add=add)
         return self
 
 
-def make_pipeline(*steps, memory=None, transform_input=None, verbose=False):
+def make_pipeline(
+    *steps: Any,
+    memory: Any = None,
+    transform_input: list[str] | None = None,
+    verbose: bool = False,
+) -> Pipeline:
     """Build a `Pipeline` from estimators, naming each after its class.
 
     Parameters
     ----------
     *steps : estimators
+        Transformers, and a detector at the end.
 
-    memory, transform_input, verbose
+    memory, transform_input, verbose : as in Pipeline
         As in `Pipeline`.
 
     Returns
     -------
     pipeline : Pipeline
+        Not fitted.
 
     Examples
     --------
@@ -464,7 +528,12 @@ def make_pipeline(*steps, memory=None, transform_input=None, verbose=False):
     return Pipeline(steps, **kwargs)
 
 
-def anomaly_map(estimator, X, size=None, regions=None):
+def anomaly_map(
+    estimator: Any,
+    X: Any,
+    size: tuple[int, int] | None = None,
+    regions: Sequence[Any] | None = None,
+) -> np.ndarray | list[np.ndarray]:
     """Anomaly maps of any fitted estimator that can make them.
 
     Detectors, this package's and scikit-learn's Pipeline, and searches around

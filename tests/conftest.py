@@ -38,6 +38,7 @@ LONGEST = (
     "tests/test_real_data.py",
     "tests/test_benchmarks.py",
     "tests/test_examples.py",
+    "tests/detectors/test_trained.py",
     "tests/detectors/test_efficientad.py",
     "tests/detectors/test_prn.py",
     "tests/features/test_spd.py",

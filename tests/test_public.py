@@ -31,9 +31,9 @@ MODULES = (
 # values (RT02), as in scikit-learn; a description that begins with a small letter
 # (PR08), where it goes on from the type.
 NOT_FOLLOWED = {"ES01", "EX01", "PR08", "RT02", "SA01"}
-# To become empty.
-NOT_YET = {"PR01", "PR02", "PR04", "PR07", "RT01", "RT03", "SS05"}
-UNTYPED_AT_MOST = 700
+# It yields, through an iterator of another function, which numpydoc cannot know.
+YIELDS = {"skad.inspect": {"RT01"}}
+UNTYPED_AT_MOST = 260
 UNLISTED = {"__version__", "NotHeldOutError", "check_scores", "decide"}
 
 
@@ -120,7 +120,7 @@ def test_docstrings():
         for name in PUBLIC
         if not is_forwarded(PUBLIC[name])
         for code, message in validate(name)["errors"]
-        if code not in NOT_FOLLOWED | NOT_YET
+        if code not in NOT_FOLLOWED | YIELDS.get(name, set())
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -49,6 +49,7 @@ class CalibratedThreshold:
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------

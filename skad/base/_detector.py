@@ -11,7 +11,7 @@ and -1 for anomalous. Maps run the other way: larger is more anomalous.
 import copy
 from numbers import Real
 from types import MethodType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,11 +24,11 @@ from skad._checks import BY_CROSS_VALIDATION, require_attributes
 from skad._maps import WHOLE, render
 from skad._patches import filled
 from skad._portable import Portable
-from skad._user_warning import warn_user
 from skad.base._calibrated import CONTAMINATION, CalibratedThreshold
-from skad.base._hold_out import HOLD_OUT
+from skad.base._hold_out import HOLD_OUT, way_to_hold_out
 from skad.base._hooks import checked_hook
-from skad.base._threshold import RULES, conformal_p_values, outlier
+from skad.base._threshold import RULES, conformal_p_values
+from skad.base._warnings import warn_of_equal_images, warn_of_outlier
 from skad.networks._torch_state import own_torch_state
 
 
@@ -126,6 +126,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
@@ -193,7 +194,17 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         Returns
         -------
         scores : ndarray of shape (n,), float64
-            NaN for an image that was skipped when it was read.
+            Of any range, the anomaly score of the method with the opposite sign; NaN
+            for an image that was skipped when it was read.
+
+        Raises
+        ------
+        ValueError
+            If X is not in a form that `fit` takes, or if features are of another
+            number of channels.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
         """
         check_is_fitted(self)
         samples, present = self._to_score(X)
@@ -276,6 +287,19 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         Returns
         -------
         self : object
+            The same object.
+
+        Raises
+        ------
+        ValueError
+            If X is empty or not in a form that `fit` takes, if features are of another
+            number of channels, or if no normal image is left.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
+
+        skad.images.ImageError
+            If an image cannot be read, as in `fit`.
         """
         self._validate_params()
         check_is_fitted(self)
@@ -286,11 +310,11 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
             self._add_held_out(scores, maps, self.n_samples_seen_)
         else:
             self._replace_held_out(scores, maps)
-        self._warn_of_outlier(scores, positions)
+        warn_of_outlier(self, scores, positions)
         return self
 
     @property
-    def classes_(self):
+    def classes_(self) -> NoReturn:
         """Not there: a detector is no classifier. Tools for these ask for it."""
         raise AttributeError(
             f"{type(self).__name__} has no classes_: it is an outlier detector, no "
@@ -392,10 +416,10 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
 
     def _learn(self, samples, positions, *, first):
         """Fit, or update, on samples, and set the threshold from held-out scores."""
-        way = self._way_to_hold_out(len(samples), first)
+        way = way_to_hold_out(self, len(samples), first)
         if first:
             self._take_threshold_parameters()
-            self._warn_of_equal(samples)
+            warn_of_equal_images(self, samples)
         held_out = HOLD_OUT[way](self, samples, first=first)
         self._in_sample = way == "train" or (self._in_sample and not first)
         if first or (way == "loo" and self._keeps_left_out_scores):
@@ -405,22 +429,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         else:
             self._add_held_out(held_out.scores, held_out.maps, self.n_samples_seen_)
         if way != "train":
-            self._warn_of_outlier(held_out.scores, positions, held_out.indices)
-
-    def _way_to_hold_out(self, n, first):
-        """Key of `HOLD_OUT` for n samples: `calibration`, where these are enough."""
-        way = self._resolved_calibration()
-        if n == 1 and way in ("kfold", "split"):
-            way = "train" if first else "kfold"
-        if way == "loo" and first and n < self._min_left_out:
-            way = "train"
-        if way == "train" and n == 1 and self.calibration != "train":
-            warn_user(
-                "one training image leaves none to hold out: the threshold comes "
-                "from the training image itself and will reject most normal images. "
-                "Call calibrate with more normal images."
-            )
-        return way
+            warn_of_outlier(self, held_out.scores, positions, held_out.indices)
 
     def _resolved_calibration(self):
         """`calibration`, or what "auto" stands for."""
@@ -492,38 +501,6 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         decisions[learned] = held_out - self.offset_
         return decide(decisions)
 
-    # -- warnings ------------------------------------------------------------------
-
-    def _warn_of_outlier(self, scores, positions, indices=None):
-        """Name the image whose held-out score is far from those of all others.
-
-        The scores are of the images `indices` (all of them where it is None) of those
-        that are at `positions` in X.
-        """
-        found = None if self._is_part else outlier(scores)
-        if found is None:
-            return
-        image, times = found
-        image = image if indices is None else indices[image]
-        if image < 0:  # of an earlier call
-            return
-        warn_user(
-            f"X[{positions[image]}] scores far from all other normal images when it "
-            f"is held out: {times:.0f} times as far above their median as two thirds "
-            "of them reach. Look at it; if it is not normal, or of another kind, leave "
-            "it out (label -1) and fit again."
-        )
-
-    def _warn_of_equal(self, samples):
-        """Say so where the images to learn from do not differ."""
-        if len(samples) > 1 and not self._is_part and _are_equal(samples):
-            warn_user(
-                f"the {len(samples)} images to learn from do not differ: nothing can "
-                "be learned about what normal images look like, and every image that "
-                "is not like them is anomalous. Check the images (a lens cap, a frozen "
-                "camera, one file read again and again?) and fit on different ones."
-            )
-
 
 def decide(decision: np.ndarray) -> np.ndarray:
     """Labels from decisions: +1, -1, or 0 where there is no decision (NaN).
@@ -549,14 +526,3 @@ def _at(present, found):
     result = np.full((len(present), *found.shape[1:]), np.nan, found.dtype)
     result[present] = found
     return result
-
-
-def _are_equal(samples):
-    """Whether all samples, features or read one by one, are alike up to rounding."""
-    read = getattr(samples, "read", samples.__getitem__)
-    first = np.asarray(read(0))
-    tolerance = 1e-5 * np.nanmax(np.abs(first), initial=0)
-    return all(
-        np.allclose(read(i), first, rtol=0, atol=tolerance, equal_nan=True)
-        for i in range(1, len(samples))
-    )

@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from skad._progress import progress
+from skad._user_warning import warn_user
 
 _SPLIT_SHARE = 5  # "split" holds out one image of so many
 
@@ -35,6 +36,22 @@ class HeldOut(NamedTuple):
     scores: np.ndarray
     maps: np.ndarray
     indices: np.ndarray
+
+
+def way_to_hold_out(detector: Any, n: int, first: bool) -> str:
+    """Key of `HOLD_OUT` for n samples: `calibration`, where these are enough."""
+    way = detector._resolved_calibration()
+    if n == 1 and way in ("kfold", "split"):
+        way = "train" if first else "kfold"
+    if way == "loo" and first and n < detector._min_left_out:
+        way = "train"
+    if way == "train" and n == 1 and detector.calibration != "train":
+        warn_user(
+            "one training image leaves none to hold out: the threshold comes "
+            "from the training image itself and will reject most normal images. "
+            "Call calibrate with more normal images."
+        )
+    return way
 
 
 def leave_one_out(detector: Any, samples: Any, *, first: bool) -> HeldOut:

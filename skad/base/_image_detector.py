@@ -1,7 +1,5 @@
-"""Detectors that take images themselves, without patch features before them.
+"""Base of the detectors that take images, without patch features before them.
 
-Beside reading the images, all that a user calls behaves as in `skad.base`: the
-threshold from held-out images, p-values, and maps that carry the same promise.
 Maps come in the geometry of the images as passed, as those of a Pipeline do.
 """
 
@@ -9,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from skad._checks import check_size, good_positions
-from skad._maps import draw_each, masks_above
+from skad._checks import check_size, normal_positions
+from skad._maps import masks_above, render_each
 from skad._progress import progress
 from skad.base._detector import BaseDetector
 from skad.base._hooks import check_scores
@@ -21,18 +19,60 @@ from skad.networks._torch_state import own_torch_state
 class ImageDetector(ImageInput, BaseDetector):
     """Base of the detectors that take images.
 
-    Subclasses define ``_fit(reader)``, which learns from an `ImageReader` of
-    good images, and ``_score_batch(batch)``, from float32 (b, H, W, C) in
-    [0, 1] to one anomaly score per image (b,) and float32 maps (b, h, w), larger
-    for more anomalous. All maps have one size, which may be coarser than that of
-    the images; those of held-out images are kept, so coarse maps make small
-    models. Where ``on_error="skip"``, the reader holds only images that could be
-    read just before. How maps get their size is a matter of
-    ``_rendering(window, grid)``.
+    Subclasses define ``_fit(reader)``, which learns from an `ImageReader` of normal
+    images, and ``_score_batch(batch)``, from float32 images (b, H, W, C) in [0, 1] to
+    one anomaly score per image, (b,), and one float32 map per image, (b, h, w), larger
+    for more anomalous. All maps have one size, which may be coarser than that of the
+    images; those of held-out images are kept, so coarse maps make small models. With
+    ``on_error="skip"``, the reader holds only images that could be read just before.
 
-    Their constructors take `image_size`, `crop_size`, `batch_size`, `on_error`,
-    `n_jobs`, `contamination`, `calibration`, `sigma`, `random_state` and
+    Their constructors take at least `image_size`, `crop_size`, `batch_size`,
+    `on_error`, `n_jobs`, `contamination`, `calibration`, `sigma`, `random_state` and
     `verbose`.
+
+    Attributes
+    ----------
+    contamination_ : float
+        False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
+
+    offset_ : float
+        Threshold of `score_samples`.
+
+    calibration_scores_ : ndarray of shape (n_held_out,), float64
+        Held-out scores of normal images behind `offset_`, larger is more normal.
+
+    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
+        Their maps, larger is more anomalous.
+
+    n_samples_seen_ : int
+        Number of training images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.base import ImageDetector
+    >>> class BrightnessDetector(ImageDetector):
+    ...     def __init__(self, image_size=16, crop_size=None, batch_size=8,
+    ...                  on_error="raise", n_jobs=None, contamination=0.2,
+    ...                  calibration="auto", sigma=0.0, random_state=0, verbose=False):
+    ...         self.image_size, self.crop_size = image_size, crop_size
+    ...         self.batch_size, self.on_error = batch_size, on_error
+    ...         self.contamination, self.calibration = contamination, calibration
+    ...         self.sigma, self.random_state = sigma, random_state
+    ...         self.n_jobs, self.verbose = n_jobs, verbose
+    ...
+    ...     def _fit(self, reader):
+    ...         batches = list(reader.batches(self.batch_size))
+    ...         self.mean_ = np.concatenate(batches).mean()
+    ...
+    ...     def _score_batch(self, batch):
+    ...         maps = np.abs(batch.mean(axis=3) - self.mean_)
+    ...         return maps.mean(axis=(1, 2)), maps
+    >>> rng = np.random.default_rng(0)
+    >>> images = rng.integers(100, 120, size=(40, 16, 16, 3), dtype=np.uint8)
+    >>> detector = BrightnessDetector().fit(images)
+    >>> detector.predict(images[:1] + np.uint8(100))
+    array([-1])
     """
 
     _auto_calibration = "split"  # training five times more would be slow
@@ -70,6 +110,18 @@ class ImageDetector(ImageInput, BaseDetector):
             take the smallest score of the image. NaN for an image that was
             skipped; if its size is not known either, it has the size of the first
             image of which it is, or `image_size` where there is none.
+
+        Raises
+        ------
+        ValueError
+            If X is not a sequence of images, or `size` is not a pair of positive
+            integers.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
+
+        skad.images.ImageError
+            If an image cannot be read and ``on_error="raise"``.
         """
         if size is not None:
             size = check_size(size)
@@ -77,7 +129,7 @@ class ImageDetector(ImageInput, BaseDetector):
         grids = self._patch_maps(images)
         # No file is opened again to tell the size of its image.
         sizes = images.original_sizes() if size is None else [size] * len(grids)
-        return draw_each(self._render, grids, sizes, self.window(), self._frame()[0])
+        return render_each(self._render, grids, sizes, self.window(), self._frame()[0])
 
     def predict_mask(
         self, X: Any, size: tuple[int, int] | None = None
@@ -115,6 +167,15 @@ class ImageDetector(ImageInput, BaseDetector):
         Returns
         -------
         threshold : float
+            In units of the maps; a pixel above it is anomalous.
+
+        Raises
+        ------
+        ValueError
+            If `size` is not a pair of positive integers.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
         """
         return self._pixel_threshold(check_size(size), self.window())
 
@@ -139,7 +200,7 @@ class ImageDetector(ImageInput, BaseDetector):
         """Reader of the images that y does not call anomalous and that can be read."""
         reader = self._checked_reader(X)
         if y is not None:
-            reader = reader[good_positions(X, y)]
+            reader = reader[normal_positions(X, y)]
         if reader.on_error == "skip":
             # Training may go over the images many times and in any order: it is told
             # beforehand what there is, at the price of reading everything once more.
@@ -156,7 +217,7 @@ class ImageDetector(ImageInput, BaseDetector):
     @staticmethod
     def _not_anomalous(X, y):
         """Which images (n,) `y` does not call anomalous; True for all of them."""
-        return True if y is None else np.isin(np.arange(len(X)), good_positions(X, y))
+        return True if y is None else np.isin(np.arange(len(X)), normal_positions(X, y))
 
     # -- scores ------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from sklearn.utils.validation import (
 )
 
 from skad._checks import check_labels, check_size
-from skad._maps import WHOLE
+from skad._maps import WHOLE, Window
 from skad._patches import inside_patches
 from skad.base._detector import BaseDetector
 from skad.networks._torch_state import own_torch_state
@@ -114,6 +114,7 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
@@ -144,6 +145,7 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
@@ -202,7 +204,16 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         maps : ndarray of shape (n, h, w) or (n, H, W), float32
-            NaN for an image that was skipped when it was read.
+            Of any range; NaN for an image that was skipped when it was read.
+
+        Raises
+        ------
+        ValueError
+            If X has another number of channels than in `fit`, or if `size` is not a
+            pair of positive integers.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
         """
         maps = self._patch_maps(X)
         return maps if size is None else self._render(maps, check_size(size))
@@ -231,7 +242,7 @@ class PatchDetector(BaseDetector):
     def pixel_threshold(
         self,
         size: tuple[int, int] | None = None,
-        window: tuple[tuple[float, float], tuple[float, float]] = WHOLE,
+        window: Window = WHOLE,
     ) -> float:
         """Threshold for the pixels of maps of a given size.
 
@@ -250,6 +261,15 @@ class PatchDetector(BaseDetector):
         Returns
         -------
         threshold : float
+            In units of the maps; a pixel above it is anomalous.
+
+        Raises
+        ------
+        ValueError
+            If `size` is not a pair of positive integers.
+
+        sklearn.exceptions.NotFittedError
+            If the detector is not fitted.
         """
         return self._pixel_threshold(None if size is None else check_size(size), window)
 

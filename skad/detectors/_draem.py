@@ -159,7 +159,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
     >>> from skad.datasets import make_textures
     >>> data = make_textures(n_normal=30, n_anomalous=5, size=64, random_state=0)
     >>> detector = DRAEMDetector(
-    ...     "tiny", max_steps=5, image_size=64, learning_rate=1e-3
+    ...     "tiny", max_epochs=2, image_size=64, learning_rate=1e-3
     ... ).fit(data.train)
     >>> detector.anomaly_map(data.test).shape[1:]
     (64, 64)

@@ -1,9 +1,18 @@
-"""One Gaussian per position, learned from a stream of patch grids.
+"""One Gaussian per position of the patch grid, learned from batches of images.
 
-While there are fewer images than dimensions the images themselves are the
-statistics: the covariance is low-rank plus eps, and the Woodbury identity turns
-everything into problems of the size of the number of images. Beyond that, sums
-of squares take over, and of the images a sample is kept, to set a threshold.
+At one position, let x_i (d,) be the patches of n images, m their mean, C (n, d) the
+rows c_i = x_i - m, and S = C'C. The covariance is S / (n - 1) + eps I. So the squared
+Mahalanobis distance of a patch y is
+
+    (n - 1) (y - m)' A^-1 (y - m)    with A = S + r I and r = (n - 1) eps.
+
+From n >= d on, S (d, d) is kept, and A is factorised by Cholesky's method. While n < d,
+the images themselves are kept, and by the Woodbury identity
+
+    A^-1 = (I - C' (C C' + r I)^-1 C) / r,
+
+only C C' + r I (n, n) is factorised. A sample of the images is kept beyond n = d too,
+for the held-out scores behind the threshold; see `Gaussians.left_out`.
 """
 
 from hashlib import blake2b
@@ -11,18 +20,19 @@ from typing import Any
 
 import numpy as np
 
-_CHUNK = 2**22  # entries of a float64 temporary (32 MB)
+_CHUNK_ENTRIES = 2**22  # of a float64 temporary array (32 MB)
 
 
 class Gaussians:
     """Mean and regularised covariance of the patches at each position.
 
-    Feed images to `add`, then call `finish` once; `distances` and `left_out`
-    answer afterwards. Patches that are NaN do not count.
+    Call `add` with images, then `finish` once; `distances` and `left_out` can be called
+    afterwards. Patches that are NaN do not count.
 
     Parameters
     ----------
     n_positions, n_features : int
+        Patches of an image, and channels of a patch.
 
     dtype : dtype
         Of the images kept. All statistics are float64.
@@ -31,37 +41,41 @@ class Gaussians:
         Added to the diagonal of each covariance.
 
     n_kept : int
-        Images kept at least. Which ones depends on their contents alone, so
-        that the order and the grouping of the images do not matter.
+        Number of images to keep at least. These are the ones with the smallest hashes
+        of their contents: a random sample that does not depend on the order of the
+        images, nor on the batches that they come in.
     """
 
-    def __init__(self, n_positions, n_features, dtype, eps, n_kept):
+    def __init__(
+        self, n_positions: int, n_features: int, dtype: Any, eps: float, n_kept: int
+    ):
         self.eps = eps
         self.n_kept = n_kept
         self.n_images = 0
         self.counts = np.zeros(n_positions, np.int64)
         self.mean = np.zeros((n_positions, n_features))
-        self.squares: Any = None  # while learning, beyond the low-rank regime
-        self.factor: Any = None  # once finished
-        # Memory is committed where it is written only: room for the worst case.
+        self.squares: Any = None  # S of each position, while learning, from n >= d on
+        self.factor: Any = None  # Cholesky factors, once finished
+        # Pages of memory are taken when they are written to: room for the worst case.
         room = max(n_kept, n_features - 1)
         self.images = np.empty((room, n_positions, n_features), dtype)
-        self.keys = np.empty(room, np.uint64)
-        self.numbers = np.empty(room, np.int64)  # that tell the images kept apart
-        self.start = self.n_numbers = 0  # of the numbers of the last call, and to come
-        self.n_used = 0
+        self.keys = np.empty(room, np.uint64)  # hashes of the images kept
+        self.numbers = np.empty(room, np.int64)  # their places among all images
+        self.start = 0  # number of the first image of the last call
+        self.n_numbers = 0  # numbers given so far
+        self.n_used = 0  # images kept so far
 
     def add(self, images, numbers=None):
         """Learn from images (b, n_positions, n_features).
 
-        `numbers`, counted from `start`, put the images kept in order; without them
-        images are in the order of their arrival.
+        `numbers`, counted from `start`, are their places among the images of this
+        call; without them they are in the order of arrival.
         """
         if numbers is None:
             numbers = self.n_numbers - self.start + np.arange(len(images))
         numbers = self.start + numbers
         self.n_numbers = max(self.n_numbers, int(numbers.max(initial=-1)) + 1)
-        step = max(1, _CHUNK // images[0].size)
+        step = max(1, _CHUNK_ENTRIES // images[0].size)
         for lo in range(0, len(images), step):
             block = images[lo : lo + step]
             self.n_images += len(block)
@@ -74,7 +88,7 @@ class Gaussians:
         return self
 
     def join(self, other):
-        """Learn what another, finished one has learned."""
+        """Learn from the images that another, finished one has learned from."""
         if other.is_low_rank:
             self.start = self.n_numbers
             return self.add(other.images, other.numbers)
@@ -91,18 +105,18 @@ class Gaussians:
         return self
 
     def reopened(self):
-        """A copy to learn on with; the finished one stays as it is."""
+        """A copy that can learn from more images; this one stays as it is."""
         n, d = self.mean.shape
         new = Gaussians(n, d, self.images.dtype, self.eps, self.n_kept).join(self)
         new.start = new.n_numbers
         return new
 
     def finish(self):
-        """Turn the statistics into what scoring needs."""
+        """Compute means and Cholesky factors, which scoring needs."""
         self.images = self.images[: self.n_used]
         self.keys = self.keys[: self.n_used]
         self.numbers = self.numbers[: self.n_used]
-        if (np.diff(self.numbers) < 0).any():  # else a view, which takes no memory
+        if (np.diff(self.numbers) < 0).any():  # else views, which take no memory
             arrived = np.argsort(self.numbers)
             self.images, self.keys = self.images[arrived], self.keys[arrived]
             self.numbers = self.numbers[arrived]
@@ -128,7 +142,7 @@ class Gaussians:
 
     @property
     def is_low_rank(self):
-        """Whether the images themselves are the statistics."""
+        """Whether there are fewer images than channels, which are all kept then."""
         return self.n_images < self.mean.shape[1]
 
     def distances(self, images):
@@ -137,7 +151,7 @@ class Gaussians:
         NaN for patches that are NaN, and at positions never seen.
         """
         result = np.empty(images.shape[:2])
-        step = max(1, _CHUNK // images[0].size)
+        step = max(1, _CHUNK_ENTRIES // images[0].size)
         for lo in range(0, len(images), step):
             block = slice(lo, lo + step)
             for part in self._parts(max(len(images[block]), self.factor.shape[1])):
@@ -148,7 +162,16 @@ class Gaussians:
         return result
 
     def left_out(self, report):
-        """Distances of the images kept, each to a model of all others.
+        """Distances (n_kept, n_positions) of the images kept, each to all others.
+
+        Without image i, the mean is m - c_i / (n - 1). So x_i lies a c_i from it, with
+        a = n / (n - 1), and the sums of squares are S - a c_i c_i'. With
+
+            h = c_i' A^-1 c_i    for A = S + r I and r = (n - 2) eps,
+
+        its leverage, the Sherman-Morrison formula gives the squared distance
+
+            (n - 2) a^2 c_i' (A - a c_i c_i')^-1 c_i = (n - 2) a^2 h / (1 - a h).
 
         ``report(n)`` is called after every n positions.
         """
@@ -159,7 +182,6 @@ class Gaussians:
             inside = ~np.isnan(self.images[:, part, 0]).T & (n > 1)
             n = np.maximum(n, 2)
             leverage = self._leverages(part, self.eps * freedom[:, 0])
-            # Sherman-Morrison: one image less is a downdate of rank one.
             rest = 1 - n / (n - 1) * leverage
             squared = freedom * (n / (n - 1)) ** 2 * leverage / rest
             result[:, part] = np.where(
@@ -176,7 +198,7 @@ class Gaussians:
         return result
 
     def __getstate__(self):
-        # Factors are triangular: half of each tells all.
+        # Factors are triangular: the half that is not zero is stored.
         state = self.__dict__.copy()
         below = np.tril_indices(self.factor.shape[1])
         state["factor"] = self.factor[:, below[0], below[1]]
@@ -196,7 +218,7 @@ class Gaussians:
         self.squares = np.zeros((n_positions, n_features, n_features))
         if self.n_used:
             self._add_squares(self.images[: self.n_used])
-        # From now on a sample of the images will do; rows move up in place.
+        # From now on a sample of the images is kept, moved up in place.
         smallest = np.sort(np.argsort(self.keys[: self.n_used])[: self.n_kept])
         for slot, image in enumerate(smallest):
             self.images[slot], self.keys[slot] = self.images[image], self.keys[image]
@@ -215,7 +237,11 @@ class Gaussians:
             self._add_to(part, None, n[:, 0], mean, rows)
 
     def _add_to(self, part, squares, n, mean, rows=()):
-        """Add centred sums of squares (given, or of rows) around another mean."""
+        """Add sums of squares around another mean, given or of centred rows.
+
+        They grow by the outer product of the difference of the means times
+        n1 n2 / (n1 + n2), as in `skad._moments.Moments`.
+        """
         before = self.counts[part]
         after = np.maximum(before + n, 1)
         gap = np.where((n > 0)[:, None], mean - self.mean[part], 0)
@@ -244,7 +270,11 @@ class Gaussians:
     # -- algebra ---------------------------------------------------------------
 
     def _squared_lengths(self, centred, part):
-        """Squared Mahalanobis lengths of centred rows (p, b, d)."""
+        """Squared Mahalanobis distances (p, b) of centred rows (p, b, d).
+
+        With L L' = A, (n - 1) y' A^-1 y is (n - 1) |L^-1 y|^2; with L L' = C C' + r I,
+        it is (|y|^2 - |L^-1 C y|^2) / eps.
+        """
         factor = self.factor[part]
         if not self.is_low_rank:
             solved = _solve(factor, centred.transpose(0, 2, 1))
@@ -257,7 +287,11 @@ class Gaussians:
         return (np.einsum("pbd,pbd->pb", centred, centred) - explained) / self.eps
 
     def _leverages(self, part, ridge):
-        """C (S + ridge)^-1 c of every image kept, (p, n_kept)."""
+        """Leverages h of every image kept, (p, n_kept), for r = `ridge`.
+
+        From C A^-1 C' = C C' (C C' + r I)^-1 = I - r (C C' + r I)^-1 follows, with
+        L L' = C C' + r I, that h = 1 - r |L^-1 e_i|^2.
+        """
         centred = self._centred(self.images, part)
         if not self.is_low_rank:
             squares = self._squares(part)
@@ -271,6 +305,7 @@ class Gaussians:
         return 1 - ridge[:, None] * np.einsum("pmb,pmb->pb", solved, solved)
 
     def _freedom(self, part):
+        """Degrees of freedom of the covariance, n - 1, at least 1."""
         return np.maximum(self.counts[part] - 1.0, 1)
 
     def _rows(self, images, part):
@@ -278,21 +313,21 @@ class Gaussians:
         return images[:, part].transpose(1, 0, 2).astype(np.float64, order="C")
 
     def _centred(self, images, part):
-        """Centred patches by position; zero, which adds nothing, where NaN."""
+        """Centred patches by position (p, b, d); zero, which adds nothing, for NaN."""
         return np.nan_to_num(
             self._rows(images, part) - self.mean[part, None], copy=False
         )
 
     def _parts(self, n_rows):
-        """Slices of positions whose temporaries of n_rows each stay small."""
-        step = max(1, _CHUNK // (max(n_rows, 1) * self.mean.shape[1]))
+        """Slices of positions, for temporary arrays of n_rows for each of them."""
+        step = max(1, _CHUNK_ENTRIES // (max(n_rows, 1) * self.mean.shape[1]))
         for lo in range(0, len(self.mean), step):
             yield slice(lo, min(lo + step, len(self.mean)))
 
     # -- images kept -----------------------------------------------------------
 
     def _keep(self, image, number):
-        """Keep an image if there is room, or if its key is small enough."""
+        """Keep an image if there is room, or if its hash is below the largest one."""
         digest = blake2b(image.tobytes(), digest_size=8).digest()
         key = np.uint64(int.from_bytes(digest, "little"))
         slot = self.n_used
@@ -314,6 +349,7 @@ def _tensor(array):
 
 
 def _cholesky(matrices):
+    """Lower triangular factors; a ValueError if a matrix is not positive definite."""
     import torch
 
     factor, failed = torch.linalg.cholesky_ex(_tensor(matrices))

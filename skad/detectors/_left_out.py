@@ -1,10 +1,11 @@
-"""A memory bank as it would be without one image, for all images at once.
+"""Memory banks that leave out one image each, without selecting a coreset again.
 
-A row of a coreset stands for the rows around it. Take an image's rows out of the
-bank and nothing else, and rows of other images that they stood for are left
-uncovered: whatever resembles them is then farther from the bank than from one that
-never saw the image, and the image scores too high. So such rows come back into the
-bank, farthest first, until all are covered as closely as the coreset covers all.
+A coreset covers the training patches: each lies within a radius R, the covering radius,
+of some row of the bank. If only the rows of one image are taken out, patches of other
+images that these rows covered are farther than R from the bank, while a coreset of the
+other images would cover them. The image then resembles patches that the bank lacks, and
+its score is too high. So such patches are put into the bank, farthest first as in the
+selection of a coreset, until all patches of other images are within R again.
 """
 
 import numpy as np
@@ -14,27 +15,28 @@ from skad.neighbors._distances import join_own_group, nearest_of_own_group
 
 
 class LeftOutBank:
-    """Search a bank for rows that do not stem from the image of the query.
+    """Search a bank for rows that are not from the image of the query.
 
     Parameters
     ----------
     bank : Bank
+        The rows of the coreset.
 
-    owner : ndarray of shape (m,)
-        Image of each row of the bank; negative for one of none of the images.
+    owner : ndarray of shape (m,), int
+        Image that each row of the bank is from; negative for images of earlier calls.
 
     rows : ndarray of shape (n, d)
-        Rows of the images, from which those of the bank were selected.
+        Patches of the images, from which those of the bank were selected.
 
-    images : ndarray of shape (n,)
-        Their images.
+    images : ndarray of shape (n,), int
+        Image of each patch.
 
     k : int
-        Number of neighbours of each row.
+        Number of nearest rows to search for.
 
     nearest : callable
-        ``nearest(queries, k, groups, report)`` as of ``bank.search``, by which `found`
-        is searched for: the search that scores new images, where that is approximate.
+        ``nearest(queries, k, groups, report)``, as ``bank.search``: the search that
+        scores new images, which may be approximate.
 
     verbose : bool, default=False
         Whether to show the progress of that search.
@@ -42,10 +44,10 @@ class LeftOutBank:
     Attributes
     ----------
     rows : ndarray of shape (m + s, d)
-        Those of the bank, then those that come back.
+        Those of the bank, then those that are put into it for one image each.
 
     found : (ndarray of shape (n, k), ndarray of shape (n, k))
-        Squared distances and indices for the rows of the images.
+        Squared distances of each patch to its nearest rows, and their indices.
     """
 
     def __init__(self, bank, owner, rows, images, k, nearest, verbose=False):
@@ -67,39 +69,46 @@ class LeftOutBank:
         return self._among_returned(queries, images, *found)
 
     def _returned_rows(self, rows, images, squared, nearest):
-        """For each image, the rows of others that come back without it."""
+        """By image, the patches of others to put into the bank without it.
+
+        `squared` and `nearest` are squared distance and index of the nearest row of the
+        bank that is from another image than the patch.
+        """
         own = nearest_of_own_group(rows, images, self._bank.rows, self._owner)
-        radius = np.minimum(squared, own).max()
-        holder = self._owner[nearest]
-        lost = np.flatnonzero((own > radius) & (holder >= 0))
-        holder = holder[lost]
-        if len(lost) == 0:
+        radius = np.minimum(squared, own).max()  # the square of R
+        # Patches that no row of their own image covers, but one of another image.
+        coverer = self._owner[nearest]
+        patches = np.flatnonzero((own > radius) & (coverer >= 0))
+        coverer = coverer[patches]
+        if len(patches) == 0:
             return {}
-        left, _ = self._bank.search(rows[lost], 1, groups=(holder, self._owner))
+        # Those that no row covers once that image is taken out.
+        left, _ = self._bank.search(rows[patches], 1, groups=(coverer, self._owner))
         far = left[:, 0] > radius
-        lost, holder, left = lost[far], holder[far], left[far, 0]
+        patches, coverer, left = patches[far], coverer[far], left[far, 0]
         returned = {}
-        for image in np.unique(holder):
-            of_image = holder == image
-            some = lost[of_image]
+        for image in np.unique(coverer):
+            of_image = coverer == image
+            some = patches[of_image]
             returned[image] = some[_cover(rows[some], left[of_image], radius)]
         return returned
 
     def _among_returned(self, queries, images, squared, indices):
-        """The k nearest of those found and of those that came back."""
+        """The k nearest of those found and of those put into the bank."""
         join_own_group(squared, indices, queries, images, self.rows, self._places)
         return squared, indices
 
 
 def _cover(rows, squared, radius):
-    """Rows to select, farthest first, until all are within a squared radius.
+    """Indices of the rows to select, farthest first, until all are within a radius.
 
-    `squared` holds their squared distances to what they are covered by as it is.
+    `squared` holds their squared distances to the nearest row that there is already;
+    `radius` is squared, too.
     """
     rows, squared = rows.astype(np.float64), squared.copy()
-    picked = []
+    selected = []
     while squared.max() > radius:
-        picked.append(int(squared.argmax()))
-        gaps = rows - rows[picked[-1]]
+        selected.append(int(squared.argmax()))
+        gaps = rows - rows[selected[-1]]
         squared = np.minimum(squared, np.einsum("ij,ij->i", gaps, gaps))
-    return picked
+    return selected

@@ -14,6 +14,7 @@ from skad._patches import image_scores
 from skad._progress import progress
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
+from skad.base._warnings import warn_of_equal_images, warn_of_outlier
 from skad.detectors._gaussians import Gaussians
 
 
@@ -213,11 +214,11 @@ class PaDiMDetector(PatchDetector):
         self.n_samples_seen_ = gaussians.n_images
         if not update:
             self._take_threshold_parameters()
-            self._warn_of_equal(gaussians.images)
+            warn_of_equal_images(self, gaussians.images)
         scores, maps = self._score_left_out()
         self._replace_held_out(scores, maps)
         if not update:
-            self._warn_of_outlier(scores, gaussians.numbers)
+            warn_of_outlier(self, scores, gaussians.numbers)
         return self
 
     def _new_gaussians(self, X):

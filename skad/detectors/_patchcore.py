@@ -309,6 +309,31 @@ class PatchCoreDetector(PatchDetector):
         squared, indices = self._nearest(queries, k)
         return self._scores(X, inside, queries, squared, indices)
 
+    def _nearest_training_patches(self, X):
+        """Worst patch of each image, and the training patch nearest to it.
+
+        Returns
+        -------
+        found : ndarray of shape (n, 3), float64
+            Position of the worst patch among the flattened ones of its image; that of
+            the training patch, as in `coreset_indices_`; their distance. NaN for images
+            that are not present.
+        """
+        samples, present = self._to_score(X)
+        found = np.full((len(present), 3), np.nan)
+        if not present.any():
+            return found
+        rows, inside = patch_rows(samples)
+        k = min(self.n_neighbors, len(self.bank_))
+        squared, indices = self._nearest(self._space(rows), k)
+        distances = self._distance(squared)
+        worst = _worst(patch_maps(distances.mean(axis=1), inside, samples.shape[:3]))
+        query = np.cumsum(inside)[worst] - 1
+        found[present, 0] = worst % (samples.shape[1] * samples.shape[2])
+        found[present, 1] = self.coreset_indices_[indices[query, 0]]
+        found[present, 2] = distances[query, 0]
+        return found
+
     def _score_left_out(self, X):
         """Score each training image against the bank without it.
 
@@ -379,9 +404,7 @@ class PatchCoreDetector(PatchDetector):
         maps = patch_maps(distances.mean(axis=1), inside, X.shape[:3])
         scores = image_scores(maps, self.top_ratio)
         if self.top_ratio is None:
-            flat = np.where(np.isnan(maps), -np.inf, maps).reshape(len(X), -1)
-            worst = flat.argmax(axis=1) + np.arange(len(X)) * flat.shape[1]
-            worst = np.cumsum(inside)[worst] - 1  # its row among the queries
+            worst = np.cumsum(inside)[_worst(maps)] - 1  # its row among the queries
             scores *= self._weights(queries, worst, indices[worst, 0], bank, search)
         return scores, maps.astype(np.float32)
 
@@ -419,6 +442,12 @@ class PatchCoreDetector(PatchDetector):
                 f"{available}.",
             )
         return min(k, available)
+
+
+def _worst(maps):
+    """Position of the largest value of each map among the values of all maps."""
+    flat = np.where(np.isnan(maps), -np.inf, maps).reshape(len(maps), -1)
+    return flat.argmax(axis=1) + np.arange(len(maps)) * flat.shape[1]
 
 
 def _n_rows_of_one_image(owner):

@@ -357,6 +357,7 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------

@@ -1,11 +1,12 @@
 """SPADE (Cohen and Hoshen, 2020): nearest images first, then nearest patches.
 
-Stage 1 is DN2: an image scores by its distance to the K training images with
-the nearest descriptors. Stage 2 compares its patches with those of these K
-images only. With cosine distances, a window of positions and the mean over the
-layers of a transformer, this is RAD.
+Stage 1 is DN2: the score of an image is its distance to the K training images with
+the nearest descriptors. Stage 2 compares its patches with those of these K images only.
+With cosine distances, a window of positions and the mean over the layers of a
+transformer, this is RAD.
 """
 
+from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
@@ -22,7 +23,7 @@ from skad.neighbors._nearest import search
 
 
 class SPADEDetector(PatchDetector):
-    """Detect anomalies among the images that look most alike.
+    """Detect anomalies by their distances to the most similar training images.
 
     Parameters
     ----------
@@ -30,20 +31,22 @@ class SPADEDetector(PatchDetector):
         Number K of training images that an image is compared with.
 
     n_neighbors : int, default=1
-        A patch scores by its mean distance to so many patches of those images.
+        The score of a patch is its mean distance to so many nearest patches of those
+        images.
 
     levels : {"auto", "joint"} or sequence of int, default="auto"
-        "auto" searches each level of the network by itself, where the features
-        tell them apart, and averages the maps, as the published code does;
-        "joint" takes all channels as one vector, as the paper writes. A
-        sequence gives the number of channels of each level.
+        The feature maps of the network that are compared apart: the levels of the
+        paper's pyramid. "auto" searches each by itself, if their numbers of channels
+        come with the features, and averages the maps, as the published code does;
+        "joint" takes all channels as one vector, as the paper writes. A sequence gives
+        the number of channels of each level.
 
     squared : bool, default=True
-        Images score by squared distances, as in the paper; False takes plain
-        ones, as the published code does.
+        Whether scores of images are means of squared distances, as in the paper, or of
+        distances, as in the published code.
 
     squared_patches : bool, default=False
-        The same for patches.
+        The same for scores of patches.
 
     metric : {"euclidean", "cosine"}, default="euclidean"
         Distance between descriptors and between patches; "cosine" is one minus
@@ -55,12 +58,12 @@ class SPADEDetector(PatchDetector):
         all positions.
 
     image_score : {"neighbors", "max"}, default="neighbors"
-        Images score by the first stage, or by the largest score of their
-        patches.
+        Whether the score of an image is that of the first stage, or the largest score
+        of its patches.
 
     gate : bool, default=False
         Leave out the second stage for an image that the first one calls normal:
-        its map is zero. Saves time, and hides defects too small for the
+        its map is zero. This saves time, and hides defects too small to change the
         descriptor.
 
     contamination : float, default=0.05
@@ -68,7 +71,7 @@ class SPADEDetector(PatchDetector):
 
     calibration : {"auto", "loo", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "loo":
-        every training image is compared with the other ones.
+        every training image is compared with all others.
 
     threshold : {"tail", "rank"}, default="tail"
         How the threshold comes from the held-out scores: by a tail fitted to them,
@@ -122,8 +125,8 @@ class SPADEDetector(PatchDetector):
 
     Notes
     -----
-    Features without a descriptor, such as a plain array, are described by the
-    mean of their patches.
+    For features without a descriptor, such as a plain array, the descriptor is the
+    mean of the patches.
 
     ``SPADEDetector(metric="cosine", position_radius=1, image_score="max")`` on
     several blocks of a transformer follows RAD [2]_.
@@ -170,16 +173,16 @@ class SPADEDetector(PatchDetector):
 
     def __init__(
         self,
-        n_neighbors_image=50,
-        n_neighbors=1,
+        n_neighbors_image: int = 50,
+        n_neighbors: int = 1,
         *,
-        levels="auto",
-        squared=True,
-        squared_patches=False,
-        metric="euclidean",
-        position_radius=None,
-        image_score="neighbors",
-        gate=False,
+        levels: str | Sequence[int] = "auto",
+        squared: bool = True,
+        squared_patches: bool = False,
+        metric: str = "euclidean",
+        position_radius: int | None = None,
+        image_score: str = "neighbors",
+        gate: bool = False,
         contamination: float = 0.05,
         calibration: str = "auto",
         threshold: str = "tail",
@@ -216,7 +219,7 @@ class SPADEDetector(PatchDetector):
         return self._compare(X, *self._nearest_images(X))
 
     def _score_left_out(self, X):
-        """Compare each training image with the other ones."""
+        """Compare each training image with all others."""
         own = np.arange(len(X)), np.arange(len(X))
         return self._compare(X, *self._nearest_images(X, own))
 
@@ -239,7 +242,7 @@ class SPADEDetector(PatchDetector):
     # -- stage 1: images -------------------------------------------------------
 
     def _nearest_images(self, X, groups=None):
-        """Score by the nearest training images (Equation 1), and who they are."""
+        """Scores by the nearest training images (Equation 1), and their indices."""
         bank = self.descriptors_
         k = min(self.n_neighbors_image, len(bank) - (groups is not None))
         squared, neighbors = search(
@@ -357,7 +360,7 @@ def _mean_patches(patches):
 
 
 def _split(X):
-    """Patches of each level on its own grid: repeated cells are taken once."""
+    """Patches of each level on its own grid, with repeated cells taken once."""
     parts, start = [], 0
     for n_channels, grid in X.levels:
         part = np.asarray(X)[..., start : start + n_channels]

@@ -85,6 +85,7 @@ class Teacher:
         Parameters
         ----------
         padding : bool, default=False
+            Whether convolutions pad their input.
 
         Returns
         -------
@@ -102,6 +103,7 @@ class Teacher:
         Parameters
         ----------
         path : path
+            File to write.
         """
         tensors = {k: np.ascontiguousarray(v) for k, v in self.state.items()}
         for name in ("feature_mean", "feature_std"):
@@ -272,6 +274,7 @@ def distill_teacher(
     Returns
     -------
     teacher : Teacher
+        For `EfficientADDetector`.
 
     Raises
     ------

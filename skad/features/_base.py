@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from skad._checks import good_positions, require_attributes
+from skad._checks import normal_positions, require_attributes
 from skad._patch_array import PatchArray
 from skad._portable import Portable
 from skad._progress import progress
@@ -176,7 +176,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
     def _fit_normal(self, images: ImageReader, y: ArrayLike | None) -> Any:
         """Call `_fit` with the normal images; returns what it does."""
         # A part of the reader, not of X: errors name the places in X.
-        normal = images[good_positions(images, y)]
+        normal = images[normal_positions(images, y)]
         with own_torch_state():
             learned = self._fit(normal)
         require_attributes(
@@ -228,7 +228,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         """Fit, then yield positions and features of the normal images, in batches."""
         images = self._validated_reader(X)
         extract = self._fit_images(images, y)
-        normal = good_positions(images, y)
+        normal = normal_positions(images, y)
         yield from self._ordered_batches(images, regions, extract, normal)
         self.skipped_ = sorted(images.skipped)
 
@@ -238,7 +238,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         """Yield positions and features of the normal images in batches."""
         check_is_fitted(self, "grid_shape_")
         images = self._checked_reader(X)
-        normal = good_positions(images, y)
+        normal = normal_positions(images, y)
         yield from self._ordered_batches(images, regions, None, normal)
 
     def _ordered_batches(self, images, regions, extract, indices):

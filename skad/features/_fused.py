@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils._param_validation import Interval
 
-from skad._checks import good_positions
+from skad._checks import normal_positions
 from skad._moments import Moments
 from skad._patch_array import PatchArray
 from skad.features._base import PatchFeatureTransformer
@@ -150,7 +150,7 @@ class FusedFeatures(PatchFeatureTransformer):
             with own_torch_state():
                 return [one(index, batch.copy()) for one in extractions]
 
-        kept = self._learn_variances(images, good_positions(images, y), extract)
+        kept = self._learn_variances(images, normal_positions(images, y), extract)
 
         def side_by_side(index, batch):
             parts = kept.pop(tuple(index.tolist()), None)  # each is asked for once

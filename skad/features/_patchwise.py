@@ -10,7 +10,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skad._checks import good_positions
+from skad._checks import normal_positions
 from skad._patches import inside_patches
 from skad._portable import Portable
 
@@ -81,6 +81,7 @@ class Patchwise(Portable, TransformerMixin, BaseEstimator):
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
@@ -91,7 +92,7 @@ class Patchwise(Portable, TransformerMixin, BaseEstimator):
         self._validate_params()
         rows, inside = self._checked(X, reset=True)
         if rows.ndim == 4:
-            normal = good_positions(rows, y)
+            normal = normal_positions(rows, y)
             rows, y = rows[normal][inside[normal]], None
         if self.transformer is None:
             self.transformer_ = StandardScaler()

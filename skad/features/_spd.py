@@ -83,10 +83,10 @@ class SPDPatchFeatures(PatchFeatures):
     patch_size, embedding : default=3, "auto"
         As of `PatchFeatures`.
 
-    pretrain_dim, target_dim, n_components, grid, pooled, region :
+    pretrain_dim, target_dim, n_components, grid, pooled, region : as in PatchFeatures
         As of `PatchFeatures`. Training looks at whole images, whatever the region.
 
-    mean, std, batch_size, device, precision, cache_dir, on_error :
+    mean, std, batch_size, device, precision, cache_dir, on_error : as in PatchFeatures
         As of `PatchFeatures`. Training is in "float32" always.
 
     n_jobs : int, default=None

@@ -4,11 +4,13 @@ The threshold comes from held-out normal images alone, and stays. Defects only t
 how many of their kind it finds, and which rate of false alarms would find more.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
@@ -48,7 +50,7 @@ class RecallRow:
     interval: tuple[float, float]
 
     @property
-    def recall(self):
+    def recall(self) -> float:
         """Share of the defects that is found."""
         return self.n_found / self.n_defects
 
@@ -112,7 +114,7 @@ class RecallReport(RecallRow):
     by_kind: list[RecallRow]
     by_rate: list[RecallRow]
 
-    def rate_for(self, recall):
+    def rate_for(self, recall: float) -> float:
         """Smallest rate at which the conformal rank finds a share of the defects.
 
         Parameters
@@ -168,14 +170,14 @@ class RecallReport(RecallRow):
 
 
 def recall_report(
-    model,
-    X_defects,
+    model: Any,
+    X_defects: Any,
     *,
-    kinds=None,
-    false_alarm_rates=None,
-    confidence=0.95,
-    regions=None,
-):
+    kinds: ArrayLike | None = None,
+    false_alarm_rates: ArrayLike | None = None,
+    confidence: float = 0.95,
+    regions: Sequence[Any] | None = None,
+) -> RecallReport:
     """Tell how many known defects a model finds at its rate of false alarms.
 
     The model stays as it is: its threshold never depends on defects.
@@ -208,6 +210,7 @@ def recall_report(
     Returns
     -------
     report : RecallReport
+        Counts, shares and intervals; prints as a table.
 
     Raises
     ------

@@ -2,13 +2,13 @@
 
 from skad.metrics._display import AnomalyMapDisplay
 from skad.metrics._image import image_auroc, image_average_precision, image_f1_max
+from skad.metrics._overlap import aupimo_score, pro_score, spro_score
 from skad.metrics._pixel import (
     pixel_auroc,
     pixel_average_precision,
     pixel_f1_max,
     pixel_metrics,
 )
-from skad.metrics._regions import aupimo_score, pro_score, spro_score
 from skad.metrics._scorers import (
     PixelScorer,
     aupimo_scorer,

@@ -1,5 +1,8 @@
 """A picture of what a detector sees: image, heat map, and ground truth."""
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import numpy as np
 
 from skad.images import check_images, image_size, read_image, read_mask, to_float
@@ -74,8 +77,15 @@ class AnomalyMapDisplay:
     """
 
     def __init__(
-        self, images, maps, *, masks=None, regions=None, thresholds=None, titles=None
-    ):
+        self,
+        images: Any,
+        maps: Any,
+        *,
+        masks: Sequence[Any] | None = None,
+        regions: Sequence[Any] | None = None,
+        thresholds: Any = None,
+        titles: Sequence[str] | None = None,
+    ) -> None:
         self.images = images
         self.maps = maps
         self.masks = masks
@@ -86,15 +96,15 @@ class AnomalyMapDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X,
+        estimator: Any,
+        X: Any,
         *,
-        masks=None,
-        regions=None,
-        titles=None,
-        figure=None,
-        cmap="RdBu_r",
-    ):
+        masks: Sequence[Any] | None = None,
+        regions: Sequence[Any] | None = None,
+        titles: Sequence[str] | None = None,
+        figure: Any = None,
+        cmap: str = "RdBu_r",
+    ) -> Self:
         """Plot what a fitted estimator sees in images.
 
         Parameters
@@ -106,7 +116,7 @@ class AnomalyMapDisplay:
             As the estimator takes them.
 
         masks : list of array, path or None, optional
-            Ground truth at the size of each image; None for a good image.
+            Ground truth at the size of each image; None for a normal image.
 
         regions : sequence of n masks, optional
             For pipelines: what to look at in each image, as in
@@ -154,16 +164,16 @@ class AnomalyMapDisplay:
     @classmethod
     def from_predictions(
         cls,
-        images,
-        maps,
+        images: Any,
+        maps: Any,
         *,
-        masks=None,
-        regions=None,
-        thresholds=None,
-        titles=None,
-        figure=None,
-        cmap="RdBu_r",
-    ):
+        masks: Sequence[Any] | None = None,
+        regions: Sequence[Any] | None = None,
+        thresholds: Any = None,
+        titles: Sequence[str] | None = None,
+        figure: Any = None,
+        cmap: str = "RdBu_r",
+    ) -> Self:
         """Plot images with maps that are at hand.
 
         Parameters
@@ -175,7 +185,7 @@ class AnomalyMapDisplay:
             Anomaly maps at the size of each image.
 
         masks : sequence of array, path or None, optional
-            Ground truth at the size of each image; None for a good image.
+            Ground truth at the size of each image; None for a normal image.
 
         regions : sequence of array, path or None, optional
             What was looked at in each image; None is all of it. The rest is shaded.
@@ -234,7 +244,7 @@ class AnomalyMapDisplay:
         )
         return display.plot(figure=figure, cmap=cmap)
 
-    def plot(self, *, figure=None, cmap="RdBu_r"):
+    def plot(self, *, figure: Any = None, cmap: str = "RdBu_r") -> Self:
         """Draw the figure.
 
         Parameters

@@ -12,7 +12,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from skad.metrics._inputs import check_labels_and_scores, warn_undefined
+from skad.metrics._validation import check_labels_and_scores, warn_undefined
 
 _NAN = float("nan")
 

@@ -9,54 +9,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skad._progress import progress
-from skad.metrics._defects import defect_pixels
-from skad.metrics._inputs import (
-    Pairs,
-    check_max_fpr,
-    check_pairs,
-    warn_undefined,
-    why_undefined,
-)
-from skad.metrics._levels import (
+from skad.metrics._counts import ThresholdCounts, Thresholds, count_normal
+from skad.metrics._curves import (
     area_to_limit,
     area_under_roc,
     average_precision,
     best_f1,
     weigh,
 )
-from skad.metrics._ranks import Levels, Ranks, count_normal
-from skad.metrics._regions import AUPIMO_BOUNDS, SPRO_MAX_FPR, pimo_per_image
+from skad.metrics._defect_pixels import defect_pixels
+from skad.metrics._overlap import AUPIMO_BOUNDS, SPRO_MAX_FPR, pimo_per_image
+from skad.metrics._validation import (
+    check_max_fpr,
+    check_pairs,
+    warn_undefined,
+    why_undefined,
+)
 
 _NAN = float("nan")
 
 
-def rank_pairs(pairs: Pairs, *, chunk: int | None = None) -> Ranks:
-    """Rank the defective pixels of checked images.
-
-    Parameters
-    ----------
-    pairs : Pairs
-        Images.
-    chunk : int, optional
-        Pixels sorted at once; the ranks do not depend on it.
-
-    Returns
-    -------
-    ranks : Ranks
-        Defective scores among normal ones.
-    """
-    levels = Levels.of(defect_pixels(pairs).scores)
-    return levels.ranks(count_normal(levels.values, pairs, chunk=chunk))
-
-
-def _rank(metric: str, masks: Any, maps: Any) -> Ranks | None:
-    """Rank the defective pixels; None, after a warning, where there is no rank."""
-    ranks = rank_pairs(check_pairs(masks, maps))
-    reason = why_undefined(ranks.level_of.size, ranks.n_normal)
+def _counts(metric: str, masks: Any, maps: Any) -> ThresholdCounts | None:
+    """Pixels at every threshold; None, after a warning, where one kind is missing."""
+    pairs = check_pairs(masks, maps)
+    thresholds = Thresholds.of(defect_pixels(pairs).scores)
+    counts = thresholds.with_counts(count_normal(thresholds.values, pairs))
+    reason = why_undefined(counts.index_of.size, counts.n_normal)
     if reason is not None:
         warn_undefined(metric, reason)
         return None
-    return ranks
+    return counts
 
 
 def pixel_auroc(masks: Any, maps: Any) -> float:
@@ -67,8 +49,8 @@ def pixel_auroc(masks: Any, maps: Any) -> float:
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is anomalous; a list holds masks of any kind that
-        `skad.images.read_mask` reads, or None for a normal image.
+        True is anomalous; a list holds masks as `skad.images.read_mask` takes them,
+        or None for a normal image.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
         .npy files.
@@ -93,8 +75,8 @@ def pixel_auroc(masks: Any, maps: Any) -> float:
     >>> round(pixel_auroc(masks, maps), 4)
     0.9167
     """
-    ranks = _rank("pixel_auroc", masks, maps)
-    return _NAN if ranks is None else area_under_roc(ranks)
+    counts = _counts("pixel_auroc", masks, maps)
+    return _NAN if counts is None else area_under_roc(counts)
 
 
 def pixel_average_precision(masks: Any, maps: Any) -> float:
@@ -107,8 +89,8 @@ def pixel_average_precision(masks: Any, maps: Any) -> float:
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is anomalous; a list holds masks of any kind that
-        `skad.images.read_mask` reads, or None for a normal image.
+        True is anomalous; a list holds masks as `skad.images.read_mask` takes them,
+        or None for a normal image.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
         .npy files.
@@ -132,8 +114,8 @@ def pixel_average_precision(masks: Any, maps: Any) -> float:
     >>> round(pixel_average_precision(masks, maps), 4)
     0.8333
     """
-    ranks = _rank("pixel_average_precision", masks, maps)
-    return _NAN if ranks is None else average_precision(ranks)
+    counts = _counts("pixel_average_precision", masks, maps)
+    return _NAN if counts is None else average_precision(counts)
 
 
 @overload
@@ -155,8 +137,8 @@ def pixel_f1_max(
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is anomalous; a list holds masks of any kind that
-        `skad.images.read_mask` reads, or None for a normal image.
+        True is anomalous; a list holds masks as `skad.images.read_mask` takes them,
+        or None for a normal image.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
         .npy files.
@@ -185,8 +167,8 @@ def pixel_f1_max(
     >>> pixel_f1_max(masks, maps, return_threshold=True)
     (0.8, 0.3)
     """
-    ranks = _rank("pixel_f1_max", masks, maps)
-    f1, threshold = (_NAN, _NAN) if ranks is None else best_f1(ranks)
+    counts = _counts("pixel_f1_max", masks, maps)
+    f1, threshold = (_NAN, _NAN) if counts is None else best_f1(counts)
     return (f1, threshold) if return_threshold else f1
 
 
@@ -199,7 +181,7 @@ def pixel_metrics(
 ) -> dict[str, float | NDArray[np.float64]]:
     """Compute all pixel metrics in one pass.
 
-    Ranking the pixels is what costs time; it is done once here.
+    Sorting the pixels takes most of the time; it is done once here.
 
     Maps that are files, or that a `collections.abc.Sequence` other than a list makes
     when they are asked for, are looked at two or three times each and never kept, so
@@ -209,8 +191,8 @@ def pixel_metrics(
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is anomalous; a list holds masks of any kind that
-        `skad.images.read_mask` reads, or None for a normal image.
+        True is anomalous; a list holds masks as `skad.images.read_mask` takes them,
+        or None for a normal image.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
         .npy files.
@@ -225,7 +207,7 @@ def pixel_metrics(
     metrics : dict
         `pixel_auroc`, `pixel_average_precision`, `pixel_f1_max`, `pro_score`,
         `spro_score` and `aupimo_score`, each as the function of that name returns it
-        with its defaults. `aupimo_score` is NaN where no image is good; all are NaN,
+        with its defaults. `aupimo_score` is NaN where no image is normal; all are NaN,
         with a warning, where no pixel is defective, or none normal.
 
     Raises
@@ -254,22 +236,28 @@ def pixel_metrics(
     with progress(n_reads, "maps", verbose, unit="map") as bar:
         pairs = pairs.reporting(bar.update)
         pixels = defect_pixels(pairs, regions=True)
-        levels = Levels.of(pixels.scores)
-        # Good images apart: only they set the false-positive rate of AUPIMO.
-        from_good = count_normal(levels.values, pairs.only(defective=False))
-        from_rest = count_normal(levels.values, pairs.only(defective=True))
-    ranks = levels.ranks(from_good + from_rest)
-    reason = why_undefined(pixels.scores.size, ranks.n_normal)
+        thresholds = Thresholds.of(pixels.scores)
+        # Normal images apart: only they set the false-positive rate of AUPIMO.
+        from_normal_images = count_normal(
+            thresholds.values, pairs.only(defective=False)
+        )
+        from_defective_images = count_normal(
+            thresholds.values, pairs.only(defective=True)
+        )
+    counts = thresholds.with_counts(from_normal_images + from_defective_images)
+    reason = why_undefined(pixels.scores.size, counts.n_normal)
     if reason is not None:
         warn_undefined("pixel_metrics", reason)
         return _all_metrics([_NAN] * 3, [_NAN] * len(limits), max_fpr, _NAN, _NAN)
-    weights = weigh(ranks, pixels.weights)
+    weights = weigh(counts, pixels.weights)
     pro = [
-        float(np.dot(weights, area_to_limit(ranks, limit)))
+        float(np.dot(weights, area_to_limit(counts, limit)))
         for limit in (*limits, SPRO_MAX_FPR)
     ]
-    pimo = pimo_per_image(pixels, levels.ranks(from_good), AUPIMO_BOUNDS)
-    pooled = [area_under_roc(ranks), average_precision(ranks), best_f1(ranks)[0]]
+    pimo = pimo_per_image(
+        pixels, thresholds.with_counts(from_normal_images), AUPIMO_BOUNDS
+    )
+    pooled = [area_under_roc(counts), average_precision(counts), best_f1(counts)[0]]
     return _all_metrics(pooled, pro[:-1], max_fpr, pro[-1], float(np.mean(pimo)))
 
 

@@ -15,9 +15,9 @@ from sklearn.metrics import make_scorer
 
 from skad.images._read import CarriesPixelLimit
 from skad.metrics._image import image_auroc, image_average_precision, image_f1_max
-from skad.metrics._inputs import read_masks
+from skad.metrics._overlap import aupimo_score, pro_score, spro_score
 from skad.metrics._pixel import pixel_auroc, pixel_average_precision, pixel_f1_max
-from skad.metrics._regions import aupimo_score, pro_score, spro_score
+from skad.metrics._validation import read_masks
 
 _HOW = (
     "In a search, call sklearn.set_config(enable_metadata_routing=True) first, then "
@@ -89,7 +89,7 @@ class PixelScorer(CarriesPixelLimit, BaseEstimator):
             Image labels, which are not used. In a call of the scorer itself, masks,
             where `masks` is not given.
         masks : ndarray of shape (n_images, height, width) or list, optional
-            True is defective; a list holds arrays, paths, or None for a good image.
+            True is defective; a list holds arrays, paths, or None for a normal image.
         regions : sequence of masks, optional
             What to look at in each image, see `skad.PatchFeatures.transform`.
 

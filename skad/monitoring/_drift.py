@@ -213,6 +213,7 @@ class DriftMonitor:
         Returns
         -------
         self : DriftMonitor
+            The same object.
 
         Raises
         ------

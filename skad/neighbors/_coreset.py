@@ -10,6 +10,7 @@ are those of the plain algorithm.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils import check_array
 
 from skad._progress import progress
@@ -22,7 +23,14 @@ _STALE_GROUPS = 4
 _CHUNK = 2**18  # entries of a temporary
 
 
-def greedy_coreset(X, n_samples, *, start=0, verbose=False, on_interrupt="raise"):
+def greedy_coreset(
+    X: ArrayLike,
+    n_samples: int,
+    *,
+    start: int = 0,
+    verbose: bool = False,
+    on_interrupt: str = "raise",
+) -> np.ndarray:
     """Select rows by farthest-first traversal.
 
     Every next row is the one farthest from all rows selected before, which
@@ -79,21 +87,21 @@ def greedy_coreset(X, n_samples, *, start=0, verbose=False, on_interrupt="raise"
     >>> greedy_coreset(np.array([[0.0], [1.0], [9.0], [5.0], [0.0]]), 3)
     array([0, 2, 3])
     """
-    X = check_array(X, dtype=[np.float64, np.float32])
+    rows: np.ndarray = check_array(X, dtype=[np.float64, np.float32])
     for name, value, low, high in (
-        ("n_samples", n_samples, 1, len(X)),
-        ("start", start, 0, len(X) - 1),
+        ("n_samples", n_samples, 1, len(rows)),
+        ("start", start, 0, len(rows) - 1),
     ):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ValueError(f"{name} must be an integer, got {value!r}.")
         if not low <= value <= high:
             raise ValueError(
-                f"{name}={value} is out of range: X has {len(X)} rows, so {name} "
+                f"{name}={value} is out of range: X has {len(rows)} rows, so {name} "
                 f"must be between {low} and {high}."
             )
     if on_interrupt not in ("raise", "keep"):
         raise ValueError(f"on_interrupt={on_interrupt!r} must be 'raise' or 'keep'.")
-    return _Traversal(X, n_samples, [start]).run(verbose, on_interrupt)
+    return _Traversal(rows, n_samples, [start]).run(verbose, on_interrupt)
 
 
 def extend_coreset(coreset, X, n_samples, *, verbose=False, on_interrupt="raise"):

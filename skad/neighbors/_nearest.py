@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils import check_array
 
 from skad.neighbors._bounds import Bounds, plan
@@ -25,7 +26,9 @@ _TINY = 1e-30  # above all that underflow takes from a squared distance
 _PREPARED: WeakKeyDictionary[Any, tuple] = WeakKeyDictionary()
 
 
-def nearest(queries, bank, k=1):
+def nearest(
+    queries: ArrayLike, bank: ArrayLike, k: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Find the k nearest rows of a bank for every query, exactly.
 
     Parameters
@@ -61,21 +64,21 @@ def nearest(queries, bank, k=1):
     (array([0., 2.]), array([1, 0]))
     """
     dtype = [np.float64, np.float32]
-    queries = check_array(queries, dtype=dtype, input_name="queries")
-    bank = check_array(bank, dtype=dtype, input_name="bank")
-    if queries.shape[1] != bank.shape[1]:
+    rows: np.ndarray = check_array(queries, dtype=dtype, input_name="queries")
+    known: np.ndarray = check_array(bank, dtype=dtype, input_name="bank")
+    if rows.shape[1] != known.shape[1]:
         raise ValueError(
-            f"queries has {queries.shape[1]} columns but bank has {bank.shape[1]}; "
+            f"queries has {rows.shape[1]} columns but bank has {known.shape[1]}; "
             "both must come from the same features."
         )
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
         raise ValueError(f"k must be an integer, got {k!r}.")
-    if not 1 <= k <= len(bank):
+    if not 1 <= k <= len(known):
         raise ValueError(
-            f"k={k} is out of range: bank has {len(bank)} rows, so k must be "
-            f"between 1 and {len(bank)}."
+            f"k={k} is out of range: bank has {len(known)} rows, so k must be "
+            f"between 1 and {len(known)}."
         )
-    squared, indices = search(queries, bank, k)
+    squared, indices = search(rows, known, k)
     distances = np.sqrt(squared)
     return (distances[:, 0], indices[:, 0]) if k == 1 else (distances, indices)
 

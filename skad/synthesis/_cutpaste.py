@@ -5,7 +5,14 @@ import numpy as np
 from skad.synthesis._image import as_float, jittered, random_box, random_corner
 
 
-def cutpaste(image, rng, *, area=(0.02, 0.15), aspect=(0.3, 3.3), jitter=0.1):
+def cutpaste(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    area: tuple[float, float] = (0.02, 0.15),
+    aspect: tuple[float, float] = (0.3, 3.3),
+    jitter: float = 0.1,
+) -> tuple[np.ndarray, np.ndarray]:
     """Copy a random box of an image to another place.
 
     Parameters
@@ -14,6 +21,7 @@ def cutpaste(image, rng, *, area=(0.02, 0.15), aspect=(0.3, 3.3), jitter=0.1):
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     area : (float, float), default=(0.02, 0.15)
         Share of the image that the box covers.
@@ -59,8 +67,14 @@ def cutpaste(image, rng, *, area=(0.02, 0.15), aspect=(0.3, 3.3), jitter=0.1):
 
 
 def cutpaste_scar(
-    image, rng, *, width=(2, 16), length=(10, 25), rotation=45.0, jitter=0.1
-):
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    width: tuple[int, int] = (2, 16),
+    length: tuple[int, int] = (10, 25),
+    rotation: float = 45.0,
+    jitter: float = 0.1,
+) -> tuple[np.ndarray, np.ndarray]:
     """Copy a thin random box of an image to another place, and turn it.
 
     Parameters
@@ -69,6 +83,7 @@ def cutpaste_scar(
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     width, length : (float, float), default=(2, 16), (10, 25)
         Pixels; the box is never larger than the image.

@@ -7,7 +7,15 @@ from skad.synthesis._image import as_float, recoloured
 from skad.synthesis._perlin import perlin_mask, perlin_noise
 
 
-def draem(image, rng, *, texture=None, mask=None, foreground=None, opacity=(0.2, 1.0)):
+def draem(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    texture: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    foreground: np.ndarray | None = None,
+    opacity: tuple[float, float] = (0.2, 1.0),
+) -> tuple[np.ndarray, np.ndarray]:
     """Blend a texture into an image, in blobs of Perlin noise.
 
     Parameters
@@ -16,6 +24,7 @@ def draem(image, rng, *, texture=None, mask=None, foreground=None, opacity=(0.2,
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     texture : ndarray of shape (H, W, C), default=None
         What shows through, such as a photograph of a texture, changed by
@@ -38,6 +47,7 @@ def draem(image, rng, *, texture=None, mask=None, foreground=None, opacity=(0.2,
         In [0, 1].
 
     mask : ndarray of shape (H, W), bool
+        True where the texture shows.
 
     References
     ----------
@@ -77,7 +87,9 @@ def draem(image, rng, *, texture=None, mask=None, foreground=None, opacity=(0.2,
     return (1 - shown) * image + shown * texture, found
 
 
-def changed_texture(texture, rng, *, n_changes=3):
+def changed_texture(
+    texture: np.ndarray, rng: np.random.Generator, *, n_changes: int = 3
+) -> np.ndarray:
     """Change a texture by some of ten random operations.
 
     Gamma, brightness, sharpness, hue and saturation, solarizing, posterizing,
@@ -89,6 +101,7 @@ def changed_texture(texture, rng, *, n_changes=3):
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     n_changes : int, default=3
         How many of the operations, each at most once.
@@ -112,7 +125,9 @@ def changed_texture(texture, rng, *, n_changes=3):
     return texture
 
 
-def procedural_texture(shape, rng):
+def procedural_texture(
+    shape: tuple[int, int, int], rng: np.random.Generator
+) -> np.ndarray:
     """Draw a texture where no photographs of some are at hand.
 
     Perlin noise on several scales in each of three hidden channels, mixed to colours
@@ -124,6 +139,7 @@ def procedural_texture(shape, rng):
         Height, width and channels.
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     Returns
     -------
@@ -143,8 +159,9 @@ def procedural_texture(shape, rng):
     for _ in range(3):
         field, weight = np.zeros((height, width)), 1.0
         for scale in sorted(2 ** rng.choice(7, 4, replace=False)):
-            cells = [min(int(scale), max(1, side // 2)) for side in (height, width)]
-            field += weight * perlin_noise((height, width), cells, rng)
+            rows = min(int(scale), max(1, height // 2))
+            columns = min(int(scale), max(1, width // 2))
+            field += weight * perlin_noise((height, width), (rows, columns), rng)
             weight *= rng.uniform(0.4, 1)
         kind = rng.integers(3)
         if kind == 1:  # waves, as of wood

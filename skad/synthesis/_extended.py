@@ -7,16 +7,16 @@ from skad.synthesis._image import as_float, grey, jittered
 
 
 def extended_anomaly(
-    image,
-    defect,
-    defect_mask,
-    rng,
+    image: np.ndarray,
+    defect: np.ndarray,
+    defect_mask: np.ndarray,
+    rng: np.random.Generator,
     *,
-    foreground=None,
-    rotation=45.0,
-    scale=(0.7, 1.4),
-    jitter=0.1,
-):
+    foreground: np.ndarray | None = None,
+    rotation: float = 45.0,
+    scale: tuple[float, float] = (0.7, 1.4),
+    jitter: float = 0.1,
+) -> tuple[np.ndarray, np.ndarray]:
     """Paste a seen defect into a good image, turned, scaled and moved.
 
     Parameters
@@ -31,6 +31,7 @@ def extended_anomaly(
         Where that is. One of its connected parts is taken, if there are several.
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     foreground : ndarray of shape (H, W), bool, default=None
         Where on the good image the defect may lie; the centre of it does. None is
@@ -112,7 +113,7 @@ def extended_anomaly(
     return np.where(moved[..., None], pasted, image), moved
 
 
-def foreground_mask(image, *, least=0.1):
+def foreground_mask(image: np.ndarray, *, least: float = 0.1) -> np.ndarray:
     """Guess where on a plain background the part lies.
 
     The border of the image tells the colour of the background; what differs from it by
@@ -130,6 +131,7 @@ def foreground_mask(image, *, least=0.1):
     Returns
     -------
     mask : ndarray of shape (H, W), bool
+        True on the part.
 
     Examples
     --------

@@ -1,12 +1,15 @@
 """Perlin noise: smooth random fields, and the blobs that a threshold cuts from them."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.ndimage import rotate
 
 from skad._checks import check_size
 
 
-def perlin_noise(shape, cells, rng):
+def perlin_noise(
+    shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator | ArrayLike
+) -> np.ndarray:
     """Draw a field of Perlin noise.
 
     A random unit vector stands at every corner of a lattice; the field interpolates
@@ -73,7 +76,13 @@ def perlin_noise(shape, cells, rng):
     return np.sqrt(2) * _between(upper, lower, x)
 
 
-def perlin_mask(shape, rng, *, threshold=0.5, max_scale=5):
+def perlin_mask(
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    threshold: float = 0.5,
+    max_scale: int = 5,
+) -> np.ndarray:
     """Draw blobs: where rotated Perlin noise exceeds a threshold.
 
     Parameters
@@ -82,6 +91,7 @@ def perlin_mask(shape, rng, *, threshold=0.5, max_scale=5):
         Height and width.
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     threshold : float, default=0.5
         A larger one leaves less.
@@ -110,10 +120,10 @@ def perlin_mask(shape, rng, *, threshold=0.5, max_scale=5):
     (dtype('bool'), True)
     """
     check_size(shape, "shape")
-    cells = [
+    rows, columns = (
         min(2 ** int(rng.integers(max_scale + 1)), max(1, side // 2)) for side in shape
-    ]
-    noise = perlin_noise(shape, cells, rng)
+    )
+    noise = perlin_noise(shape, (rows, columns), rng)
     angle = rng.uniform(-90, 90)
     return rotate(noise, angle, reshape=False, order=1, mode="constant") > threshold
 

@@ -7,15 +7,15 @@ from skad.synthesis._image import as_float, jittered, random_box, random_corner
 
 
 def smooth_blend(
-    image,
-    rng,
+    image: np.ndarray,
+    rng: np.random.Generator,
     *,
-    area=(0.02, 0.15),
-    aspect=(0.3, 3.3),
-    jitter=0.4,
-    sigma=(1.0, 4.0),
-    halo=False,
-):
+    area: tuple[float, float] = (0.02, 0.15),
+    aspect: tuple[float, float] = (0.3, 3.3),
+    jitter: float = 0.4,
+    sigma: tuple[float, float] = (1.0, 4.0),
+    halo: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
     """Copy a random box of an image to another place with soft edges.
 
     Parameters
@@ -24,9 +24,10 @@ def smooth_blend(
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
-    area, aspect, jitter
-        As of `cutpaste`.
+    area, aspect, jitter : as in cutpaste
+        Share of the image, height over width, and change of colours of the box.
 
     sigma : (float, float), default=(1.0, 4.0)
         Standard deviation of the blur of the edge, in pixels of an image of 224.

@@ -1,16 +1,17 @@
 """The syntheses as one transformer: good images in, the same with defects out."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skad._checks import good_positions
+from skad._checks import normal_positions
 from skad._portable import Portable
 from skad.images import check_images, image_size, read_image, read_mask, resize_image
 from skad.images._batches import NamedImages
@@ -128,15 +129,15 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
 
     def __init__(
         self,
-        method="cutpaste",
+        method: str = "cutpaste",
         *,
-        options=None,
-        texture_images=None,
-        defects=None,
-        masks=None,
-        foreground=None,
-        random_state=0,
-    ):
+        options: dict[str, Any] | None = None,
+        texture_images: Any = None,
+        defects: Sequence[Any] | None = None,
+        masks: Any = None,
+        foreground: str | None = None,
+        random_state: Any = 0,
+    ) -> None:
         self.method = method
         self.options = options
         self.texture_images = texture_images
@@ -145,7 +146,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         self.foreground = foreground
         self.random_state = random_state
 
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Check the settings, and draw the seed.
 
         Parameters
@@ -161,6 +162,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         Returns
         -------
         self : object
+            The same object.
 
         Raises
         ------
@@ -174,7 +176,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         self._check_options()
         self.sources_, self.masks_ = None, None
         if self.method == "homologous":
-            good = good_positions(X, y)
+            good = normal_positions(X, y)
             self.sources_ = NamedImages(
                 [X[i] for i in good], [f"X[{i}] of fit" for i in good]
             )
@@ -186,7 +188,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         return self
 
-    def transform(self, X):
+    def transform(self, X: Any) -> np.ndarray | list[np.ndarray]:
         """Put an anomaly into every image.
 
         Parameters
@@ -202,7 +204,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         """
         return self.make(X)[0]
 
-    def make(self, X):
+    def make(self, X: Any) -> tuple[Any, Any]:
         """Put an anomaly into every image, and tell where it is.
 
         Parameters

@@ -9,7 +9,7 @@ from skad.images import resize_image
 from skad.synthesis._image import as_float, grey, jittered
 
 
-def weak_view(image, rng):
+def weak_view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Change place, focus and colours of an image slightly.
 
     A crop of 70 % of the area or more, mirrored in half of the cases, with brightness,
@@ -21,6 +21,7 @@ def weak_view(image, rng):
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     Returns
     -------
@@ -44,7 +45,7 @@ def weak_view(image, rng):
     return _view(as_float(image), rng, least=0.7, strength=0.1)
 
 
-def strong_view(image, rng):
+def strong_view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Take any part of an image, in any colours, as self-supervised learning does.
 
     A crop of 20 % of the area or more, mirrored in half of the cases, with brightness,
@@ -57,6 +58,7 @@ def strong_view(image, rng):
         uint8, or floats in [0, 1].
 
     rng : numpy.random.Generator
+        Source of all randomness.
 
     Returns
     -------

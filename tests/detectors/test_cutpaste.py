@@ -1,11 +1,7 @@
-import pickle
-
-import joblib
 import numpy as np
 import pytest
 import timm
 import torch
-from sklearn.base import clone
 from sklearn.covariance import LedoitWolf
 
 from skad import CutPasteDetector
@@ -91,33 +87,6 @@ def test_map_gaussian_from_a_sample_of_positions(data, monkeypatch):
     assert not np.array_equal(some.map_location_, everything.map_location_)
 
 
-def test_same_seed_same_bits_with_any_number_of_threads(data):
-    first, second = (tiny(random_state=3, n_jobs=n).fit(data.train[:8]) for n in (1, 3))
-    for name, values in first.state_.items():
-        np.testing.assert_array_equal(second.state_[name], values)
-    np.testing.assert_array_equal(first.precision_, second.precision_)
-    assert first.offset_ == second.offset_
-    other = tiny(random_state=4).fit(data.train[:8])
-    assert other.loss_curve_ != first.loss_curve_
-
-
-@pytest.mark.usefixtures("numpy_state_untouched")
-def test_global_generators_are_left_alone(data):
-    before = torch.random.get_rng_state()
-    tiny().fit(data.train[:4]).score_samples(data.test[:2])
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_pickles_hold_numpy_only(data, fitted, tmp_path):
-    joblib.dump(fitted, tmp_path / "model.joblib")
-    expected = fitted.score_samples(data.test)
-    for mode in (None, "r"):
-        loaded = joblib.load(tmp_path / "model.joblib", mmap_mode=mode)
-        np.testing.assert_array_equal(loaded.score_samples(data.test), expected)
-    assert b"torch" not in pickle.dumps(fitted)
-    assert clone(fitted).get_params() == fitted.get_params()
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -173,9 +142,6 @@ def test_statistics_of_given_weights_are_kept(data, tmp_path):
         ({"backbone": "vit_tiny_patch16_224"}, "choose a convolutional network"),
         ({"weights": True}, "weights=True is ambiguous"),
         ({"variant": "both"}, "variant"),
-        ({"max_steps": 0}, "max_steps"),
-        ({"calibration": "loo"}, "loo"),
-        ({"device": "nonsense"}, "device='nonsense'"),
     ],
 )
 def test_errors(data, options, message):
@@ -191,34 +157,6 @@ def test_files_that_hold_no_weights(data, tmp_path):
     torch.save(torch.nn.Linear(3, 4).state_dict(), tmp_path / "linear.pth")
     with pytest.raises(ValueError, match="could not be built"):
         tiny(weights=tmp_path / "linear.pth").fit(data.train[:4])
-
-
-def test_one_image(data):
-    with pytest.warns(UserWarning, match="one training image"):
-        detector = tiny().fit(data.train[:1])
-    assert np.isfinite(detector.score_samples(data.test)).all()
-
-
-def test_warm_start_goes_on(data):
-    parts = tiny(warm_start=True).fit(data.train)
-    first = parts.loss_curve_
-    assert tiny().fit(data.train).loss_curve_ == first
-    parts.fit(data.train)
-    assert parts.loss_curve_[:2] == first
-    assert len(parts.loss_curve_) == 4
-
-
-def test_interrupted_training_keeps_a_model(data, interrupt_training):
-    detector = tiny(max_steps=100_000)
-    interrupt_training(after=3)
-    with pytest.warns(UserWarning, match="interrupted after 3 of .* steps"):
-        detector.fit(data.train)
-    assert 0 < len(detector.loss_curve_) < 100_000
-    assert np.isfinite(detector.score_samples(data.test)).all()
-
-
-def test_killed_training_resumes_to_the_same_bits(data, assert_survives_a_kill):
-    assert_survives_a_kill(tiny(max_steps=6), data.train, after=3)
 
 
 def test_shifts_stay_in_the_image():

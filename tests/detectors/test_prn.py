@@ -1,13 +1,9 @@
-import pickle
-
-import joblib
 import numpy as np
 import pytest
 import sklearn
 import timm
 import torch
 from PIL import Image
-from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from skad import PRNDetector
@@ -383,34 +379,6 @@ def test_the_frozen_network_stays_as_it_is(seen):
     assert torch.equal(encoder.module.state_dict()["bn1.running_mean"], fresh)
 
 
-def test_same_seed_same_bits(seen):
-    first, second = (tiny(random_state=3).fit(*seen) for _ in range(2))
-    for name, values in first.state_.items():
-        np.testing.assert_array_equal(second.state_[name], values)
-    assert first.offset_ == second.offset_
-    assert tiny(random_state=4).fit(*seen).loss_curve_ != first.loss_curve_
-    # Fitting again starts anew, from another frozen network if need be.
-    first.set_params(random_state=4).fit(*seen)
-    assert first.weights_sha256_ != second.weights_sha256_
-
-
-@pytest.mark.usefixtures("numpy_state_untouched")
-def test_global_generators_are_left_alone(seen):
-    before = torch.random.get_rng_state()
-    tiny(max_steps=1).fit(*seen)
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_pickles_hold_numpy_only(data, fitted, tmp_path):
-    joblib.dump(fitted, tmp_path / "model.joblib")
-    expected = fitted.score_samples(data.test)
-    for mode in (None, "r"):
-        read = joblib.load(tmp_path / "model.joblib", mmap_mode=mode)
-        np.testing.assert_array_equal(read.score_samples(data.test), expected)
-    assert b"torch" not in pickle.dumps(fitted)
-    assert clone(fitted).get_params().keys() == fitted.get_params().keys()
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -468,7 +436,6 @@ def test_weights_from_a_file(data, seen, tmp_path):
         ({"image_size": 48}, "image_size=48 must be a multiple of 32"),
         ({"image_size": 96, "crop_size": 40}, "crop_size=40 must be"),
         ({"train_batch_size": 2}, "train_batch_size"),
-        ({"max_steps": 0}, "max_steps"),
         ({"model": "large"}, "model"),
         ({"schedule": "step"}, "schedule"),
         ({"weights": True}, "weights=True is ambiguous"),
@@ -477,7 +444,6 @@ def test_weights_from_a_file(data, seen, tmp_path):
         ({"layers": ("layer1", "layer2")}, "must be four of"),
         ({"layers": ("layer1", "layer1", "layer3", "layer4")}, "have the strides"),
         ({"texture_images": []}, "texture_images|X"),
-        ({"calibration": "loo"}, "loo"),
     ],
 )
 def test_errors_of_parameters(seen, options, message):
@@ -519,32 +485,6 @@ def test_unreadable_images_are_skipped(data, seen, tmp_path):
             [None, *masks, None],
         )
     assert detector.n_defects_seen_ == 8
-
-
-def test_one_image(data):
-    with pytest.warns(UserWarning, match="one training image"):
-        detector = tiny(max_steps=2).fit(data.train[:1])
-    assert [len(p) for p in detector.prototypes_] == [1, 1, 1]
-    assert np.isfinite(detector.score_samples(data.test)).all()
-
-
-def test_warm_start_goes_on(seen):
-    parts = tiny(warm_start=True).fit(*seen).fit(*seen)
-    assert len(parts.loss_curve_) == 6
-    assert parts.loss_curve_[:3] == tiny().fit(*seen).loss_curve_
-
-
-def test_interrupted_training_keeps_a_model(data, seen, interrupt_training):
-    detector = tiny(max_steps=100_000)
-    interrupt_training(after=3)
-    with pytest.warns(UserWarning, match="interrupted after 3 of .* steps"):
-        detector.fit(*seen)
-    assert 0 < len(detector.loss_curve_) < 100_000
-    assert np.isfinite(detector.score_samples(data.test)).all()
-
-
-def test_killed_training_resumes_to_the_same_bits(seen, assert_survives_a_kill):
-    assert_survives_a_kill(tiny(max_steps=8), *seen, after=4)
 
 
 # -- model selection -------------------------------------------------------------

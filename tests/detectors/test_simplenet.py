@@ -1,4 +1,3 @@
-import re
 from functools import partial
 
 import numpy as np
@@ -260,39 +259,3 @@ def test_warm_start_goes_on():
     for other in ({"hidden_dim": 7}, {"n_hidden_layers": 2}, {"whiten": True}):
         with pytest.raises(ValueError, match="a fit with other layers"):
             clone(parts).set_params(**QUICK).fit(X).set_params(**other).fit(X)
-    with pytest.raises(ValueError, match="kfold"):
-        parts.set_params(calibration="kfold").fit(X)
-
-
-def test_interrupted_training_keeps_a_model(interrupt_training):
-    detector = SimpleNetDetector(max_epochs=100_000, hidden_dim=64, warm_start=True)
-    interrupt_training(after=3)
-    with pytest.warns(UserWarning, match="interrupted after 3 of .* steps"):
-        detector.fit(grids(40))
-    assert 0 < len(detector.loss_curve_) < 100_000
-    assert np.isfinite(detector.score_samples(defective(3))).all()
-    n_before = len(detector.loss_curve_)
-    interrupt_training(after=-1)
-    detector.set_params(max_epochs=2).fit(grids(40))
-    assert len(detector.loss_curve_) == n_before + 2
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"whiten": True, "n_hidden_layers": 2, "schedule": "cosine"}]
-)
-def test_killed_training_resumes_to_the_same_bits(assert_survives_a_kill, options):
-    detector = SimpleNetDetector(max_epochs=10, hidden_dim=32, **options)
-    assert_survives_a_kill(detector, grids(40), after=17)
-
-
-def test_progress_tells_loss_and_speed(capsys):
-    SimpleNetDetector(max_epochs=2, hidden_dim=8, verbose=True).fit(grids(10))
-    said = capsys.readouterr().err
-    assert re.search(r"SimpleNet: 100%.* 4/4 .*step/s, loss \d", said)
-
-
-@pytest.mark.usefixtures("numpy_state_untouched")
-def test_the_global_generator_of_torch_is_left_alone():
-    before = torch.random.get_rng_state()
-    SimpleNetDetector(**{**QUICK, "max_epochs": 2}).fit(grids(10))
-    assert torch.equal(torch.random.get_rng_state(), before)

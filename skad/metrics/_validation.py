@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import UndefinedMetricWarning
 
 from skad._checks import check_labels
+from skad._user_warning import warn_user
 from skad.images import ImageError, read_mask
 from skad.images._arrays import is_tensor, tensor_to_numpy
 from skad.images._errors import Source
@@ -43,10 +43,8 @@ def warn_undefined(metric: str, reason: str) -> float:
     nan : float
         Not a number.
     """
-    warnings.warn(
-        f"{metric} is undefined: {reason}. NaN is returned.",
-        UndefinedMetricWarning,
-        stacklevel=4,
+    warn_user(
+        f"{metric} is undefined: {reason}. NaN is returned.", UndefinedMetricWarning
     )
     return float("nan")
 
@@ -77,9 +75,9 @@ def check_labels_and_scores(
     Parameters
     ----------
     y : array-like of shape (n_images,)
-        +1 for good, -1 for defective images.
+        +1 for normal, -1 for defective images.
     scores : array-like of shape (n_images,)
-        Larger for good images.
+        Larger for normal images.
 
     Returns
     -------
@@ -298,7 +296,7 @@ def check_pairs(masks: Any, maps: Any, *, stacks: bool = False) -> Pairs:
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        None: all images are good.
+        None: all images are normal.
     maps : ndarray of shape (n_images, height, width) or sequence
         The anomaly maps: arrays, or paths of .npy files. An array, a list or a tuple
         is taken as it is; of another sequence each map is fetched when it is looked
@@ -309,7 +307,7 @@ def check_pairs(masks: Any, maps: Any, *, stacks: bool = False) -> Pairs:
     Returns
     -------
     pairs : Pairs
-        One per image; the mask of a good image is None.
+        One per image; the mask of a normal image is None.
     """
     items = _sequence("maps", maps)
     if len(items) == 0:
@@ -327,7 +325,7 @@ def check_pairs(masks: Any, maps: Any, *, stacks: bool = False) -> Pairs:
     if len(marks) != len(items):
         raise ValueError(
             f"masks and maps must have one entry per image each, got {len(marks)} "
-            f"masks and {len(items)} maps. A good image has None as its mask."
+            f"masks and {len(items)} maps. A normal image has None as its mask."
         )
     is_defective = np.zeros(len(items), dtype=bool)
     for i, shape in enumerate(shapes):

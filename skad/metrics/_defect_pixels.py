@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from skad.metrics._inputs import Pairs
+from skad.metrics._validation import Pairs
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 

@@ -1,10 +1,11 @@
-"""Ranks of defective scores: how many normal ones lie above each.
+"""False positives at every threshold: how many normal pixels score at least so high.
 
-Every metric of this package is a sum over defective pixels that depends on a pixel only
-through the number of normal scores above it, and at least as high as it. Normal scores
-are many and defective ones few, so the normal scores are sorted by value, which needs
-neither an index nor a second copy, and the few distinct defective scores are searched
-in them. Counts add up over images: images are taken in chunks, in bounded memory.
+Every metric of pixels is a sum over defective pixels that depends on a pixel only
+through the number of normal scores above its score, and at least as high. So the
+distinct scores of defective pixels are all the thresholds that matter. Normal pixels
+are many and defective ones few: the normal scores are sorted, which needs neither an
+index nor a second copy, and the thresholds are searched in them. Counts add up over
+images, which are taken in chunks, in bounded memory.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from skad.metrics._inputs import Pair
+from skad.metrics._validation import Pair
 
-_CHUNK = 2**18, 2**24  # fewest and most pixels sorted at once
-_CHUNK_PER_LEVEL = 4  # more levels are searched in fewer, larger chunks
-_SAMPLE_STEP = 8  # one pixel of 8 x 8 tells about where the highest scores begin
-_SAMPLE_FROM = 2**12  # pixels of it from which looking for that pays
+_CHUNK_PIXELS = 2**18, 2**24  # fewest and most that are sorted at once
+_CHUNK_PER_THRESHOLD = 4  # pixels: more thresholds, fewer and larger chunks
+_SAMPLE_STEP = 8  # the sample has one pixel of 8 x 8
+_MIN_SAMPLE_PIXELS = 2**12  # a smaller sample says too little
 
 
-class Counts(NamedTuple):
-    """Normal scores above, and at least as high as, each of some levels."""
+class NormalCounts(NamedTuple):
+    """Normal scores above, and at least as high as, each of some thresholds."""
 
     above: NDArray[np.int64]
     at_least: NDArray[np.int64]
     n_normal: int
     n_kept: int
 
-    def __add__(self, other: Counts) -> Counts:  # type: ignore[override]
-        return Counts(
+    def __add__(self, other: NormalCounts) -> NormalCounts:  # type: ignore[override]
+        return NormalCounts(
             self.above + other.above,
             self.at_least + other.at_least,
             self.n_normal + other.n_normal,
@@ -45,25 +46,25 @@ class Counts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Where defective scores stand among normal ones.
+class ThresholdCounts:
+    """Defective and normal pixels at every threshold.
 
     Attributes
     ----------
-    levels : ndarray of shape (n_levels,)
+    thresholds : ndarray of shape (n_thresholds,)
         Distinct defective scores in ascending order.
-    level_of : ndarray of shape (n_defective,)
-        The level of each defective score.
-    n_defective : ndarray of shape (n_levels,)
-        How many defective scores each level has.
-    above, at_least : ndarray of shape (n_levels,)
-        How many normal scores are larger than the level, and not smaller.
+    index_of : ndarray of shape (n_defective,)
+        The threshold that each defective score is, as an index.
+    n_defective : ndarray of shape (n_thresholds,)
+        How many defective scores each threshold is.
+    above, at_least : ndarray of shape (n_thresholds,)
+        How many normal scores are larger than the threshold, and not smaller.
     n_normal : int
         The number of normal scores.
     """
 
-    levels: NDArray[Any]
-    level_of: NDArray[np.intp]
+    thresholds: NDArray[Any]
+    index_of: NDArray[np.intp]
     n_defective: NDArray[np.int64]
     above: NDArray[np.int64]
     at_least: NDArray[np.int64]
@@ -71,55 +72,57 @@ class Ranks:
 
     @property
     def false_positive_rates(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Rates just above each level, and at it."""
+        """Rates just above each threshold, and at it."""
         return self.above / self.n_normal, self.at_least / self.n_normal
 
 
-class Levels(NamedTuple):
-    """Distinct scores in ascending order, and how the scores map to them."""
+class Thresholds(NamedTuple):
+    """Distinct scores in ascending order, and which of them each score is."""
 
     values: NDArray[Any]
-    level_of: NDArray[np.intp]
-    sizes: NDArray[np.int64]
+    index_of: NDArray[np.intp]
+    n_defective: NDArray[np.int64]
 
     @classmethod
-    def of(cls, scores: NDArray[Any]) -> Levels:
+    def of(cls, scores: NDArray[Any]) -> Thresholds:
         return cls(*np.unique(scores, return_inverse=True, return_counts=True))
 
-    def ranks(self, counts: Counts) -> Ranks:
-        return Ranks(
+    def with_counts(self, counts: NormalCounts) -> ThresholdCounts:
+        return ThresholdCounts(
             self.values,
-            self.level_of,
-            self.sizes,
+            self.index_of,
+            self.n_defective,
             counts.above,
             counts.at_least,
             counts.n_normal,
         )
 
 
-def no_counts(levels: NDArray[Any]) -> Counts:
+def no_counts(thresholds: NDArray[Any]) -> NormalCounts:
     """Start a sum of counts.
 
     Parameters
     ----------
-    levels : ndarray of shape (n_levels,)
+    thresholds : ndarray of shape (n_thresholds,)
         Distinct defective scores.
 
     Returns
     -------
-    counts : Counts
+    counts : NormalCounts
         All zero.
     """
-    zeros = np.zeros(levels.size, dtype=np.int64)
-    return Counts(zeros, zeros, 0, 0)
+    zeros = np.zeros(thresholds.size, dtype=np.int64)
+    return NormalCounts(zeros, zeros, 0, 0)
 
 
-def count_sorted(levels: NDArray[Any], scores: NDArray[Any], n_normal: int) -> Counts:
-    """Count the scores above, and at least as high as, each level.
+def count_sorted(
+    thresholds: NDArray[Any], scores: NDArray[Any], n_normal: int
+) -> NormalCounts:
+    """Count the scores above, and at least as high as, each threshold.
 
     Parameters
     ----------
-    levels : ndarray of shape (n_levels,)
+    thresholds : ndarray of shape (n_thresholds,)
         Distinct defective scores in ascending order.
     scores : ndarray of shape (n_scores,)
         Normal scores in ascending order, possibly without the lowest ones, or with
@@ -129,22 +132,24 @@ def count_sorted(levels: NDArray[Any], scores: NDArray[Any], n_normal: int) -> C
 
     Returns
     -------
-    counts : Counts
+    counts : NormalCounts
         The counts.
     """
     if scores.size == 0:
-        return no_counts(levels)._replace(n_normal=n_normal)
-    left = np.searchsorted(scores, levels, side="left")
+        return no_counts(thresholds)._replace(n_normal=n_normal)
+    left = np.searchsorted(scores, thresholds, side="left")
     right = left.copy()
     # Exact ties are rare in real maps: search the right side only for those.
-    tied = scores[np.minimum(left, scores.size - 1)] == levels
-    right[tied] = np.searchsorted(scores, levels[tied], side="right")
-    return Counts(scores.size - right, scores.size - left, n_normal, scores.size)
+    tied = scores[np.minimum(left, scores.size - 1)] == thresholds
+    right[tied] = np.searchsorted(scores, thresholds[tied], side="right")
+    return NormalCounts(scores.size - right, scores.size - left, n_normal, scores.size)
 
 
-def _count(levels: NDArray[Any], scores: NDArray[Any], n_normal: int) -> Counts:
+def _count(
+    thresholds: NDArray[Any], scores: NDArray[Any], n_normal: int
+) -> NormalCounts:
     scores.sort()
-    return count_sorted(levels, scores, n_normal)
+    return count_sorted(thresholds, scores, n_normal)
 
 
 def chunks(pairs: Iterable[Pair], size: int) -> Iterator[tuple[NDArray[Any], int]]:
@@ -185,42 +190,38 @@ def chunks(pairs: Iterable[Pair], size: int) -> Iterator[tuple[NDArray[Any], int
 
 
 def count_normal(
-    levels: NDArray[Any],
+    thresholds: NDArray[Any],
     pairs: Iterable[Pair],
     *,
     floor: float | None = None,
-    chunk: int | None = None,
-) -> Counts:
-    """Count the normal pixels above each level, over all images.
+) -> NormalCounts:
+    """Count the normal pixels above each threshold, over all images.
 
     Parameters
     ----------
-    levels : ndarray of shape (n_levels,)
+    thresholds : ndarray of shape (n_thresholds,)
         Distinct defective scores in ascending order.
     pairs : iterable of Pair
         Images.
     floor : float, optional
         Normal scores below it need not be counted.
-    chunk : int, optional
-        Pixels sorted at once.
 
     Returns
     -------
-    counts : Counts
+    counts : NormalCounts
         `n_kept` is the number of normal scores that are not below the floor.
     """
-    total = no_counts(levels)
-    if levels.size and (floor is None or floor < levels[0]):
-        floor = levels[0]
-    if chunk is None:
-        chunk = int(np.clip(_CHUNK_PER_LEVEL * levels.size, *_CHUNK))
+    total = no_counts(thresholds)
+    if thresholds.size and (floor is None or floor < thresholds[0]):
+        floor = thresholds[0]
+    chunk = int(np.clip(_CHUNK_PER_THRESHOLD * thresholds.size, *_CHUNK_PIXELS))
     # Sorting, which takes the time, leaves the interpreter to a second thread.
     n_threads = min(2, cpu_count())
-    waiting: deque[Future[Counts]] = deque()
+    waiting: deque[Future[NormalCounts]] = deque()
     with ThreadPoolExecutor(n_threads) as pool:
         for scores, n_normal in chunks(pairs, chunk):
-            kept = scores[scores >= floor] if levels.size else scores[:0].copy()
-            waiting.append(pool.submit(_count, levels, kept, n_normal))
+            kept = scores[scores >= floor] if thresholds.size else scores[:0].copy()
+            waiting.append(pool.submit(_count, thresholds, kept, n_normal))
             if len(waiting) == n_threads:
                 total = total + waiting.popleft().result()
         for counts in waiting:
@@ -247,41 +248,37 @@ def floor_of_top(pairs: Sequence[Pair], fraction: float) -> float | None:
         return None
     step = slice(None, None, _SAMPLE_STEP)
     sample = np.concatenate([pair.map[step, step].ravel() for pair in pairs])
-    if sample.size < _SAMPLE_FROM:
+    if sample.size < _MIN_SAMPLE_PIXELS:
         return None
     rank = int((1 - 1.05 * fraction) * (sample.size - 1))
     return float(np.partition(sample, rank)[rank])
 
 
 def count_top(
-    levels: NDArray[Any],
+    thresholds: NDArray[Any],
     pairs: Sequence[Pair],
     fraction: float,
-    *,
-    chunk: int | None = None,
-) -> Counts:
-    """Count as `count_normal`, exactly where at most a fraction is above a level.
+) -> NormalCounts:
+    """Count as `count_normal`, exactly where at most a fraction is above a threshold.
 
     Parameters
     ----------
-    levels : ndarray of shape (n_levels,)
+    thresholds : ndarray of shape (n_thresholds,)
         Distinct defective scores in ascending order.
     pairs : sequence of Pair
         Images.
     fraction : float
-        Fraction of the normal pixels. Levels with more of them above get some count
+        Fraction of the normal pixels. Thresholds with more of them above get some count
         that is at least this fraction.
-    chunk : int, optional
-        Pixels sorted at once.
 
     Returns
     -------
-    counts : Counts
+    counts : NormalCounts
         The counts.
     """
     floor = floor_of_top(pairs, fraction)
-    counts = count_normal(levels, pairs, floor=floor, chunk=chunk)
-    cut = floor is not None and floor > levels[0]
+    counts = count_normal(thresholds, pairs, floor=floor)
+    cut = floor is not None and floor > thresholds[0]
     if cut and counts.n_kept < fraction * counts.n_normal:  # the sample misled
-        counts = count_normal(levels, pairs, chunk=chunk)
+        counts = count_normal(thresholds, pairs)
     return counts

@@ -1,4 +1,4 @@
-"""Metrics that weigh every defect, or every image, alike."""
+"""Overlap with each defect (PRO, sPRO) or with the defects of each image (AUPIMO)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from skad.metrics._defects import DefectPixels, defect_pixels, saturated_pixels
-from skad.metrics._inputs import (
+from skad.metrics._counts import ThresholdCounts, Thresholds, count_normal, count_top
+from skad.metrics._curves import area_to_limit, log_area, weigh
+from skad.metrics._defect_pixels import DefectPixels, defect_pixels, saturated_pixels
+from skad.metrics._validation import (
     Pairs,
     check_max_fpr,
     check_pairs,
     warn_undefined,
     why_undefined,
 )
-from skad.metrics._levels import area_to_limit, log_area, weigh
-from skad.metrics._ranks import Levels, Ranks, count_normal, count_top
 
 SPRO_MAX_FPR = 0.05
 AUPIMO_BOUNDS = (1e-5, 1e-4)
@@ -28,15 +28,15 @@ def pro_score(masks: Any, maps: Any, max_fpr: float = 0.3) -> float:
 
     The per-region overlap of a threshold is the fraction of a connected defect region
     at or above it, averaged over all regions of all images: a small defect counts as
-    much as a large one. It is drawn over the rate of normal pixels at or above the
-    threshold, good images included, and its area up to `max_fpr` is divided by
+    much as a large one. It is plotted over the rate of normal pixels at or above the
+    threshold, normal images included, and its area up to `max_fpr` is divided by
     `max_fpr`.
 
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is anomalous; a list holds masks of any kind that
-        `skad.images.read_mask` reads, or None for a normal image.
+        True is anomalous; a list holds masks as `skad.images.read_mask` takes them,
+        or None for a normal image.
         Regions are connected over edges and corners.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
@@ -171,14 +171,14 @@ def _check_area(entry: Any, i: int) -> NDArray[np.float64] | None:
 
 def _area(metric: str, pixels: DefectPixels, pairs: Pairs, max_fpr: float) -> float:
     """Weigh what each pixel adds to the area up to a limit."""
-    levels = Levels.of(pixels.scores)
-    if levels.values.size == 0:
+    thresholds = Thresholds.of(pixels.scores)
+    if thresholds.values.size == 0:
         return warn_undefined(metric, "no pixel of masks is defective")
-    ranks = levels.ranks(count_top(levels.values, pairs, max_fpr))
-    reason = why_undefined(pixels.scores.size, ranks.n_normal)
+    counts = thresholds.with_counts(count_top(thresholds.values, pairs, max_fpr))
+    reason = why_undefined(pixels.scores.size, counts.n_normal)
     if reason is not None:
         return warn_undefined(metric, reason)
-    return float(np.dot(weigh(ranks, pixels.weights), area_to_limit(ranks, max_fpr)))
+    return float(np.dot(weigh(counts, pixels.weights), area_to_limit(counts, max_fpr)))
 
 
 @overload
@@ -207,29 +207,29 @@ def aupimo_score(
     """Area under the per-image overlap curve at very low false-positive rates.
 
     For each defective image, the fraction of its defective pixels at or above a
-    threshold, drawn over the logarithm of the false-positive rate. That rate comes from
-    the good images alone, so a map that is high beside a defect costs nothing, and one
-    that is high on a good image costs much.
+    threshold, plotted over the logarithm of the false-positive rate. That rate comes
+    from the normal images alone, so a map that is high beside a defect costs nothing,
+    and one that is high on a normal image costs much.
 
     Parameters
     ----------
     masks : ndarray of shape (n_images, height, width), list, or None
-        True is anomalous; a list holds masks of any kind that
-        `skad.images.read_mask` reads, or None for a normal image.
+        True is anomalous; a list holds masks as `skad.images.read_mask` takes them,
+        or None for a normal image.
     maps : ndarray of shape (n_images, height, width) or list of (ndarray or path)
         Anomaly maps at the size of the masks, larger is more anomalous. Files are
         .npy files.
     fpr_bounds : tuple of float, default=(1e-5, 1e-4)
-        Where the area begins and ends. The pixels of all good images are pooled, which
-        is the average of their rates where they have one size.
+        Where the area begins and ends. The pixels of all normal images are pooled,
+        which is the average of their rates where they have one size.
     average : {"mean", None}, default="mean"
         Average over the defective images, or None for one value per image.
 
     Returns
     -------
     score : float or ndarray of shape (n_images,)
-        In [0, 1]; NaN for good images. NaN, with a warning, where no image is good or
-        none defective.
+        In [0, 1]; NaN for normal images. NaN, with a warning, where no image is normal
+        or none defective.
 
     Raises
     ------
@@ -258,15 +258,15 @@ def aupimo_score(
         raise ValueError(f'average must be "mean" or None, got {average!r}.')
     pairs = check_pairs(masks, maps)
     pixels = defect_pixels(pairs)
-    levels = Levels.of(pixels.scores)
-    good = pairs.only(defective=False)
+    thresholds = Thresholds.of(pixels.scores)
+    normal = pairs.only(defective=False)
     per_image = np.full(len(pairs), np.nan)
-    if not pixels.images.size or not good:
-        kind = "good" if not good else "defective"
+    if not pixels.images.size or not normal:
+        kind = "normal" if not normal else "defective"
         value = warn_undefined("aupimo_score", f"no image is {kind}")
         return value if average == "mean" else per_image
-    ranks = levels.ranks(count_normal(levels.values, good))
-    scores = pimo_per_image(pixels, ranks, bounds)
+    counts = thresholds.with_counts(count_normal(thresholds.values, normal))
+    scores = pimo_per_image(pixels, counts, bounds)
     if average == "mean":
         return float(scores.mean())
     per_image[pairs.is_defective] = scores
@@ -286,7 +286,7 @@ def _check_bounds(bounds: Any) -> tuple[float, float]:
 
 
 def pimo_per_image(
-    pixels: DefectPixels, ranks: Ranks, bounds: tuple[float, float]
+    pixels: DefectPixels, counts: ThresholdCounts, bounds: tuple[float, float]
 ) -> NDArray[np.float64]:
     """Average the areas of the pixels of each defective image.
 
@@ -294,18 +294,18 @@ def pimo_per_image(
     ----------
     pixels : DefectPixels
         The defective pixels.
-    ranks : Ranks
-        Their ranks among the pixels of good images only.
+    counts : ThresholdCounts
+        Pixels of normal images at every threshold.
     bounds : tuple of float
         Bounds of the false-positive rate.
 
     Returns
     -------
     scores : ndarray of shape (n_defective_images,)
-        NaN where there is no good image.
+        NaN where there is no normal image.
     """
-    if ranks.n_normal == 0:
+    if counts.n_normal == 0:
         return np.full(pixels.images.size, np.nan)
-    area = log_area(ranks, *bounds)[ranks.level_of]
+    area = log_area(counts, *bounds)[counts.index_of]
     starts = np.concatenate([[0], np.cumsum(pixels.n_pixels)[:-1]])
     return np.add.reduceat(area, starts) / pixels.n_pixels

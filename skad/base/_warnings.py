@@ -1,0 +1,67 @@
+"""Warnings of training images that are no good example of normal ones."""
+
+from typing import Any
+
+import numpy as np
+
+from skad._user_warning import warn_user
+from skad.base._threshold import outlier
+
+
+def warn_of_outlier(
+    detector: Any,
+    scores: np.ndarray,
+    positions: np.ndarray,
+    indices: np.ndarray | None = None,
+) -> None:
+    """Name the image whose held-out score is far from those of all others.
+
+    Parameters
+    ----------
+    detector : BaseDetector
+
+    scores : ndarray of shape (m,)
+        Held-out scores, larger is more anomalous.
+
+    positions : ndarray of shape (n,), int
+        Positions in X of the images learned from.
+
+    indices : ndarray of shape (m,), int, optional
+        Which of these the scores are of; negative for images of earlier calls. Without
+        it, they are of all.
+    """
+    found = None if detector._is_part else outlier(scores)
+    if found is None:
+        return
+    image, times = found
+    image = image if indices is None else int(indices[image])
+    if image < 0:  # of an earlier call
+        return
+    warn_user(
+        f"X[{positions[image]}] scores far from all other normal images when it "
+        f"is held out: {times:.0f} times as far above their median as two thirds "
+        "of them reach. Look at it; if it is not normal, or of another kind, leave "
+        "it out (label -1) and fit again."
+    )
+
+
+def warn_of_equal_images(detector: Any, samples: Any) -> None:
+    """Say so where the images to learn from do not differ."""
+    if len(samples) > 1 and not detector._is_part and _are_equal(samples):
+        warn_user(
+            f"the {len(samples)} images to learn from do not differ: nothing can "
+            "be learned about what normal images look like, and every image that "
+            "is not like them is anomalous. Check the images (a lens cap, a frozen "
+            "camera, one file read again and again?) and fit on different ones."
+        )
+
+
+def _are_equal(samples):
+    """Whether all samples, features or read one by one, are alike up to rounding."""
+    read = getattr(samples, "read", samples.__getitem__)
+    first = np.asarray(read(0))
+    tolerance = 1e-5 * np.nanmax(np.abs(first), initial=0)
+    return all(
+        np.allclose(read(i), first, rtol=0, atol=tolerance, equal_nan=True)
+        for i in range(1, len(samples))
+    )
