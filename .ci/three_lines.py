@@ -4,7 +4,6 @@ CI calls this in a folder without a checkout, so that only the wheel can serve.
 """
 
 import sys
-from importlib.metadata import files
 from pathlib import Path
 
 import skad
@@ -14,7 +13,7 @@ from skad.datasets import make_textures
 root = Path(sys.argv[0]).resolve().parents[1]
 if root in Path(skad.__file__).resolve().parents:
     sys.exit("This is the checkout, not an installed skad.")
-if not any(file.name == "py.typed" for file in files("skad")):
+if not Path(skad.__file__).with_name("py.typed").exists():
     sys.exit("The wheel has no py.typed, so its type hints do not count.")
 
 data = make_textures(30, 4, size=64, random_state=0)

@@ -45,7 +45,7 @@ def render(
     window : ((float, float), (float, float)), default=((0, 1), (0, 1))
         The part of the image that the grid covers, as fractions of its height
         and of its width. Outside, each map takes the smallest score of its
-        grid: nothing was looked at there, so nothing fires there.
+        grid: what the model did not get must not exceed a threshold.
 
     interpolation : {"bilinear", "bicubic"}, default="bilinear"
         "bicubic" is Keys' cubic convolution with a = -0.75, as in torch; it

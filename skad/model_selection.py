@@ -1,8 +1,7 @@
-"""Splitters that keep defects where they belong: in tests, or apart from these."""
+"""A splitter whose training folds hold normal images only, unless told otherwise."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -13,26 +12,27 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _num_samples
 
 from skad._checks import check_labels
+from skad._user_warning import warn_user
 
 __all__ = ["OneClassSplit"]
 
 
 class OneClassSplit(BaseCrossValidator):
-    """K-fold splitter whose training folds hold good images only, unless told else.
+    """K-fold splitter that trains on normal images and tests on anomalous ones, too.
 
-    The good images are split as `KFold` does. Each test fold holds the good images
-    left out of training, and defective ones.
+    The normal images are split as `KFold` does. Each test fold holds the normal images
+    that are left out of training, and anomalous ones.
 
     Parameters
     ----------
     n_splits : int, default=5
         Number of folds, at least 2.
     outliers : {"all", "partition"}, default="all"
-        Whether every test fold holds all defective images, or each defective image is
-        in one test fold. A share takes every `n_splits`-th defective image, so that
-        images sorted by the kind of defect spread their kinds over the folds.
+        Whether every test fold holds all anomalous images, or each anomalous image is
+        in one test fold. A share takes every `n_splits`-th anomalous image, so that
+        images sorted by the type of defect spread their types over the folds.
     supervised : bool, default=False
-        For detectors that learn from defects as well: every defective image is in one
+        For detectors that learn from defects as well: every anomalous image is in one
         test fold, as with ``outliers="partition"``, and in the training folds of all
         other splits.
     shuffle : bool, default=False
@@ -122,60 +122,59 @@ class OneClassSplit(BaseCrossValidator):
         X : sequence of length n_images
             Images or features; only their number is used.
         y : array-like of shape (n_images,)
-            +1 for good, -1 for defective images.
+            +1 for normal, -1 for anomalous images.
         groups : object
             Ignored, with a warning.
 
         Yields
         ------
         train : ndarray of int
-            Indices of good images, with ``supervised=True`` of defective ones too.
+            Indices of normal images, with ``supervised=True`` of anomalous ones too.
         test : ndarray of int
-            Indices of the other good images of the fold and of defective ones, in
+            Indices of the other normal images of the fold and of anomalous ones, in
             ascending order.
 
         Raises
         ------
         ValueError
             If `y` is missing or holds anything but +1 and -1, or if there are fewer
-            good images than folds (with ``outliers="partition"`` or
-            ``supervised=True`` also fewer defective ones, unless there are none).
+            normal images than folds (with ``outliers="partition"`` or
+            ``supervised=True`` also fewer anomalous ones, unless there are none).
         """
         if groups is not None:
-            warnings.warn(
-                "groups is ignored by OneClassSplit.", UserWarning, stacklevel=2
-            )
+            warn_user("groups is ignored by OneClassSplit.")
         labels = _check_labels(X, y)
-        good, defective = np.flatnonzero(labels == 1), np.flatnonzero(labels == -1)
-        self._check_counts(good.size, defective.size)
+        normal, anomalous = np.flatnonzero(labels == 1), np.flatnonzero(labels == -1)
+        self._check_counts(normal.size, anomalous.size)
         if self.shuffle:
             rng = check_random_state(self.random_state)
-            good, defective = rng.permutation(good), rng.permutation(defective)
-        folds = KFold(self.n_splits).split(good)
+            normal, anomalous = rng.permutation(normal), rng.permutation(anomalous)
+        folds = KFold(self.n_splits).split(normal)
         for k, (kept, left_out) in enumerate(folds):
-            shown, taught = defective, defective[:0]
-            if self._parts_defects():
-                shown = defective[k :: self.n_splits]
+            tested, trained_on = anomalous, anomalous[:0]
+            if self._partitions_outliers():
+                tested = anomalous[k :: self.n_splits]
             if self.supervised:
-                taught = np.setdiff1d(defective, shown)
-            train = np.concatenate([good[kept], taught])
-            test = np.concatenate([good[left_out], shown])
+                trained_on = np.setdiff1d(anomalous, tested)
+            train = np.concatenate([normal[kept], trained_on])
+            test = np.concatenate([normal[left_out], tested])
             yield np.sort(train), np.sort(test)
 
-    def _parts_defects(self) -> bool:
+    def _partitions_outliers(self) -> bool:
+        """Whether each anomalous image is in one test fold only."""
         return self.supervised or self.outliers == "partition"
 
-    def _check_counts(self, n_good: int, n_defective: int) -> None:
-        if n_good < self.n_splits:
+    def _check_counts(self, n_normal: int, n_anomalous: int) -> None:
+        if n_normal < self.n_splits:
             raise ValueError(
-                f"n_splits={self.n_splits} needs as many good images, but y has "
-                f"{n_good} label(s) +1."
+                f"n_splits={self.n_splits} needs as many normal images, but y has "
+                f"{n_normal} label(s) +1."
             )
-        if self._parts_defects() and 0 < n_defective < self.n_splits:
+        if self._partitions_outliers() and 0 < n_anomalous < self.n_splits:
             setting = "supervised=True" if self.supervised else 'outliers="partition"'
             raise ValueError(
-                f"{setting} with n_splits={self.n_splits} needs as many defective "
-                f"images, but y has {n_defective} label(s) -1. Use fewer folds or "
+                f"{setting} with n_splits={self.n_splits} needs as many anomalous "
+                f"images, but y has {n_anomalous} label(s) -1. Use fewer folds or "
                 'outliers="all" without supervised.'
             )
 
@@ -183,8 +182,8 @@ class OneClassSplit(BaseCrossValidator):
 def _check_labels(X: Any, y: Any) -> NDArray[Any]:
     if y is None:
         raise ValueError(
-            "y is missing: OneClassSplit needs labels, +1 for good and -1 for "
-            "defective images, to leave the defective ones out of training."
+            "y is missing: OneClassSplit needs labels, +1 for normal and -1 for "
+            "anomalous images, to leave the anomalous ones out of training."
         )
     labels = check_labels(y)
     if X is not None and _num_samples(X) != labels.size:

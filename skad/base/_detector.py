@@ -1,4 +1,4 @@
-"""What every detector shares: scores, decisions and a threshold to trust.
+"""Base of all detectors: from held-out scores to thresholds, decisions and p-values.
 
 `BaseDetector` knows no input: its subclass `PatchDetector` takes patch features, its
 subclass `ImageDetector` takes images. A detector defines what it learns (`_fit`) and
@@ -33,16 +33,16 @@ from skad.networks._torch_state import own_torch_state
 
 
 class NotHeldOutError(ValueError, AttributeError):
-    """There is no `fit_predict`, for want of held-out scores of every image.
+    """`fit_predict` is not available, as not every image has a held-out score.
 
     An `AttributeError`, too: scikit-learn asks by `hasattr` what an estimator offers.
     """
 
 
 class _IfAllAreHeldOut:
-    """Decorate a method to be there only if every image is held out.
+    """Decorator of a method that is available only if every image is held out.
 
-    As `available_if` of scikit-learn, but the error says why.
+    It works as `available_if` of scikit-learn, but its error says why.
     """
 
     def __init__(self, method):
@@ -80,10 +80,10 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     """
 
     _auto_calibration = "kfold"  # what calibration="auto" stands for
-    _keeps_left_out_scores = False  # whether they can be had again at any time
-    _min_left_out = 2  # images that leave-one-out needs
+    _keeps_left_out_scores = False  # whether they can be computed again at any time
+    _min_left_out = 2  # images that calibration="loo" needs
     _n_folds = 10  # of calibration="kfold"
-    _is_part = False  # of another detector, which warns itself
+    _is_part = False  # whether it is part of another detector, which warns itself
     _required_parameters: tuple[str, ...] = (
         "contamination",
         "calibration",
@@ -101,8 +101,8 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     }
 
     def __init_subclass__(cls, **kwargs):
-        # What a detector of the user's own returns is checked where it returns it, so
-        # that no caller has to guess which hook a wrong shape came from.
+        # The hooks of a detector of the user's own are checked where they return, so
+        # that an error names the hook.
         super().__init_subclass__(**kwargs)
         for name in ("_score", "_score_left_out"):
             if callable(hook := vars(cls).get(name)):
@@ -315,7 +315,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
 
     @property
     def classes_(self) -> NoReturn:
-        """Not there: a detector is no classifier. Tools for these ask for it."""
+        """Raise an AttributeError: a detector is no classifier, and has no classes."""
         raise AttributeError(
             f"{type(self).__name__} has no classes_: it is an outlier detector, no "
             f"classifier. {BY_CROSS_VALIDATION} Its threshold is set by contamination "
@@ -360,19 +360,19 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         raise NotImplementedError
 
     def _score_for_calibration(self, samples):
-        """Scores and maps to take thresholds from, where `_score` leaves some out."""
+        """Scores and maps for thresholds; as `_score`, unless that omits some maps."""
         return self._score(samples)
 
     def _image_scores(self, samples):
-        """The scores of `_score` alone, where these can be had for less."""
+        """The scores of `_score` alone, which some methods compute in less time."""
         return self._score(samples)[0]
 
     def _anomaly_maps(self, samples):
-        """The maps of `_score` alone, where these can be had for less."""
+        """The maps of `_score` alone, which some methods compute in less time."""
         return self._score(samples)[1]
 
     def _fit_fold(self, samples, whole):
-        """Learn from some of the samples that `whole`, a model of all, learned from."""
+        """Learn from the samples outside of a fold; `whole` learned from all."""
         self._fit(samples)
 
     def _check_constructor(self):
@@ -395,7 +395,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         return filled(_at(present, maps))
 
     def _scores_and_maps(self, X):
-        """What `score_samples` and `_patch_maps` give, from one search."""
+        """Results of `score_samples` and `_patch_maps`, from one call of `_score`."""
         check_is_fitted(self)
         samples, present = self._to_score(X)
         scores, maps = np.empty(0), self._no_maps(0)

@@ -65,7 +65,7 @@ class ImageInput(CarriesPixelLimit):
         return self._checked_reader(X).original_sizes()
 
     def window(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Tell which part of an image is looked at, as fractions.
+        """Tell which part of an image the model gets, as fractions.
 
         Returns
         -------
@@ -188,7 +188,8 @@ class ImageInput(CarriesPixelLimit):
         )
 
     def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        inherited: Any = super()
+        tags = inherited.__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True

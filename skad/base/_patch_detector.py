@@ -41,12 +41,14 @@ class PatchDetector(BaseDetector):
 
     Subclasses define ``_fit(X)``, where X has shape (n, h, w, d), and ``_score(X)``,
     which returns one anomaly score per image, (n,), and one per patch, (n, h, w),
-    larger for more anomalous, NaN for patches that are NaN. A subclass that can score
-    its own training images as if unseen defines ``_score_left_out(X)``, too, which
-    ``calibration="loo"`` needs. ``_update(X)`` makes `partial_fit`, and
-    ``_merge(other)`` makes `merge`; both put new arrays in the place of old ones, so
-    that a copy made before stays as it was. ``_auto_calibration`` names what
-    ``calibration="auto"`` stands for.
+    larger for more anomalous, NaN for patches that are NaN. Further hooks add methods:
+
+    - ``_score_left_out(X)``, which scores each training image by a model of all others,
+      adds ``calibration="loo"``;
+    - ``_update(X)`` adds `partial_fit`, and ``_merge(other)`` adds `merge`; both put
+      new arrays in the place of old ones, so that a copy made before stays as it was.
+
+    ``_auto_calibration`` is what ``calibration="auto"`` stands for.
 
     Their constructors take at least `contamination`, `calibration`, `sigma` and
     `random_state`.

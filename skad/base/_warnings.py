@@ -1,4 +1,4 @@
-"""Warnings of training images that are no good example of normal ones."""
+"""Warnings of training images that may not be normal, or do not differ."""
 
 from typing import Any
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import os
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils import Bunch
 
+from skad._user_warning import warn_user
 from skad.images._files import find_images, natural_order, some_suffixes
 
 _COLUMNS = ("object", "split", "label", "image", "mask")
@@ -155,11 +155,10 @@ def _masks(
             unmasked.append(i)
         masks.append(mask)
     if unmasked:
-        warnings.warn(
+        warn_user(
             f"{len(unmasked)} of {sum(kind != 'good' for _, kind in pairs)} anomalous "
             "images have no mask: leave the positions in `unmasked` out of pixel "
-            "metrics, which take None for a normal image.",
-            stacklevel=3,
+            "metrics, which take None for a normal image."
         )
     return masks, unmasked
 

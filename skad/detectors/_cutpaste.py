@@ -7,6 +7,7 @@ it makes of good images is a Gaussian, and the distance from that is the score.
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from sklearn.covariance import LedoitWolf
@@ -198,29 +199,29 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
 
     def __init__(
         self,
-        variant="3way",
-        backbone="resnet18",
-        weights=False,
-        max_steps=65_536,
+        variant: str = "3way",
+        backbone: str = "resnet18",
+        weights: str | Path | Literal[False] | None = False,
+        max_steps: int = 65_536,
         *,
-        learning_rate=0.03,
-        weight_decay=3e-5,
-        train_batch_size=32,
-        batch_size=32,
-        image_size=256,
-        crop_size=None,
-        warm_start=False,
-        checkpoint_dir=None,
-        device="auto",
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        sigma=0.0,
-        on_error="raise",
-        n_jobs=None,
-        random_state=0,
-        verbose=False,
-    ):
+        learning_rate: float = 0.03,
+        weight_decay: float = 3e-5,
+        train_batch_size: int = 32,
+        batch_size: int = 32,
+        image_size: int | tuple[int, int] = 256,
+        crop_size: int | tuple[int, int] | None = None,
+        warm_start: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        device: str = "auto",
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        sigma: float = 0.0,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         self.variant = variant
         self.backbone = backbone
         self.weights = weights

@@ -6,6 +6,8 @@ gives with what it got, and learns to say which pixels were changed.
 
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import rotate
@@ -178,28 +180,28 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     def __init__(
         self,
-        model="full",
-        texture_images=None,
-        max_epochs=700,
+        model: str = "full",
+        texture_images: Any = None,
+        max_epochs: int = 700,
         *,
-        rotation=90.0,
-        learning_rate=1e-4,
-        train_batch_size=8,
-        batch_size=8,
-        image_size=256,
-        crop_size=None,
-        warm_start=False,
-        checkpoint_dir=None,
-        device="auto",
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        sigma=0.0,
-        on_error="raise",
-        n_jobs=None,
-        random_state=0,
-        verbose=False,
-    ):
+        rotation: float = 90.0,
+        learning_rate: float = 1e-4,
+        train_batch_size: int = 8,
+        batch_size: int = 8,
+        image_size: int | tuple[int, int] = 256,
+        crop_size: int | tuple[int, int] | None = None,
+        warm_start: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        device: str = "auto",
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        sigma: float = 0.0,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         self.model = model
         self.texture_images = texture_images
         self.max_epochs = max_epochs
@@ -269,7 +271,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     # -- scores --------------------------------------------------------------
 
-    def reconstruct(self, X):
+    def reconstruct(self, X: Any) -> np.ndarray:
         """Restore images, as the first network does, to see what it has learned.
 
         Parameters

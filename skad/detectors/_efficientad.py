@@ -9,6 +9,7 @@ maps, brought to one scale by quantiles of good images (Section 3.4).
 import copy
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -210,31 +211,31 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     def __init__(
         self,
-        model="small",
-        teacher=None,
-        penalty_images=None,
-        max_steps=70_000,
+        model: str = "small",
+        teacher: Any = None,
+        penalty_images: Any = None,
+        max_steps: int = 70_000,
         *,
-        features=None,
-        padding=False,
-        learning_rate=1e-4,
-        weight_decay=1e-5,
-        train_batch_size=1,
-        batch_size=8,
-        image_size=256,
-        crop_size=None,
-        warm_start=False,
-        checkpoint_dir=None,
-        device="auto",
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        sigma=0.0,
-        on_error="raise",
-        n_jobs=None,
-        random_state=0,
-        verbose=False,
-    ):
+        features: Any = None,
+        padding: bool = False,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 1e-5,
+        train_batch_size: int = 1,
+        batch_size: int = 8,
+        image_size: int | tuple[int, int] = 256,
+        crop_size: int | tuple[int, int] | None = None,
+        warm_start: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        device: str = "auto",
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        sigma: float = 0.0,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         self.model = model
         self.teacher = teacher
         self.penalty_images = penalty_images

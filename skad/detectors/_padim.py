@@ -195,7 +195,7 @@ class PaDiMDetector(PatchDetector):
         self._set_gaussians(gaussians, self.mean_.shape[:2])
 
     def _fit_batches(self, batches, update=False):
-        """Fit, or learn on, from positions and features that come in batches."""
+        """Fit, or update, on batches of positions in X and features."""
         self._validate_params()
         gaussians = self._gaussians.reopened() if update else None
         n_before = self.n_samples_seen_ if update else 0

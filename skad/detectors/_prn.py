@@ -5,8 +5,10 @@ nearest of some good images' descriptions goes, with the description itself, int
 network that learns to mark defects: seen ones, where there are some, and made ones.
 """
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -272,38 +274,38 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     def __init__(
         self,
-        backbone="resnet18",
-        layers="auto",
-        weights=None,
+        backbone: str = "resnet18",
+        layers: str | Sequence[str] = "auto",
+        weights: str | Path | Literal[False] | None = None,
         *,
-        backbone_kwargs=None,
-        model="full",
-        attention="auto",
-        prototype_ratio=0.1,
-        max_steps=5000,
-        texture_images=None,
-        foreground=None,
-        flips=False,
-        learning_rate=1e-4,
-        schedule="constant",
-        weight_decay=1e-2,
-        focal_weight=5.0,
-        train_batch_size=64,
-        batch_size=8,
-        image_size=256,
-        crop_size=None,
-        warm_start=False,
-        checkpoint_dir=None,
-        device="auto",
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        sigma=0.0,
-        on_error="raise",
-        n_jobs=None,
-        random_state=0,
-        verbose=False,
-    ):
+        backbone_kwargs: dict[str, Any] | None = None,
+        model: str = "full",
+        attention: str = "auto",
+        prototype_ratio: float = 0.1,
+        max_steps: int = 5000,
+        texture_images: Any = None,
+        foreground: str | None = None,
+        flips: bool = False,
+        learning_rate: float = 1e-4,
+        schedule: str = "constant",
+        weight_decay: float = 1e-2,
+        focal_weight: float = 5.0,
+        train_batch_size: int = 64,
+        batch_size: int = 8,
+        image_size: int | tuple[int, int] = 256,
+        crop_size: int | tuple[int, int] | None = None,
+        warm_start: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        device: str = "auto",
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        sigma: float = 0.0,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         self.backbone = backbone
         self.layers = layers
         self.weights = weights
@@ -335,7 +337,7 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X, y=None, masks=None):
+    def fit(self, X: Any, y: Any = None, masks: Any = None) -> Self:
         """Learn from good images, and from defective ones if there are any.
 
         Parameters

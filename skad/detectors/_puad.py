@@ -235,8 +235,8 @@ class PUADDetector(_TwoScores, PatchDetector):
     >>> from skad import PUADDetector
     >>> rng = np.random.default_rng(0)
     >>> def images(n, n_first):
-    ...     kinds = np.repeat([0.0, 5.0], [n_first, 16 - n_first])
-    ...     patches = kinds[:, None] + rng.normal(size=(n, 16, 3))
+    ...     types = np.repeat([0.0, 5.0], [n_first, 16 - n_first])
+    ...     patches = types[:, None] + rng.normal(size=(n, 16, 3))
     ...     return rng.permuted(patches, axis=1).reshape(n, 4, 4, 3)
     >>> detector = PUADDetector().fit(images(100, 8))
     >>> detector.predict(images(3, 12))

@@ -9,6 +9,7 @@ changed, is the anomaly score of the patch. `skad.networks._simplenet` has the n
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -214,33 +215,33 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
 
     def __init__(
         self,
-        max_epochs=160,
+        max_epochs: int = 160,
         *,
-        hidden_dim=1024,
-        n_hidden_layers=1,
-        whiten=False,
-        noise_std=0.015,
-        relative_noise=True,
-        loss="truncated_l1",
-        margin=0.5,
-        learning_rate=2e-4,
-        adaptor_learning_rate=1e-4,
-        schedule="constant",
-        weight_decay=1e-5,
-        train_batch_size=4,
-        upscale=1,
-        noise_mask=None,
-        classification_head=False,
-        warm_start=False,
-        checkpoint_dir=None,
-        device="auto",
-        contamination=0.05,
-        calibration="auto",
-        threshold="tail",
-        sigma=4.0,
-        random_state=0,
-        verbose=False,
-    ):
+        hidden_dim: int = 1024,
+        n_hidden_layers: int = 1,
+        whiten: bool = False,
+        noise_std: float = 0.015,
+        relative_noise: bool = True,
+        loss: str = "truncated_l1",
+        margin: float = 0.5,
+        learning_rate: float = 2e-4,
+        adaptor_learning_rate: float = 1e-4,
+        schedule: str = "constant",
+        weight_decay: float = 1e-5,
+        train_batch_size: int = 4,
+        upscale: int = 1,
+        noise_mask: str | None = None,
+        classification_head: bool = False,
+        warm_start: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        device: str = "auto",
+        contamination: float = 0.05,
+        calibration: str = "auto",
+        threshold: str = "tail",
+        sigma: float = 4.0,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         self.max_epochs = max_epochs
         self.hidden_dim = hidden_dim
         self.n_hidden_layers = n_hidden_layers

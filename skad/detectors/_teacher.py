@@ -5,7 +5,9 @@ features that a large pretrained network gives, so that these cost a millisecond
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from safetensors import safe_open
@@ -15,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from skad import networks
+from skad._checks import check_size
 from skad._progress import progress
 from skad.images import check_images
 from skad.images._batches import ImageReader, n_threads, remembered
@@ -55,14 +58,14 @@ class Teacher:
 
     def __init__(
         self,
-        model,
-        state,
-        provenance=None,
+        model: str,
+        state: dict[str, np.ndarray],
+        provenance: dict[str, Any] | None = None,
         *,
-        feature_mean=None,
-        feature_std=None,
-        loss_curve=(),
-    ):
+        feature_mean: np.ndarray | None = None,
+        feature_std: np.ndarray | None = None,
+        loss_curve: Sequence[float] = (),
+    ) -> None:
         self.model = model
         self.state = state
         self.provenance = dict(provenance or {})
@@ -74,12 +77,12 @@ class Teacher:
         return f"Teacher({self.model!r}, {self.n_channels} channels)"
 
     @property
-    def n_channels(self):
+    def n_channels(self) -> int:
         """Number of channels of its output."""
         return len(self.state[list(self.state)[-1]])
 
     @in_own_torch_state
-    def network(self, *, padding=False):
+    def network(self, *, padding: bool = False) -> Any:
         """Build the network in torch, in evaluation mode.
 
         Parameters
@@ -97,7 +100,7 @@ class Teacher:
             self.state,
         )
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         """Write a .safetensors file with weights, statistics and provenance.
 
         Parameters
@@ -117,7 +120,7 @@ class Teacher:
         save_file(tensors, str(path), metadata)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | Path) -> Self:
         """Read a teacher from a file.
 
         Parameters
@@ -210,21 +213,21 @@ def _layout(state):
 
 @in_own_torch_state
 def distill_teacher(
-    features,
-    X,
+    features: Any,
+    X: Any,
     *,
-    model="small",
-    max_steps=60_000,
-    image_size=256,
-    learning_rate=1e-4,
-    weight_decay=1e-5,
-    train_batch_size=16,
-    path=None,
-    checkpoint_dir=None,
-    device="auto",
-    random_state=0,
-    verbose=False,
-):
+    model: str = "small",
+    max_steps: int = 60_000,
+    image_size: int | tuple[int, int] = 256,
+    learning_rate: float = 1e-4,
+    weight_decay: float = 1e-5,
+    train_batch_size: int = 16,
+    path: str | Path | None = None,
+    checkpoint_dir: str | Path | None = None,
+    device: str = "auto",
+    random_state: int | np.random.RandomState | None = 0,
+    verbose: bool = False,
+) -> Teacher:
     """Teach a patch description network to give the features of a larger one.
 
     The features of every image are extracted once; a tenth of the images loses its
@@ -300,9 +303,9 @@ def distill_teacher(
     >>> teacher.loss_curve[-1] < teacher.loss_curve[0]
     True
     """
-    size = (image_size, image_size) if np.isscalar(image_size) else tuple(image_size)
+    size = check_size(image_size, "image_size", allow_int=True)
     _check_distillation(model, max_steps, train_batch_size, image_size, size)
-    seed, device = fit_seed(random_state), torch_device(device)
+    seed, place = fit_seed(random_state), torch_device(device)
     X = check_images(X)
     features = _fitted(features, X)
     grid = networks.pdn.pdn_grid(size, padding=True)
@@ -310,7 +313,7 @@ def distill_teacher(
     module = networks.modules.seeded(
         lambda: networks.pdn.pdn(model, targets.n_channels, padding=True), seed
     )
-    module = networks.modules.placed(module, device).train()
+    module = networks.modules.placed(module, place).train()
     provenance = {
         **_provenance(features),
         "n_images": len(X),
@@ -323,7 +326,7 @@ def distill_teacher(
     }
     settings = (model, sorted(provenance.items()), targets.mean, targets.std)
     losses = networks.training.train(
-        _distillation_loss(module, X, size, targets, train_batch_size, seed, device),
+        _distillation_loss(module, X, size, targets, train_batch_size, seed, place),
         module,
         networks.pdn.adam(module, learning_rate, weight_decay),
         max_steps,
@@ -408,7 +411,9 @@ def _provenance(features):
 class _Targets:
     """Features of images on a teacher's grid, kept where they fit into memory."""
 
-    def __init__(self, features, X, grid, seed, verbose):
+    def __init__(
+        self, features: Any, X: Any, grid: tuple[int, int] | None, seed, verbose: bool
+    ):
         self._features, self._grid, self._seed = features, grid, seed
         self._reader = ImageReader(X, features._frame()[0], None, "raise", 1)
         first = self._extract([0])

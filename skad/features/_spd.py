@@ -5,9 +5,11 @@ and crops, and far from those of which a small part was changed.
 """
 
 import copy
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -197,41 +199,41 @@ class SPDPatchFeatures(PatchFeatures):
 
     def __init__(
         self,
-        backbone="wide_resnet50_2",
-        layers=("layer2", "layer3"),
+        backbone: Any = "wide_resnet50_2",
+        layers: str | Sequence[str] = ("layer2", "layer3"),
         *,
-        base="simsiam",
-        spd_weight=0.1,
-        max_steps=200,
-        train_batch_size=16,
-        learning_rate=1e-4,
-        weight_decay=1e-4,
-        temperature=0.2,
-        projection_dim=128,
-        checkpoint_dir=None,
-        weights=None,
-        backbone_kwargs=None,
-        image_size=224,
-        crop_size=None,
-        patch_size=3,
-        embedding="auto",
-        pretrain_dim=1024,
-        target_dim=1024,
-        n_components=None,
-        grid=None,
-        pooled=False,
-        region=None,
-        mean=None,
-        std=None,
-        batch_size="auto",
-        device="auto",
-        precision="float32",
-        cache_dir=None,
-        on_error="raise",
-        n_jobs=None,
-        random_state=0,
-        verbose=False,
-    ):
+        base: str = "simsiam",
+        spd_weight: float = 0.1,
+        max_steps: int = 200,
+        train_batch_size: int = 16,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 1e-4,
+        temperature: float = 0.2,
+        projection_dim: int = 128,
+        checkpoint_dir: str | Path | None = None,
+        weights: str | Path | Literal[False] | None = None,
+        backbone_kwargs: dict[str, Any] | None = None,
+        image_size: int | tuple[int, int] = 224,
+        crop_size: int | tuple[int, int] | None = None,
+        patch_size: int = 3,
+        embedding: str = "auto",
+        pretrain_dim: int = 1024,
+        target_dim: int = 1024,
+        n_components: int | None = None,
+        grid: tuple[int, int] | None = None,
+        pooled: bool | str = False,
+        region: Any = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        batch_size: int | str = "auto",
+        device: str = "auto",
+        precision: str = "float32",
+        cache_dir: str | Path | None = None,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         super().__init__(
             backbone,
             layers,

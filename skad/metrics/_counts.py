@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from joblib import cpu_count
+from joblib import effective_n_jobs
 from numpy.typing import NDArray
 
 from skad.metrics._validation import Pair
@@ -216,7 +216,7 @@ def count_normal(
         floor = thresholds[0]
     chunk = int(np.clip(_CHUNK_PER_THRESHOLD * thresholds.size, *_CHUNK_PIXELS))
     # Sorting, which takes the time, leaves the interpreter to a second thread.
-    n_threads = min(2, cpu_count())
+    n_threads = min(2, effective_n_jobs(-1))
     waiting: deque[Future[NormalCounts]] = deque()
     with ThreadPoolExecutor(n_threads) as pool:
         for scores, n_normal in chunks(pairs, chunk):

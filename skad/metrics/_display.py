@@ -212,20 +212,17 @@ class AnomalyMapDisplay:
             If numbers or sizes of images, maps and masks disagree.
         """
         images = check_images(images, "images")
-        n = len(images)
+        limits: Any = thresholds
         if thresholds is not None and np.ndim(thresholds) == 0:
-            thresholds = [float(thresholds)] * n
-        for name, values in (
-            ("maps", maps),
-            ("masks", masks),
-            ("regions", regions),
-            ("thresholds", thresholds),
-            ("titles", titles),
-        ):
-            if values is not None and len(values) != n:
-                raise ValueError(
-                    f"{name} has {len(values)} entries but there are {n} images."
-                )
+            limits = [float(limits)] * len(images)
+        _check_lengths(
+            len(images),
+            maps=maps,
+            masks=masks,
+            regions=regions,
+            thresholds=limits,
+            titles=titles,
+        )
         maps = [m if isinstance(m, _Shrunk) else np.asarray(m) for m in maps]
         for i, heat in enumerate(maps):
             size = image_size(images[i], where=f"images[{i}]")
@@ -239,7 +236,7 @@ class AnomalyMapDisplay:
             maps,
             masks=masks,
             regions=regions,
-            thresholds=thresholds,
+            thresholds=limits,
             titles=titles,
         )
         return display.plot(figure=figure, cmap=cmap)
@@ -336,6 +333,15 @@ class AnomalyMapDisplay:
             high = max(abs(low), abs(high)) or 1.0
             low = -high
         return Normalize(low, high)
+
+
+def _check_lengths(n_images, **each):
+    """Refuse arguments, by their names, that have not one entry per image."""
+    for name, values in each.items():
+        if values is not None and len(values) != n_images:
+            raise ValueError(
+                f"{name} has {len(values)} entries but there are {n_images} images."
+            )
 
 
 class _Shrunk:

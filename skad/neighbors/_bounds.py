@@ -1,15 +1,31 @@
 """Lower bounds of all distances between queries and a bank, by one matrix product.
 
-Two things make the product cheap, and neither can make a bound too large.
+The product of a query q and a row r, each extended by a few columns, is ::
 
-Points see leading directions of the bank only, with the length of what these leave
-as one more coordinate. By the triangle inequality that map never stretches a distance.
+    (-2 q, |q|^2, 1) . (r, 1, |r|^2) = |q|^2 + |r|^2 - 2 q.r = |q - r|^2
 
-Points are rounded to bfloat16 where the machine multiplies these faster, which moves
-each by a known length. A distance can have grown by no more than the two lengths.
+so a matrix product of the extended queries and rows gives all squared distances. Two
+things make it cheap, and neither can make a distance too large by more than is known.
+
+1. Rows are projected onto the leading principal directions of the bank; the norm of
+   the residual is appended as one coordinate. With orthonormal directions V, the
+   projection of q - r has the length |V q - V r|, and by the triangle inequality the
+   residuals a and b of q and r differ by at least ||a| - |b||. So ::
+
+       |V q - V r|^2 + (|a| - |b|)^2 <= |V q - V r|^2 + |a - b|^2 = |q - r|^2
+
+   and such a projection never increases a distance: it gives lower bounds.
+
+2. Coordinates are rounded to bfloat16 where the machine multiplies these faster.
+   Rounding moves q by a known length m_q and r by m_r at most, so a computed distance
+   is at most |q - r| + m_q + m_r.
+
+What is left is the rounding of the product itself: `_noise` bounds it. A row no farther
+from its query than d has therefore a value of at most (d + m_q + m_r)^2 + 2 noise,
+which is what ``limits`` gives; every row with a larger value is farther than d.
 
 Bounds are compared as integers: floats that are not negative have the order of their
-bits, and NumPy compares 16 of these faster than anything compares bfloat16.
+bits, and NumPy compares 16-bit integers faster than anything compares bfloat16.
 """
 
 import time
@@ -18,15 +34,15 @@ from typing import Any
 
 import numpy as np
 
-_SMALL = 2**26  # multiplications from which bfloat16 pays
-_SAMPLE = 4096  # rows that the directions are taken from
-_VARIANCE = 0.96  # share of the variance that the directions keep
-_LEAST = 32  # directions: fewer, where they would do, make nothing faster
-_WORTH = 0.6  # share of the directions from which all are kept
-_PIECE = 64  # columns of a product that rounds little
-_UNIT = 2.0**-24  # of rounding in float32
-_FARTHEST = 2.0**40  # coordinates beyond are cut
-_CHUNK = 2**18  # entries of a temporary: it stays in the cache
+_MIN_BFLOAT16_WORK = 2**26  # multiplications from which bfloat16 pays
+_DIRECTION_SAMPLE = 4096  # rows that the directions are computed from
+_KEPT_VARIANCE = 0.96  # share of the variance along the kept directions
+_MIN_DIRECTIONS = 32  # fewer make a product no faster
+_MAX_KEPT_SHARE = 0.6  # of the directions; from there on all columns are used
+_PRODUCT_COLUMNS = 64  # of a partial product, which rounds little
+_UNIT = 2.0**-24  # relative error of one rounding in float32
+_MAX_COORDINATE = 2.0**40  # of scaled rows; larger ones are cut
+_CHUNK_ENTRIES = 2**18  # of a temporary: it stays in the cache
 
 
 class Bounds:
@@ -53,7 +69,7 @@ class Bounds:
         self._half = half
         self._directions: Any = None  # an array, or a tensor where PyTorch multiplies
         if directions:
-            found = _leading_directions(_spread(rows, _SAMPLE) - origin)
+            found = _leading_directions(_spread(rows, _DIRECTION_SAMPLE) - origin)
             self._directions = None if found is None else self._shared(found)
         self._rows, moved, lengths = self._points(rows)
         self._moved, self._length = moved.max(), lengths.max()
@@ -105,7 +121,7 @@ class Bounds:
             own, other = other, own
         columns[:, other] = 1
         moved, lengths = np.empty(len(rows)), np.empty(len(rows))
-        n_entries = _CHUNK if self._directions is None else 4 * _CHUNK
+        n_entries = _CHUNK_ENTRIES if self._directions is None else 4 * _CHUNK_ENTRIES
         step = max(1, n_entries // rows.shape[1])
         for lo in range(0, len(rows), step):
             part = slice(lo, lo + step)
@@ -135,9 +151,9 @@ class Bounds:
         points = (rows - self._origin).astype(np.float32, copy=False)
         points = self._shared(points)
         lengths = _lengths(points)
-        if not lengths.max() < _FARTHEST:
+        if not lengths.max() < _MAX_COORDINATE:
             # To cut coordinates stretches no distance either.
-            points = points.clip(-_FARTHEST, _FARTHEST)
+            points = points.clip(-_MAX_COORDINATE, _MAX_COORDINATE)
             lengths = _lengths(points)
         if self._directions is None:
             return points, _UNIT * 4 * lengths
@@ -153,14 +169,15 @@ class Bounds:
         """
         n_kept, n = self._directions.shape
         inside = sum(
-            points[:, lo : lo + _PIECE] @ self._directions[:, lo : lo + _PIECE].T
-            for lo in range(0, n, _PIECE)
+            points[:, lo : lo + _PRODUCT_COLUMNS]
+            @ self._directions[:, lo : lo + _PRODUCT_COLUMNS].T
+            for lo in range(0, n, _PRODUCT_COLUMNS)
         )
         rest = points - inside @ self._directions
         columns = self._shared(np.empty((len(points), n_kept + 1), np.float32))
         columns[:, :-1] = inside
         columns[:, -1] = self._shared(_lengths(rest))
-        n_terms = 2 * (_PIECE + n / _PIECE + 4) + n_kept
+        n_terms = 2 * (_PRODUCT_COLUMNS + n / _PRODUCT_COLUMNS + 4) + n_kept
         return columns, _UNIT * (n_kept**0.5 * n_terms + n + 4)
 
     def _shared(self, values):
@@ -221,9 +238,9 @@ def plan(shape, n_queries):
     """
     m, d = shape
     work = n_queries * m * d
-    taken = 2 * min(m, _SAMPLE) * d**2 + 30 * d**3 + m * d**2
+    taken = 2 * min(m, _DIRECTION_SAMPLE) * d**2 + 30 * d**3 + m * d**2
     directions = 48 <= d <= 2048 and work > 8 * taken
-    return {"half": work > _SMALL and half_pays(), "directions": directions}
+    return {"half": work > _MIN_BFLOAT16_WORK and half_pays(), "directions": directions}
 
 
 @cache
@@ -248,9 +265,9 @@ def half_pays():
 def _leading_directions(sample):
     """Orthogonal directions of most variance, as rows; None if they would be many."""
     variances, directions = np.linalg.eigh(sample.T @ sample)
-    kept = np.cumsum(variances[::-1]) < _VARIANCE * variances.sum()
-    n_kept = max(_LEAST, int(kept.sum()) + 1)
-    if n_kept >= _WORTH * len(kept):
+    kept = np.cumsum(variances[::-1]) < _KEPT_VARIANCE * variances.sum()
+    n_kept = max(_MIN_DIRECTIONS, int(kept.sum()) + 1)
+    if n_kept >= _MAX_KEPT_SHARE * len(kept):
         return None
     return directions[:, ::-1][:, :n_kept].T.astype(np.float32, order="C")
 

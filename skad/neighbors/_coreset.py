@@ -17,8 +17,8 @@ from skad._progress import progress
 from skad._user_warning import warn_user
 from skad.neighbors._distances import squared_distances, upper_bounds
 
-_CANDIDATES = 256, 2048  # fewest and most rows that a round looks at
-_ROOM = 1.2e7  # bytes for these and their distances, or a tenth of X
+_CANDIDATE_ROWS = 256, 2048  # fewest and most that a round looks at
+_CANDIDATE_BYTES = 1.2e7  # for these and their distances, or a tenth of X
 _STALE_GROUPS = 4
 _CHUNK = 2**18  # entries of a temporary
 
@@ -231,8 +231,14 @@ class _Traversal:
 
 
 def _n_candidates(X):
-    """So many rows that they and their distances take no more than their room."""
-    room = max(_ROOM, X.nbytes / 10)
+    """Number of rows to look at in a round, by the memory that they need.
+
+    Of n rows of d columns, a round keeps float64 copies of the rows and of what is
+    computed from them, 16 d bytes a row, and their mutual distances with temporaries,
+    10 bytes for each of the n^2 pairs. With a budget of B bytes,
+    10 n^2 + 16 d n = B, so n = (sqrt((16 d)^2 + 40 B) - 16 d) / 20.
+    """
+    room = max(_CANDIDATE_BYTES, X.nbytes / 10)
     row = 16 * X.shape[1]
-    n = (np.sqrt(row**2 + 40 * room) - row) / 20  # 10 n^2 + row n = room
-    return int(np.clip(n, *_CANDIDATES))
+    n = (np.sqrt(row**2 + 40 * room) - row) / 20
+    return int(np.clip(n, *_CANDIDATE_ROWS))

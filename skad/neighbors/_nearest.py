@@ -16,8 +16,8 @@ from sklearn.utils import check_array
 from skad.neighbors._bounds import Bounds, plan
 from skad.neighbors._distances import direct
 
-_BLOCK = 2**23  # entries of one block of bounds
-_GROUP = 16  # rows of which only the one with the smallest bound is looked at
+_BLOCK_ENTRIES = 2**23  # of one block of bounds
+_GROUP_ROWS = 16  # of these, only the one with the smallest bound is looked at
 _TINY = 1e-30  # above all that underflow takes from a squared distance
 
 # What speeds up the search of each bank: the number of rows looked up so far, the plan
@@ -148,7 +148,7 @@ class Bank:
         prepared = self._prepare(len(queries))
         squared = np.full((len(queries), k), np.inf)
         indices = np.zeros((len(queries), k), np.intp)
-        step = max(1, _BLOCK // len(self.rows))
+        step = max(1, _BLOCK_ENTRIES // len(self.rows))
         for lo in range(0, len(queries), step):
             block = slice(lo, lo + step)
             hide = None
@@ -204,9 +204,9 @@ def _likely(bounds, k):
     if k == 1:
         return bounds.argmin(axis=1)[:, None]
     n, m = bounds.shape
-    n_groups = m // _GROUP
+    n_groups = m // _GROUP_ROWS
     if n_groups >= 4 * k:
-        grouped = bounds[:, : n_groups * _GROUP].reshape(n, _GROUP, n_groups)
+        grouped = bounds[:, : n_groups * _GROUP_ROWS].reshape(n, _GROUP_ROWS, n_groups)
         smallest = grouped.min(axis=1)
         groups = np.argpartition(smallest, k - 1, axis=1)[:, :k]
         found = np.take_along_axis(smallest, groups, axis=1)
