@@ -244,7 +244,9 @@ def with_paths(folder):
             train_batch_size=2,
             **image,
         ),
-        "DRAEM": DRAEMDetector("tiny", texture_images=pictures, batch_size=2, **image),
+        "DRAEM": DRAEMDetector(
+            "tiny", pictures, 1, train_batch_size=2, image_size=64, **checkpoints
+        ),
         "PRN": PRNDetector(
             "resnet10t",
             weights=folder / "weights.pth",
