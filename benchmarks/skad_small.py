@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from skad import PatchFeatures, __version__
-from skad.features._backbone import named_backbone
+from skad.networks._frozen import named_backbone
 from skad.networks._input import normalized
 from skad.networks._modules import seeded
 from skad.networks._sampling import combined_seed

@@ -8,7 +8,6 @@ these steps, and calls the methods of the detector on images.
 from functools import partial
 from typing import Any
 
-import numpy as np
 import sklearn.pipeline
 from sklearn.frozen import FrozenEstimator
 
@@ -98,18 +97,10 @@ class Chain:
 
     def _answers(self, method, images, regions):
         """Result of a method of the detector for what `_readable` returned."""
-        call, result = getattr(self.final, method), None
-        if not isinstance(images, ImageReader):
-            return call(self._after_entering(images, regions))
-        if self.after:
-            features = self.images._all_features(images, regions, scoring=True)
-            return call(_passed_through(self.after, features, None))
-        for index, features in self.images._scoring_parts(images, regions):
-            part = call(features)
-            if result is None:
-                result = np.empty((len(images), *part.shape[1:]), part.dtype)
-            result[index] = part
-        return result
+        answer = getattr(self.final, method)
+        if self.after or not hasattr(self.images, "_map_parts"):
+            return answer(self._after_entering(images, regions))
+        return self.images._map_parts(answer, images, regions)
 
     def anomaly_map(self, X, size=None, regions=None):
         """Maps in the geometry of the images as the step that reads them gets them."""

@@ -46,7 +46,7 @@ class Teacher:
 
     feature_mean, feature_std : ndarray of shape (c,), optional
         Channel statistics of the features that it imitates: its output is these
-        features less the mean, over the deviation.
+        features less the mean, over their standard deviation.
 
     loss_curve : list of float, optional
         Loss of each step of its training.

@@ -80,7 +80,9 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         skad.images.ImageError
             If an image cannot be read; it names position, file and reason.
         """
-        self._fit_images(self._validated_reader(X), y)
+        images = self._validated_reader(X)
+        with own_torch_state():
+            self._fit_images(images, y)
         return self
 
     def fit_transform(
@@ -116,8 +118,9 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
             As `transform`.
         """
         images = self._validated_reader(X)
-        extract = self._fit_images(images, y)
-        features = self._all_features(images, regions, extract, scoring=False)
+        with own_torch_state():
+            extract = self._fit_images(images, y)
+            features = self._all_features(images, regions, extract, scoring=False)
         self.skipped_ = sorted(images.skipped)
         return features
 
@@ -153,7 +156,9 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         skad.images.ImageError
             If an image cannot be read; it names position, file and reason.
         """
-        return self._all_features(self._checked_reader(X), regions, scoring=True)
+        images = self._checked_reader(X)
+        with own_torch_state():
+            return self._all_features(images, regions, scoring=True)
 
     # -- fitting ------------------------------------------------------------------
 
@@ -177,8 +182,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         """Call `_fit` with the normal images; returns what it does."""
         # A part of the reader, not of X: errors name the places in X.
         normal = images[normal_positions(images, y)]
-        with own_torch_state():
-            learned = self._fit(normal)
+        learned = self._fit(normal)
         require_attributes(
             self, ("grid_shape_", "n_features_out_"), "_fit(images) sets them"
         )
@@ -186,6 +190,9 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
 
     def _fit_region(self) -> None:
         """Read `region`: what is fitted needs no file, and scores by what it read."""
+        if self.region is None:
+            self.region_ = None
+            return
         with self._limited():
             self.region_ = read_region(self.region)
 
@@ -290,6 +297,22 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
             some = absent[lo : lo + n_images]
             yield some, self._absent_features(len(some))
 
+    def _map_parts(
+        self,
+        function: Callable[[NDArray[np.float32]], NDArray[Any]],
+        images: ImageReader,
+        regions: Any = None,
+    ) -> NDArray[Any] | None:
+        """What a function gives for the features of images, some images at a time."""
+        result = None
+        with own_torch_state():
+            for index, features in self._scoring_parts(images, regions):
+                part = function(features)
+                if result is None:
+                    result = np.empty((len(images), *part.shape[1:]), part.dtype)
+                result[index] = part
+        return result
+
     def _absent_features(self, n: int) -> NDArray[np.float32]:
         """Features of n images that could not be read."""
         shape = n, *self.grid_shape_, self.n_features_out_
@@ -310,7 +333,9 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
     ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
         """Yield indices and the features of these images, the cached ones first.
 
-        To learn (without `scoring`), one image at least has to be readable.
+        To learn (without `scoring`), one image at least has to be readable. Whoever
+        takes these batches does so in `own_torch_state`, as for all methods here that
+        yield features.
         """
         missing = list(range(len(images)) if indices is None else indices)
         n_images, keys = len(missing), {}
@@ -326,12 +351,9 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
                     if len(index):
                         features = self._unpacked(rows)
                         yield index, cut.cut(features, index) if cut else features
-            if extract is None:
-                with own_torch_state():
-                    extract = self._extraction()
+            extract = self._extraction() if extract is None else extract
             for index, batch in images.indexed_batches(self._images_at_once(), missing):
-                with own_torch_state():
-                    features = extract(index, batch)
+                features = extract(index, batch)
                 self._check_features(features, len(index))
                 if cache is not None:
                     cache.store(self._packed(features), index, keys)

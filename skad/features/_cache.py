@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from skad._user_warning import warn_user
 from skad.images import content_key
 from skad.images._batches import ImageReader
-from skad.networks._torch_state import own_torch_state
 
 
 class Cache:
@@ -43,8 +42,7 @@ class Cache:
     @classmethod
     def of(cls, transformer: Any) -> Cache:
         """Give the cache of a fitted transformer that has a `cache_dir`."""
-        with own_torch_state():
-            return cls(Path(transformer.cache_dir), transformer._signature())
+        return cls(Path(transformer.cache_dir), transformer._signature())
 
     def keys(self, images: ImageReader, indices: Iterable[int]) -> dict[int, str]:
         """Key of every image that can be read, by index."""

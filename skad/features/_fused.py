@@ -16,7 +16,6 @@ from skad._patch_array import PatchArray
 from skad.features._base import PatchFeatureTransformer
 from skad.features._network import PatchFeatures
 from skad.features._pcanet import NO_VARIANCE, PCANetFeatures
-from skad.networks._torch_state import own_torch_state
 
 _KEPT_BYTES = 2**28  # of features that need not be extracted again
 _N_IMAGES = 100  # good images behind the variance of each kind
@@ -147,8 +146,7 @@ class FusedFeatures(PatchFeatureTransformer):
 
         def extract(index, batch):
             # A network works in the batch's own memory.
-            with own_torch_state():
-                return [one(index, batch.copy()) for one in extractions]
+            return [one(index, batch.copy()) for one in extractions]
 
         kept = self._learn_variances(images, normal_positions(images, y), extract)
 

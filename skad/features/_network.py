@@ -1,5 +1,6 @@
 """Patch features of a pretrained network (Section 3.1 of the PatchCore paper)."""
 
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 
@@ -10,18 +11,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from skad import networks
 from skad._checks import check_size
 from skad._patch_array import PatchArray
-from skad.features._backbone import (
-    Backbone,
-    automatic_layers,
-    available_layers,
-    fitted_backbone,
-    fitted_weights,
-    layers_by_stride,
-    named_backbone,
-)
 from skad.features._base import PatchFeatureTransformer
-from skad.features._embedding import concat, mean1d, replicate
-from skad.features._layout import as_map, measured_layouts
 from skad.networks._torch_state import torch_device
 from skad.networks._weights import (
     IMAGENET_MEAN,
@@ -293,7 +283,14 @@ class PatchFeatures(PatchFeatureTransformer):
         parts = self.backbone.modules()
         return next((p.in_channels for p in parts if isinstance(p, Conv2d)), 3)
 
+    def _fit_images(self, images, y):
+        backbone = self._fit_normal(images, y)
+        if backbone is None:  # a subclass has trained another one
+            return None
+        return lambda index, batch: self._features_of(backbone, batch)
+
     def _fit(self, images):
+        """Measure the network on a black image; returns it."""
         self._check_settings()
         for name in ("_weights", "layers_"):
             self.__dict__.pop(name, None)
@@ -323,6 +320,7 @@ class PatchFeatures(PatchFeatureTransformer):
         self.n_features_out_ = self.n_components or n_features
         self._own_levels = self._describe_levels(levels)
         self._keep_weights(backbone, probe)
+        return backbone
 
     def _chosen_embedding(self):
         if self.embedding != "auto":
@@ -337,7 +335,7 @@ class PatchFeatures(PatchFeatureTransformer):
         def run(images):
             return self._outputs(backbone, images, names)
 
-        self._layouts, self._last_layer = measured_layouts(
+        self._layouts, self._last_layer = networks.layout.measured_layouts(
             backbone, run, names, self.pooled, self._input_size(), self._n_channels()
         )
         if self.pooled is True:
@@ -349,13 +347,13 @@ class PatchFeatures(PatchFeatureTransformer):
             return
         if is_reproducible(self.backbone, self.weights):
             return
-        self._weights = fitted_weights(
+        self._weights = networks.frozen.fitted_weights(
             backbone,
             self.backbone,
             lambda: self._levels(backbone, probe.copy(), self._last_layer),
         )
         kwargs = self.backbone_kwargs or {}
-        fitted_backbone(self._weights, kwargs, self._device(), backbone)
+        networks.frozen.fitted_backbone(self._weights, kwargs, self._device(), backbone)
 
     def _describe_levels(self, levels):
         """Number of channels and grid of each level, where they are kept apart."""
@@ -429,42 +427,41 @@ class PatchFeatures(PatchFeatureTransformer):
         return values.astype(np.float32)
 
     def _levels(self, backbone, batch, last=None):
-        """Maps of the layers, and the pooled output or None."""
-        taken, vector = self._outputs(backbone, batch, list(self._layouts), last)
-        with self._arithmetic():
-            maps = {n: as_map(taken[n], k) for n, k in self._layouts.items() if k}
-            if isinstance(self.pooled, str):
-                vector = taken[self.pooled].float()
-                if self._layouts[self.pooled] is not None:
-                    vector = maps[self.pooled].mean(dim=(2, 3))
+        """Feature maps of the layers, and the descriptors or None."""
+        with self._explained(backbone):
+            maps, vector = backbone.feature_maps(
+                batch,
+                self._layouts,
+                last,
+                self.pooled,
+                self._per_channel("mean", backbone.mean, batch.shape[3]),
+                self._per_channel("std", backbone.std, batch.shape[3]),
+                self.precision,
+            )
         return [maps[name] for name in self.layers_], vector
 
     def _outputs(self, backbone, batch, names, last=None):
         """What modules put out for a batch, and the pooled output where it is True."""
-        with self._arithmetic():
+        with backbone.arithmetic(self.precision):
             batch = self._as_input(batch, backbone)
-            try:
+            with self._explained(backbone):
                 return backbone.outputs(batch, names, last, self.pooled)
-            except (RuntimeError, AssertionError, IndexError) as error:
-                raise ValueError(
-                    f"the network cannot run on images of image_size="
-                    f"{self.image_size!r}, crop_size={self.crop_size!r} "
-                    f"({tuple(batch.shape[2:])} pixels, {batch.dtype}): {error}"
-                ) from error
 
-    def _arithmetic(self):
-        """The arithmetic that `precision` asks for."""
-        import torch
-
-        return torch.autocast(
-            self._device().type,
-            dtype=getattr(torch, self.precision),
-            enabled=self.precision != "float32",
-        )
+    @contextmanager
+    def _explained(self, backbone):
+        """Say which images a network cannot run on."""
+        try:
+            yield
+        except (RuntimeError, AssertionError, IndexError) as error:
+            raise ValueError(
+                f"the network cannot run on images of image_size="
+                f"{self.image_size!r}, crop_size={self.crop_size!r} "
+                f"({self._input_size()} pixels, {backbone.dtype}): {error}"
+            ) from error
 
     def _embed(self, levels):
         if self._embedding == "mean1d":
-            return mean1d(
+            return networks.embedding.mean1d(
                 levels,
                 self.grid_shape_,
                 self.patch_size,
@@ -472,8 +469,8 @@ class PatchFeatures(PatchFeatureTransformer):
                 self.target_dim,
             )
         if self._embedding == "concat":
-            return concat(levels, self.grid_shape_, self.patch_size)
-        return replicate(levels, self.grid_shape_)
+            return networks.embedding.concat(levels, self.grid_shape_, self.patch_size)
+        return networks.embedding.replicate(levels, self.grid_shape_)
 
     def _grid(self, levels):
         if self.grid is not None:
@@ -485,13 +482,15 @@ class PatchFeatures(PatchFeatureTransformer):
 
     def _backbone(self):
         if not isinstance(self.backbone, str):
-            return Backbone(
+            return networks.frozen.Backbone(
                 self.backbone.to(self._device()), IMAGENET_MEAN, IMAGENET_STD
             )
         kwargs = self.backbone_kwargs or {}
         if hasattr(self, "_weights"):
-            return fitted_backbone(self._weights, kwargs, self._device())
-        return named_backbone(
+            return networks.frozen.fitted_backbone(
+                self._weights, kwargs, self._device()
+            )
+        return networks.frozen.named_backbone(
             self.backbone,
             self.weights,
             kwargs,
@@ -529,25 +528,27 @@ class PatchFeatures(PatchFeatureTransformer):
         if isinstance(self.pooled, str):
             known = [name for name, _ in module.named_modules() if name]
             if self.pooled not in known:
+                choices = ", ".join(networks.frozen.available_layers(module))
                 raise ValueError(
                     f"pooled={self.pooled!r} is no module of the network. Choose from "
-                    f"{', '.join(available_layers(module))} or any dotted module name."
+                    f"{choices} or any dotted module name."
                 )
 
     def _check_layers(self, backbone):
         module = backbone.module
         if self.layers == "auto":
             if hasattr(module, "feature_info"):
-                return automatic_layers(module)
+                return networks.frozen.automatic_layers(module)
             return self._measured_layers(backbone)
         known = dict(module.named_modules())
         absent = [name for name in self.layers if name not in known or name == ""]
         if absent or len(self.layers) == 0:
             name = self.backbone if isinstance(self.backbone, str) else "your network"
+            choices = ", ".join(networks.frozen.available_layers(module))
             raise ValueError(
                 f"layers={tuple(self.layers)!r}: {name} has no module "
-                f"{', '.join(map(repr, absent))}. Choose from "
-                f"{', '.join(available_layers(module))}, or layers='auto'."
+                f"{', '.join(map(repr, absent))}. Choose from {choices}, or "
+                "layers='auto'."
             )
         return tuple(self.layers)
 
@@ -555,9 +556,9 @@ class PatchFeatures(PatchFeatureTransformer):
         """Layers of strides 8 and 16, by the outputs of a network of one's own."""
         names = [name for name, _ in backbone.module.named_modules() if name]
         image = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
-        with self._arithmetic():
+        with backbone.arithmetic(self.precision):
             batch = self._as_input(image, backbone)
-            return layers_by_stride(backbone, batch, names)
+            return networks.frozen.layers_by_stride(backbone, batch, names)
 
     def _signature(self):
         settings = self.get_params()

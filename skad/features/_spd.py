@@ -15,12 +15,6 @@ import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad import networks
-from skad.features._backbone import (
-    Backbone,
-    named_backbone,
-    tuned_backbone,
-    with_trained_weights,
-)
 from skad.features._network import PatchFeatures
 from skad.images._batches import n_threads, remembered
 from skad.networks._sampling import combined_seed, epoch_order, prefetched
@@ -29,7 +23,7 @@ from skad.synthesis import smooth_blend, strong_view, weak_view
 
 
 class SPDPatchFeatures(PatchFeatures):
-    """Patch features of a pretrained network, trained on with your good images.
+    """Patch features of a pretrained network, fine-tuned on your normal images.
 
     `fit` fine-tunes the network as SPot-the-Difference does: a self-supervised loss,
     plus one that separates an image from a copy of which a small part was changed.
@@ -149,8 +143,8 @@ class SPDPatchFeatures(PatchFeatures):
     which matters for `pooled` only.
 
     In the paper, "supervised" is a classification of ImageNet with an auxiliary
-    classifier for changed images. Good images are of one class, whose cross-entropy is
-    zero: only the auxiliary classifier is left, weighed by `spd_weight`.
+    classifier for changed images. Normal images are of one class, whose cross-entropy
+    is zero: only the auxiliary classifier is left, weighed by `spd_weight`.
 
     Trained weights are part of the pickle. Ctrl-C ends training and keeps what was
     learned until then.
@@ -277,8 +271,8 @@ class SPDPatchFeatures(PatchFeatures):
         if not hasattr(self, "state_"):
             if own:
                 module = copy.deepcopy(self.backbone).to(device)
-                return Backbone(module, IMAGENET_MEAN, IMAGENET_STD)
-            return named_backbone(
+                return networks.frozen.Backbone(module, IMAGENET_MEAN, IMAGENET_STD)
+            return networks.frozen.named_backbone(
                 self.backbone, self.weights, kwargs, self._seed, device, fold=False
             )
         # The module of one's own is told from others by its weights.
@@ -290,12 +284,14 @@ class SPDPatchFeatures(PatchFeatures):
                 module = networks.modules.with_arrays(
                     copy.deepcopy(self.backbone), self.state_
                 )
-                return Backbone(module.to(device), IMAGENET_MEAN, IMAGENET_STD)
-            return with_trained_weights(
+                return networks.frozen.Backbone(
+                    module.to(device), IMAGENET_MEAN, IMAGENET_STD
+                )
+            return networks.frozen.with_trained_weights(
                 self.backbone, kwargs, self.state_, device, self._wanted()
             )
 
-        return tuned_backbone((name, *key), build, device)
+        return networks.frozen.tuned_backbone((name, *key), build, device)
 
     # -- training ------------------------------------------------------------
 
@@ -307,10 +303,14 @@ class SPDPatchFeatures(PatchFeatures):
         start = self._backbone()
         black = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
         last = list(self._outputs(start, black, list(self.layers_))[0])[-1]
-        backbone = Backbone(copy.deepcopy(start.module), start.mean, start.std)
+        backbone = networks.frozen.Backbone(
+            copy.deepcopy(start.module), start.mean, start.std
+        )
         self.loss_curve_ = self._train(backbone, last, images)
         self.state_ = networks.modules.arrays(backbone.module)
-        self.weights_sha256_ = Backbone(backbone.module, None, None).sha256
+        self.weights_sha256_ = networks.frozen.Backbone(
+            backbone.module, None, None
+        ).sha256
 
     def _keep_weights(self, backbone, probe):
         """All weights are in `state_`."""
@@ -385,7 +385,9 @@ class SPDPatchFeatures(PatchFeatures):
 
     def _pooled(self, network, views, last):
         """Mean outputs (b, c) of the module `last` of a network."""
-        return Backbone(network, None, None).vectors(views, last, self._layouts[last])
+        return networks.frozen.Backbone(network, None, None).vectors(
+            views, last, self._layouts[last]
+        )
 
     def _training_networks(self, backbone, last, n_images):
         """The network, and what training needs beside it."""

@@ -56,18 +56,31 @@ def resize_image(
             f"resample must be one of {sorted(_FILTERS)}, got {resample!r}."
         )
     _check_normal_form(image)
+    return _resized(image, height, width, _FILTERS[resample])
+
+
+def _resized(
+    image: NDArray[Any], height: int, width: int, resample: Image.Resampling
+) -> NDArray[Any]:
+    """Resize an image that has been checked.
+
+    Pillow weighs the pixels around each new one by the filter, whose width grows with
+    the factor by which an image shrinks: that is what antialiasing means. It keeps 8
+    bits per channel, and resizes colour channels together; a fourth channel it would
+    take for alpha and weigh the others with it, and floats it knows for one channel
+    only, so these are resized channel by channel. The filters with negative weights
+    overshoot: floats are clipped.
+    """
     if image.shape[:2] == (height, width):
         return image
-    how = _FILTERS[resample]
     if image.dtype == np.uint8 and image.shape[2] in CONVERTED:
         stored = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-        result = np.asarray(stored.resize((width, height), how))
+        result = np.asarray(stored.resize((width, height), resample))
         return result.reshape(height, width, image.shape[2])
-    # Pillow would take a fourth channel for alpha and weigh the others with it.
     result = np.empty((height, width, image.shape[2]), dtype=image.dtype)
     for channel in range(image.shape[2]):
         plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
-        result[..., channel] = np.asarray(plane.resize((width, height), how))
+        result[..., channel] = np.asarray(plane.resize((width, height), resample))
     return result if image.dtype == np.uint8 else np.clip(result, 0, 1, out=result)
 
 
@@ -219,7 +232,7 @@ def model_input(
     ndarray of shape (h, w, n_channels), float32
         Values in [0, 1]. It may be a view.
     """
-    image = resize_image(image, size)
+    image = _resized(image, *size, Image.Resampling.BILINEAR)
     if crop is not None:
         top, left = center_crop_box(size, crop)
         image = image[top : top + crop[0], left : left + crop[1]]

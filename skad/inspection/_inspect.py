@@ -19,6 +19,7 @@ from skad.base._threshold import conformal_p_values
 from skad.images import image_size
 from skad.images._batches import ImageReader
 from skad.inspection._defects import Defect, find_defects
+from skad.networks._torch_state import own_torch_state
 
 _FEATURES_AT_ONCE = 256  # images whose features are scored together
 
@@ -279,7 +280,8 @@ class _Inspector:
         if not isinstance(images, ImageReader):
             return self._of_features(self.chain._after_entering(images, None))
         if self.image_step is not self.detector:
-            return self._of_feature_parts(images)
+            with own_torch_state():
+                return self._of_feature_parts(images)
         if self.maps is False:
             return -self.detector._image_scores(images), None
         scores, grids = self.detector._score(images)

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what __getattr__ gives
     from skad.networks import _backbone as backbone  # noqa: F401
     from skad.networks import _cutpaste as cutpaste  # noqa: F401
+    from skad.networks import _embedding as embedding  # noqa: F401
     from skad.networks import _folding as folding  # noqa: F401
+    from skad.networks import _frozen as frozen  # noqa: F401
     from skad.networks import _input as input  # noqa: F401
+    from skad.networks import _layout as layout  # noqa: F401
     from skad.networks import _modules as modules  # noqa: F401
     from skad.networks import _pdn as pdn  # noqa: F401
     from skad.networks import _prn as prn  # noqa: F401
@@ -26,8 +29,11 @@ if TYPE_CHECKING:  # what __getattr__ gives
 _MODULES = (
     "backbone",
     "cutpaste",
+    "embedding",
     "folding",
+    "frozen",
     "input",
+    "layout",
     "modules",
     "pdn",
     "prn",
@@ -42,4 +48,6 @@ _MODULES = (
 def __getattr__(name):
     if name not in _MODULES:
         raise AttributeError(f"module 'skad.networks' has no attribute {name!r}")
-    return import_module(f"skad.networks._{name}")
+    module = import_module(f"skad.networks._{name}")
+    globals()[name] = module  # the next time, this function is not called
+    return module

@@ -4,7 +4,7 @@ from scipy.spatial.distance import mahalanobis
 
 from skad import PaDiMDetector
 from skad._maps import render
-from skad.features._embedding import replicate
+from skad.networks._embedding import replicate
 
 
 def grids(golden_layers, dtype=np.float64):

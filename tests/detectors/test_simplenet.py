@@ -7,8 +7,8 @@ from sklearn.base import clone
 
 from skad import SimpleNetDetector
 from skad._maps import render
-from skad.features._embedding import mean1d
 from skad.metrics import image_auroc
+from skad.networks._embedding import mean1d
 from skad.networks._modules import arrays, with_arrays
 from skad.networks._simplenet import SimpleNet, training_loss, truncated_l1
 

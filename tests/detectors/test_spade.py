@@ -97,7 +97,7 @@ def replicated(g):
     """The three levels side by side on the finest grid, as PatchFeatures does."""
     import torch
 
-    from skad.features._embedding import replicate
+    from skad.networks._embedding import replicate
 
     levels = [torch.from_numpy(g[f"layer{i}"].astype(np.float64)) for i in (1, 2, 3)]
     grid = replicate(levels, (12, 12)).permute(0, 2, 3, 1).numpy()

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skad.features._embedding import concat, mean1d, replicate
+from skad.networks._embedding import concat, mean1d, replicate
 
 
 @pytest.fixture

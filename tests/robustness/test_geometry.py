@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from skad import PatchCoreDetector, PatchFeatures, Pipeline, SPDPatchFeatures
-from skad.features import _layout
+from skad.networks import _layout
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from skad._maps import _axis_operator, render
 from skad._training_images import LeftBehind
 from skad.datasets import make_textures
 from skad.detectors import Teacher
-from skad.features._embedding import _pooling
+from skad.networks._embedding import _pooling
 from skad.networks._modules import arrays, seeded
 from skad.networks._pdn import pdn
 

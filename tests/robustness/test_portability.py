@@ -35,7 +35,7 @@ from skad import (
 )
 from skad._portable import portable
 from skad.detectors import distill_teacher
-from skad.features import _backbone
+from skad.networks import _frozen
 from skad.synthesis import SyntheticAnomalies
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot certify")
@@ -125,7 +125,7 @@ def with_files(folder, images):
 
 def test_a_fitted_model_needs_no_file(with_files, images, tmp_path):
     models, expected = with_files
-    _backbone._backbones.clear()
+    _frozen._backbones.clear()
     for model, scores in zip(models, expected, strict=True):
         np.testing.assert_array_equal(model.score_samples(images), scores)
 
@@ -202,7 +202,7 @@ def test_a_fitted_model_of_a_folder_of_timm(folder, images, tmp_path):
     expected = np.asarray(features.fit_transform(images))
     data = pickle.dumps(features)
     shutil.rmtree(source)
-    _backbone._backbones.clear()
+    _frozen._backbones.clear()
     np.testing.assert_array_equal(pickle.loads(data).transform(images), expected)
 
 

@@ -29,7 +29,7 @@ from skad import (
     TiledFeatures,
 )
 from skad.detectors import distill_teacher
-from skad.features import _backbone
+from skad.networks import _frozen
 from skad.networks._torch_state import _autocasts, own_torch_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot certify", "ignore:penalty")
@@ -189,7 +189,7 @@ def expected(images):
 
 def check(name, state, images, expected):
     wanted = expected(name)
-    _backbone._backbones.clear()  # networks are built in the foreign state, too
+    _frozen._backbones.clear()  # networks are built in the foreign state, too
     with state:
         before = settings()
         found = RUNS[name](images)
@@ -214,7 +214,7 @@ def test_same_bits_in_all_states_at_once(name, images, expected, one_torch_threa
 @pytest.mark.parametrize("state", STATES)
 def test_network_built_in_a_foreign_state_serves_others(state, images):
     wanted = small().fit(images).transform(images)
-    _backbone._backbones.clear()
+    _frozen._backbones.clear()
     with STATES[state]():
         fitted = small().fit(images)
     np.testing.assert_array_equal(fitted.transform(images), wanted)

@@ -8,11 +8,13 @@ layout is right if the positions that lie there change most.
 import threading
 from collections import OrderedDict
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 
+from skad.networks._frozen import Layout, as_map
 from skad.networks._torch_state import running
 
 _known: "WeakKeyDictionary[Any, dict[tuple, tuple]]" = WeakKeyDictionary()
@@ -20,37 +22,9 @@ _lock = threading.Lock()
 _BANDS = 3  # of rows and of columns that are changed
 # Correlation of positions with the bands that they react to. Networks with their
 # positions in order have 0.89 or more, also on grids of 4 x 4; others 0.4 or less.
-_LEAST = 0.6
-_CERTAIN = 0.95  # there is no need to try other layouts
-_MOST_PREFIX = 16  # tokens before or after those of the image
-
-
-class Layout(NamedTuple):
-    """How to read an output: its order of axes, and its grid of tokens."""
-
-    order: str  # "NCHW", "NHWC", "NLC" or "NCL"
-    first: int = 0  # tokens that come before those of the image
-    grid: tuple[int, int] | None = None  # of tokens
-
-
-def as_map(output, layout):
-    """An output as maps (b, c, h, w) of float32."""
-    if layout.order == "NHWC":
-        output = output.permute(0, 3, 1, 2)
-    if layout.grid is None:
-        return output.float()
-    if layout.order == "NLC":
-        output = output.transpose(1, 2)
-    n = layout.grid[0] * layout.grid[1]
-    output = output[:, :, layout.first : layout.first + n]
-    return output.float().unflatten(2, layout.grid).clone()
-
-
-def tensor_of(output):
-    """A module's output, or the first part of one that puts out several things."""
-    while isinstance(output, (tuple, list)) and len(output):
-        output = output[0]
-    return output
+_SMALLEST_CORRELATION = 0.6
+_CERTAIN_CORRELATION = 0.95  # there is no need to try other layouts
+_MAX_PREFIX_TOKENS = 16  # tokens before or after those of the image
 
 
 def probes(size, n_channels):
@@ -95,9 +69,9 @@ def measured(outputs, name, module, image_size):
         agreement = _agreement(as_map(outputs, layout).cpu().numpy())
         if best is None or agreement > highest + 0.01:
             best, highest = layout, agreement
-        if highest >= _CERTAIN:
+        if highest >= _CERTAIN_CORRELATION:
             break
-    if best is not None and highest >= _LEAST:
+    if best is not None and highest >= _SMALLEST_CORRELATION:
         return best
     shape = tuple(outputs.shape[1:])
     if best is None:
@@ -127,7 +101,7 @@ def _candidates(shape, module, image_size):
     certain: list[Layout] = []
     possible: list[Layout] = []
     for order, n in (("NLC", shape[1]), ("NCL", shape[2])):
-        others = (k for k in range(_MOST_PREFIX + 1) if k != own)
+        others = (k for k in range(_MAX_PREFIX_TOKENS + 1) if k != own)
         for extra in (own, *others):
             for grid in _grids(n - extra, image_size):
                 # What is too small to be measured must be as the network says.
@@ -234,8 +208,6 @@ def measured_layouts(backbone, run, names, pooled, image_size, n_channels):
     last : str
         The module that finished last.
     """
-    import torch
-
     # The weights of one's own network may have changed since.
     key = (backbone.sha256, *names, pooled, image_size)
     with _lock:

@@ -9,6 +9,8 @@ needs no unfolded copy.
 from math import gcd
 
 import numpy as np
+import torch
+from torch.nn.functional import avg_pool2d, conv2d, interpolate
 
 from skad._kept import byte_bounded
 
@@ -19,9 +21,6 @@ def mean1d(levels, grid, patch_size, pretrain_dim, target_dim):
     Every level's p x p patches are average-pooled to `pretrain_dim` entries,
     brought to one grid, concatenated, and pooled to `target_dim`.
     """
-    import torch
-    from torch.nn.functional import conv2d
-
     # Where the second pooling joins entries of one level only, it comes first:
     # the convolution then makes, and the grid repeats, a fraction of the entries.
     n_entries = len(levels) * pretrain_dim
@@ -53,9 +52,6 @@ def concat(levels, grid, patch_size):
     The zero padding counts in the average at the border, as in the official
     code.
     """
-    import torch
-    from torch.nn.functional import avg_pool2d
-
     return torch.cat(
         [
             _to_grid(avg_pool2d(level, patch_size, 1, patch_size // 2), grid)
@@ -67,17 +63,12 @@ def concat(levels, grid, patch_size):
 
 def replicate(levels, grid):
     """Channels of all levels, coarse ones repeated to the grid (PaDiM)."""
-    import torch
-    from torch.nn.functional import interpolate
-
     return torch.cat(
         [interpolate(level, size=grid, mode="nearest") for level in levels], dim=1
     )
 
 
 def _to_grid(level, grid):
-    from torch.nn.functional import interpolate
-
     if tuple(level.shape[2:]) == tuple(grid):
         return level
     return interpolate(level, size=grid, mode="bilinear", align_corners=False)

@@ -3,13 +3,18 @@
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from skad import networks
 from skad._kept import ByteBounded, size_in_bytes
-from skad.features._layout import as_map, tensor_of
+from skad.networks._backbone import build as build_network
+from skad.networks._backbone import used_arrays
+from skad.networks._folding import fold_norms, fold_pairs
+from skad.networks._input import normalized
+from skad.networks._modules import seeded, with_arrays
 from skad.networks._torch_state import running
 from skad.networks._weights import identity
 
@@ -17,11 +22,53 @@ from skad.networks._weights import identity
 _backbones = ByteBounded(2**30, keep_last=True)
 
 
-class Backbone:
-    """A network with the levels that are taken from it.
+class Layout(NamedTuple):
+    """How to read an output: its order of axes, and its grid of tokens."""
 
-    `changed` names the modules whose output is not what it was when the network
-    was made; `folded` the pairs of modules that became one.
+    order: str  # "NCHW", "NHWC", "NLC" or "NCL"
+    first: int = 0  # tokens that come before those of the image
+    grid: tuple[int, int] | None = None  # of tokens
+
+
+def as_map(output, layout):
+    """An output as maps (b, c, h, w) of float32."""
+    if layout.order == "NHWC":
+        output = output.permute(0, 3, 1, 2)
+    if layout.grid is None:
+        return output.float()
+    if layout.order == "NLC":
+        output = output.transpose(1, 2)
+    n = layout.grid[0] * layout.grid[1]
+    output = output[:, :, layout.first : layout.first + n]
+    return output.float().unflatten(2, layout.grid).clone()
+
+
+def tensor_of(output):
+    """A module's output, or the first part of one that puts out several things."""
+    while isinstance(output, (tuple, list)) and len(output):
+        output = output[0]
+    return output
+
+
+class Backbone:
+    """A frozen network whose modules are asked for their outputs.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The network, on its device.
+
+    mean, std : sequence of float
+        Normalisation of its images, one value per channel of values in [0, 1].
+
+    Attributes
+    ----------
+    changed : frozenset of str or None
+        Modules whose output is not what it was when the network was made; None where
+        that is not known.
+
+    folded : list of (str, str)
+        Pairs of modules that became one.
     """
 
     def __init__(self, module, mean, std):
@@ -39,8 +86,6 @@ class Backbone:
     @cached_property
     def sha256(self):
         """SHA-256 over names, shapes and values of all parameters and buffers."""
-        import torch
-
         digest = sha256()
         for name, value in self.module.state_dict().items():
             value = value.detach().cpu().contiguous()
@@ -51,8 +96,6 @@ class Backbone:
     @cached_property
     def dtype(self):
         """Type of the network's weights, in which it computes."""
-        import torch
-
         kinds = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
         if len(kinds) > 1:
             raise ValueError(
@@ -61,6 +104,64 @@ class Backbone:
                 "them, as by .float()."
             )
         return kinds.pop() if kinds else torch.float32
+
+    @cached_property
+    def device(self):
+        """Where the network is."""
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def arithmetic(self, precision):
+        """Context of "float32", "bfloat16" or "float16"."""
+        return torch.autocast(
+            self.device.type,
+            dtype=getattr(torch, precision),
+            enabled=precision != "float32",
+        )
+
+    def feature_maps(self, images, layouts, last, pooled, mean, std, precision):
+        """Feature maps of modules for a batch of images, and its descriptors.
+
+        Parameters
+        ----------
+        images : ndarray of shape (b, H, W, C), float32
+            In [0, 1]. On the CPU they are overwritten, which saves a copy.
+
+        layouts : dict of Layout or None
+            By the names of the modules; None of one that puts out vectors.
+
+        last : str or None
+            The module after which the network need not run on; None is its end.
+
+        pooled : bool or str
+            True asks for the pooled output of a timm model, a str for the mean output
+            of this module.
+
+        mean, std : array-like of shape (C,) or (1,)
+            Normalisation of the images.
+
+        precision : {"float32", "bfloat16", "float16"}
+            Arithmetic of the network.
+
+        Returns
+        -------
+        maps : dict of Tensor (b, c, h, w), float32
+            By name, of modules that have a layout.
+
+        descriptors : Tensor (b, p), float32, or None
+            None where `pooled` is False.
+        """
+        with self.arithmetic(precision):
+            batch = normalized(
+                images, self.device, mean, std, dtype=self.dtype, in_place=True
+            )
+            taken, vector = self.outputs(batch, list(layouts), last, pooled)
+            maps = {n: as_map(taken[n], k) for n, k in layouts.items() if k}
+            if isinstance(pooled, str):
+                vector = taken[pooled].float()
+                if layouts[pooled] is not None:
+                    vector = maps[pooled].mean(dim=(2, 3))
+        return maps, vector
 
     def outputs(self, batch, names, last=None, pooled=False):
         """Outputs of the named modules as they are, in the order in which they came.
@@ -136,8 +237,6 @@ class _Reached(Exception):
 @contextmanager
 def _evaluating(module):
     """Evaluation mode, no gradients, and every training flag put back after."""
-    import torch
-
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -157,9 +256,7 @@ def named_backbone(name, weights, kwargs, seed, device, wanted=(), *, fold=True)
     key = (name, identity(weights, seed), repr(sorted(kwargs.items())), str(device))
 
     def build(fold):
-        module = networks.modules.seeded(
-            lambda: networks.backbone.build(name, weights, kwargs), seed
-        )
+        module = seeded(lambda: build_network(name, weights, kwargs), seed)
         return _as_backbone(module, kwargs, device, fold=fold)
 
     with running:
@@ -191,7 +288,7 @@ def fitted_weights(backbone, name, run):
         name = config["architecture"]
     return {
         "name": name,
-        "arrays": networks.backbone.used_arrays(backbone.module, run),
+        "arrays": used_arrays(backbone.module, run),
         "folded": list(backbone.folded),
         "mean": tuple(backbone.mean),
         "std": tuple(backbone.std),
@@ -208,11 +305,9 @@ def fitted_backbone(weights, kwargs, device, built=None):
     parts = sha256("\n".join(sorted(arrays)).encode()).hexdigest()
     key = (weights["name"], weights["sha256"], parts, repr(sorted(kwargs.items())))
 
-    import torch
-
     def build():
-        module = networks.backbone.build(weights["name"], False, kwargs)
-        networks.folding.fold_pairs(module.requires_grad_(False), weights["folded"])
+        module = build_network(weights["name"], False, kwargs)
+        fold_pairs(module.requires_grad_(False), weights["folded"])
         module = _on_device(module, device)
         module.load_state_dict(
             {k: torch.tensor(v) for k, v in arrays.items()}, strict=False
@@ -222,7 +317,7 @@ def fitted_backbone(weights, kwargs, device, built=None):
         return backbone
 
     def make():
-        return networks.modules.seeded(build, 0) if built is None else built
+        return seeded(build, 0) if built is None else built
 
     with running:
         return _backbones.get((*key, str(device)), make)
@@ -237,10 +332,8 @@ def tuned_backbone(key, build, device):
 def with_trained_weights(name, kwargs, state, device, wanted=()):
     """A timm backbone with weights from arrays, folded as by `named_backbone`."""
     for fold in (True, False):
-        module = networks.modules.seeded(
-            lambda: networks.backbone.build(name, False, kwargs), 0
-        )
-        networks.modules.with_arrays(module, state)
+        module = seeded(lambda: build_network(name, False, kwargs), 0)
+        with_arrays(module, state)
         backbone = _as_backbone(module, kwargs, device, fold=fold)
         if backbone.changed is not None and not backbone.changed.intersection(wanted):
             break
@@ -249,8 +342,6 @@ def with_trained_weights(name, kwargs, state, device, wanted=()):
 
 def _on_device(module, device):
     """The module, frozen, as it runs fastest on a device."""
-    import torch
-
     module = module.requires_grad_(False).eval().to(device)
     if torch.device(device).type == "cpu":
         module = module.to(memory_format=torch.channels_last)
@@ -274,9 +365,7 @@ def _fold(backbone, kwargs):
         kwargs.get("img_size", size),
     )
     size = (size, size) if isinstance(size, int) else tuple(size)
-    backbone.changed, backbone.folded = networks.folding.fold_norms(
-        backbone.module, n_channels, size
-    )
+    backbone.changed, backbone.folded = fold_norms(backbone.module, n_channels, size)
 
 
 def automatic_layers(module):
