@@ -411,7 +411,8 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         if y is None:
             if masks is not None and any(mask is not None for mask in masks):
                 raise ValueError(
-                    "masks without y: pass y, +1 for normal and -1 for defective images."
+                    "masks without y: pass y, +1 for normal and -1 for defective "
+                    "images."
                 )
             return []
         check_consistent_length(X, y)
