@@ -19,6 +19,7 @@ from skad._moments import Moments
 from skad._progress import progress
 from skad.features._base import PatchFeatureTransformer
 
+STRIDE = 8  # pixels from patch to patch
 _KEPT_BYTES = 2**29  # of responses that a second pass finds
 _N_PATCHES = 50_000  # patches behind the filters of one stage
 _QUANTISATION = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
@@ -274,7 +275,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         import torch
         from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 
-        height, width = (max(1, side // 8) for side in batch.shape[1:3])
+        height, width = (max(1, side // STRIDE) for side in batch.shape[1:3])
         outputs = self._stages(_to_tensor(batch))[1]
         on_grid = []
         for output in outputs:
