@@ -416,8 +416,13 @@ class _Targets:
     """Features of images on a teacher's grid, kept where they fit into memory."""
 
     def __init__(
-        self, features: Any, X: Any, grid: tuple[int, int] | None, seed, verbose: bool
-    ):
+        self,
+        features: Any,
+        X: Any,
+        grid: tuple[int, int] | None,
+        seed: int,
+        verbose: bool,
+    ) -> None:
         self._features, self._grid, self._seed = features, grid, seed
         self._reader = ImageReader(X, features._frame()[0], None, "raise", 1)
         first = self._extract([0])
