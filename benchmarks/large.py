@@ -1,11 +1,13 @@
-"""Small scratches in large images: in tiles, and resized.
+"""Small scratches in large images, in tiles and resized; many images, in parts.
 
     python benchmarks/large.py --part tiles
+    python benchmarks/large.py --part parallel
 
-Images of 4096 x 2048 pixels are mosaics of photographs of normal parts; those tested
-are of other photographs than those learned from. Half of these have one scratch, 10
-pixels wide and 100 long. Each way runs in a process of its own; its memory is what it
-takes at most beside the network, which has run once by then.
+`large_parallel.py` describes the second one. For the first one, images of 4096 x 2048
+pixels are mosaics of photographs of normal parts; those tested are of other photographs
+than those learned from. Half of these have one scratch, 10 pixels wide and 100 long.
+Each way runs in a process of its own; its memory is what it takes at most beside the
+network, which has run once by then.
 """
 
 import json
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from harness import limit_threads, parser, publish, timing
+from large_parallel import parallel
 from PIL import Image, ImageDraw, ImageFilter
 
 SETS = {"magnetic tiles": "magnetic_tile", "bottles": "mvtec_bottle_256"}
@@ -174,7 +177,7 @@ def tiles(options):
     publish(options, "large tiles", rows, HEADER)
 
 
-PARTS = {"tiles": tiles}
+PARTS = {"tiles": tiles, "parallel": parallel}
 
 
 def main():
