@@ -6,8 +6,10 @@ which is what tells a normal edge from one in the wrong place, and reduced to
 few whitened channels.
 """
 
+from collections.abc import Sequence
 from itertools import chain
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from sklearn.utils import check_random_state
@@ -150,21 +152,21 @@ class PCANetFeatures(PatchFeatureTransformer):
 
     def __init__(
         self,
-        image_size=224,
+        image_size: int | tuple[int, int] = 224,
         *,
-        crop_size=None,
-        region=None,
-        kernel_sizes=(5, 3, 3),
-        n_filters=(16, 48, 96),
-        n_components=64,
-        shrinkage=0.01,
-        max_images=100,
-        batch_size=16,
-        on_error="raise",
-        n_jobs=None,
-        random_state=0,
-        verbose=False,
-    ):
+        crop_size: int | tuple[int, int] | None = None,
+        region: Any = None,
+        kernel_sizes: Sequence[int] = (5, 3, 3),
+        n_filters: Sequence[int] = (16, 48, 96),
+        n_components: int | None = 64,
+        shrinkage: float = 0.01,
+        max_images: int | None = 100,
+        batch_size: int = 16,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         self.image_size = image_size
         self.crop_size = crop_size
         self.region = region
