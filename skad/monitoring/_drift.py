@@ -126,7 +126,7 @@ class DriftMonitor:
 
     - *Held-out scores are not quite scores of new images.* Each training image was
       scored by a model of the other images, a little less than the model that scores
-      the stream. See the page on drift in the documentation for how much that matters.
+      the stream; :doc:`/monitoring` has a measurement of how much that matters.
       Calibrate on images that the model has not learned from to avoid it.
     - *Images come in batches.* Parts of one charge, or images of one place, are more
       alike than a random order has it. Calibration images from a single charge make
