@@ -23,6 +23,7 @@ WORDS = {
     "monitoring": "changes of scores over time",
     "neighbors": "coreset, exact search",
     "networks": "PyTorch: the builder of networks, their input, training, weights",
+    "parallel": "fit and score over many processes or machines",
     "pipeline": "scikit-learn's pipeline with maps, regions and updates",
     "synthesis": "synthetic anomalies",
 }

@@ -1,9 +1,13 @@
 """Progress bars of long work, on the standard error stream."""
 
+from typing import Any
+
 from tqdm import tqdm
 
 
-def progress(total, label, verbose, *, done=0, unit="it"):
+def progress(
+    total: int, label: str, verbose: bool | int, *, done: int = 0, unit: str = "it"
+) -> Any:
     """Return a bar for a number of steps; it shows nothing unless `verbose`.
 
     Parameters

@@ -7,7 +7,7 @@ from types import FrameType
 _INSIDE = ("skad", "sklearn", "joblib", "contextlib")
 
 
-def warn_user(message, category=UserWarning):
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn on behalf of the first caller outside of skad and scikit-learn.
 
     Methods reach each other through base classes and pipelines, so that no fixed
@@ -20,5 +20,5 @@ def warn_user(message, category=UserWarning):
     warnings.warn(message, category, stacklevel=level)
 
 
-def _package(frame):
+def _package(frame: FrameType) -> str:
     return frame.f_globals.get("__name__", "").partition(".")[0]

@@ -43,6 +43,18 @@ def test_runs_small(name, shared, few_photographs, new_process, tmp_path):
     assert (BENCHMARKS / "README.md").read_bytes() == record
 
 
+def test_a_call_keeps_to_few_files(monkeypatch, tmp_path):
+    """Bounds that may only fall; the targets are in the script."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import calls
+
+    traces = calls.counted(calls.image_files(tmp_path, n=24))
+    assert traces["fit"].n_changes < 230
+    assert traces["anomaly_map"].n_changes < 90
+    for trace in traces.values():
+        assert set(trace.opened.values()) == {1}
+
+
 @pytest.fixture
 def making(monkeypatch):
     """The script that makes skad_small."""

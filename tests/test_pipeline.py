@@ -306,6 +306,25 @@ def test_one_image_in_a_stream(data):
     assert np.isfinite(model.decision_function(data.test)).all()
 
 
+def test_batches_of_which_nothing_lies_inside_a_region(data):
+    features = PatchFeatures(**NETWORK, image_size=64, batch_size=1)
+    model = Pipeline([features, PaDiMDetector(contamination=0.2)])
+    regions = [np.ones((64, 64), bool)] * 10
+    for i in (0, 4, 9):
+        regions[i] = np.zeros((64, 64), bool)
+    kept = np.delete(np.arange(10), (0, 4, 9))
+    images = list(data.train[:10])
+    fitted = clone(model).fit(images, regions=regions)
+    alone = clone(model).fit([images[i] for i in kept])
+    assert fitted[-1].n_samples_seen_ == 7
+    np.testing.assert_allclose(
+        fitted.score_samples(data.test), alone.score_samples(data.test)
+    )
+    with pytest.warns(UserWarning, match="one training image"):
+        one = clone(model).fit(images[:2], regions=regions[:2])
+    assert one[-1].n_samples_seen_ == 1
+
+
 def test_scores_part_by_part(model, data, monkeypatch):
     whole = model["features"].transform(data.test)
     seen = []

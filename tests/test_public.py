@@ -24,6 +24,7 @@ MODULES = (
     "skad.model_selection",
     "skad.monitoring",
     "skad.neighbors",
+    "skad.parallel",
     "skad.synthesis",
 )
 # Of numpydoc's checks, those that skad does not follow: a longer summary (ES01), a

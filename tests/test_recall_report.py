@@ -104,7 +104,7 @@ def test_prints_a_table():
     kinds = [3, 3, 12, 12]
     text = str(report_on(np.arange(1, 20), [25, 18.5, 19, 3], kinds=kinds))
     assert text == (
-        "4 defects, threshold from 19 good images\n"
+        "4 defects, threshold from 19 normal images\n"
         "\n"
         "false alarms      found  recall  95 % interval\n"
         "model: 5.00%     1 of 4   25.0%  0.6% to 80.6%\n"
@@ -145,7 +145,7 @@ def test_few_good_images():
     assert report.threshold == model.offset_
     assert "model: 5.00%, estimated" in str(report)
     assert [row.false_alarm_rate for row in report.by_rate] == [0.1, 0.2]
-    with pytest.raises(ValueError, match=r"9 held-out good images certify .* 1 / 10"):
+    with pytest.raises(ValueError, match=r"9 held-out normal images certify .* 1 / 10"):
         recall_report(model, [[100.0]], false_alarm_rates=[0.05])
 
 

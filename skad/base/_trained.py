@@ -195,14 +195,14 @@ class TrainedDetector:
     def _optimizer(self, module):
         raise NotImplementedError(f"{type(self).__name__} defines no _optimizer().")
 
-    def _loss(self, module, data) -> Callable:
+    def _loss(self, module: Any, data: Any) -> Callable:
         raise NotImplementedError(f"{type(self).__name__} defines no _loss().")
 
-    def _sampler(self, data, seed) -> Callable:
+    def _sampler(self, data: Any, seed: int) -> Callable:
         raise NotImplementedError(f"{type(self).__name__} defines no _sampler().")
 
     @contextmanager
-    def _batches(self, data, seed) -> Iterator[Callable]:
+    def _batches(self, data: Any, seed: int) -> Iterator[Callable]:
         """Give a function from the number of a step to its samples."""
         make, n_samples = self._sampler(data, seed), self._n_samples()
         with ThreadPoolExecutor(n_threads(self.n_jobs)) as pool:

@@ -1,7 +1,7 @@
-"""CutPaste (Li et al., CVPR 2021): features that tell good images from cut ones.
+"""CutPaste (Li et al., CVPR 2021): features that were learned to detect pasted parts.
 
-A network learns to recognise images of which a part was pasted somewhere else; what
-it makes of good images is a Gaussian, and the distance from that is the score.
+A network learns to recognise images of which a part was pasted somewhere else; its
+features of normal images are a Gaussian, and the distance from that is the score.
 """
 
 from functools import partial
@@ -37,7 +37,7 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
     Parameters
     ----------
     variant : {"3way", "patch", "scar"}, default="3way"
-        What the network learns to tell from good images: a pasted box, a thin
+        What the network learns to tell from normal images: a pasted box, a thin
         turned one, or both, each as a class of its own.
 
     backbone : str, default="resnet18"
@@ -83,7 +83,7 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
         "auto" is a CUDA device where there is one, else the CPU.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "split": a fifth
@@ -118,7 +118,7 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
         Weights of ``backbone`` and ``head`` by name.
 
     location_ : ndarray of shape (d,), float64
-        Mean of the pooled features of good images.
+        Mean of the pooled features of normal images.
 
     precision_ : ndarray of shape (d, d), float64
         Inverse of their covariance, shrunk as Ledoit and Wolf do.
@@ -136,7 +136,7 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their maps, larger is more anomalous.

@@ -1,7 +1,7 @@
-"""DRAEM (Zavrtanik et al., ICCV 2021): learn to find what was put into good images.
+"""DRAEM (Zavrtanik et al., ICCV 2021): learn to find synthetic anomalies.
 
 One network restores images that were made anomalous, a second one compares what it
-gives with what it got, and learns to say which pixels were changed.
+gives with what it got, and learns which pixels were changed.
 """
 
 from functools import partial
@@ -38,7 +38,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
         which is not the paper's, has an eighth of the channels.
 
     texture_images : sequence of images or path of a folder, default=None
-        What synthetic anomalies are made of: photographs of textures of all kinds. Of
+        What synthetic anomalies are made of: photographs of textures of all sorts. Of
         a folder, those in the folders in it count, too. Without them, textures are
         sampled procedurally. Clones share them. Images in memory do not travel in the
         pickle of a fitted model: where it is loaded, set them again before another
@@ -79,7 +79,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
         "auto" is a CUDA device where there is one, else the CPU.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "split": a fifth
@@ -123,7 +123,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their maps, larger is more anomalous.

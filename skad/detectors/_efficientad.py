@@ -1,9 +1,9 @@
 """EfficientAD (Batzner et al., WACV 2024): where a student fails to follow its teacher.
 
-A student learns, on good images only, to give what a pretrained teacher gives
+A student learns, on normal images only, to give what a pretrained teacher gives
 (Section 3.2 of the paper); an autoencoder learns the same through a bottleneck, and
 the student also learns to give what that gives (Section 3.3). Both disagreements are
-maps, brought to one scale by quantiles of good images (Section 3.4).
+maps, brought to one scale by quantiles of normal images (Section 3.4).
 """
 
 import copy
@@ -95,7 +95,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
         "auto" is a CUDA device where there is one, else the CPU.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "split": a fifth
@@ -136,7 +136,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     quantiles_ : ndarray of shape (2, 2), float64
         Quantiles 0.9 and 0.995 of the student's and of the autoencoder's maps of a
-        tenth of the training images that the networks have not seen.
+        tenth of the training images that the networks were not trained on.
 
     loss_curve_ : list of float
         Loss of each step so far.
@@ -148,7 +148,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their maps, larger is more anomalous.
@@ -162,7 +162,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     Notes
     -----
-    The score of an image is the largest value of its map before anything is drawn:
+    The score of an image is the largest value of its map before it is rendered:
     a border of zeros would give all very normal images the same score.
 
     Networks that the method uses as published need weights whose licence is often
@@ -505,8 +505,8 @@ def _penalty(read, n, rng):
 
 def _augmented(image, rng):
     """Brightness, contrast or saturation changed by up to a fifth."""
-    kind = ("brightness", "contrast", "saturation")[rng.integers(3)]
-    return recoloured(image, kind, np.float32(rng.uniform(0.8, 1.2)))
+    change = ("brightness", "contrast", "saturation")[rng.integers(3)]
+    return recoloured(image, change, np.float32(rng.uniform(0.8, 1.2)))
 
 
 def _versions(module):

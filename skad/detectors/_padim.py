@@ -207,11 +207,13 @@ class PaDiMDetector(PatchDetector):
                 gaussians = self._new_gaussians(X)
             elif update:
                 self._check_grid(X.shape[1:3])
-            gaussians.add(_flat(X if present.all() else X[present]), positions[present])
+            if present.any():
+                X_present = X if present.all() else X[present]
+                gaussians.add(_flat(X_present), positions[present])
         if gaussians is None or gaussians.n_images == n_before:
             raise ValueError("no normal image is left: all of them were skipped.")
-        if gaussians.n_images == 1:
-            return self.fit(X[present])
+        if gaussians.n_images == 1:  # which need not be in the last batch
+            return self.fit(gaussians.images[:1].reshape(1, *X.shape[1:]))
         self._set_gaussians(gaussians, X.shape[1:3])
         self.n_samples_seen_ = gaussians.n_images
         if not update:

@@ -1,8 +1,9 @@
-"""PRN (Zhang et al., CVPR 2023): what differs from prototypes of good images.
+"""PRN (Zhang et al., CVPR 2023): what differs from prototypes of normal images.
 
 A frozen network describes an image on several scales. The squared difference to the
-nearest of some good images' descriptions goes, with the description itself, into a
-network that learns to mark defects: seen ones, where there are some, and made ones.
+nearest of some normal images' descriptions goes, with the description itself, into a
+network that learns to mark defects: known ones, where there are some, and synthetic
+anomalies. `skad.networks._prn` has the networks.
 """
 
 from collections.abc import Sequence
@@ -33,20 +34,20 @@ _STRIDES = (4, 8, 16, 32)  # of the feature maps, in pixels of the image
 
 
 class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
-    """Learn to mark defects from what differs from prototypes of good images.
+    """Learn to mark defects from what differs from prototypes of normal images.
 
     A few defects in training, best with masks, make it better; without any it learns
-    from made ones alone.
+    from synthetic anomalies alone.
 
     Parameters
     ----------
     backbone : str, default="resnet18"
-        A network of timm with levels of strides 4, 8, 16 and 32. The bare name stands
-        for the weights that timm prefers, "resnet18.a1_in1k"; the paper's are those of
-        "resnet18.tv_in1k".
+        A network of timm with feature maps of strides 4, 8, 16 and 32. The bare name
+        stands for the weights that timm prefers, "resnet18.a1_in1k"; the paper's are
+        those of "resnet18.tv_in1k".
 
     layers : "auto" or sequence of four str, default="auto"
-        Names of its levels of these strides; "auto" takes the last one of each.
+        Names of the modules that give these; "auto" takes the last one of each.
 
     weights : path, None or False, default=None
         File of its weights (.safetensors or .pth); None downloads those of timm; False
@@ -56,9 +57,10 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         More arguments of ``timm.create_model``.
 
     model : {"full", "tiny"}, default="full"
-        "full" is the paper's. "tiny", which is not, first brings the levels to 16,
-        32, 64 and 64 channels and has one layer of attention: with ``image_size=128``
-        and ``train_batch_size=16``, a processor core takes 100 steps a minute.
+        "full" is the paper's. "tiny", which is not, first brings the feature maps to
+        16, 32, 64 and 64 channels and has one layer of attention: with
+        ``image_size=128`` and ``train_batch_size=16``, a processor core takes 100 steps
+        a minute.
 
     attention : {"auto", "per_element", "size_independent"}, default="auto"
         Whether queries, keys and values have a factor and an offset for each channel
@@ -70,8 +72,8 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         Prototypes per training image, of which there is at least one.
 
     max_steps : int, default=5000
-        Steps of training. The paper's 700 epochs are about 4900 steps of 32 good images
-        for 224 of them.
+        Steps of training. The paper's 700 epochs are about 4900 steps of 32 normal
+        images for 224 of them.
 
     texture_images : sequence of images or path of a folder, default=None
         Photographs of textures to make synthetic anomalies of. Of a folder, those in
@@ -80,12 +82,12 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         model: where it is loaded, set them again before another `fit`.
 
     foreground : {"auto"} or None, default=None
-        "auto" puts made defects on the part only, where the background is plain
+        "auto" puts synthetic anomalies on the part only, where the background is plain
         (`skad.synthesis.foreground_mask`).
 
     flips : bool, default=False
         Whether training images are mirrored at random, along both sides: for parts
-        that look as good when mirrored, which makes more of few defects.
+        that are normal when mirrored, too, which helps with few defects.
 
     learning_rate : float, default=1e-4
         Of AdamW. Where steps are few, as on a processor, try 1e-3.
@@ -127,11 +129,11 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         "auto" is a CUDA device where there is one, else the CPU.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "split": a fifth
-        of the good images is not trained on.
+        of the normal images is not trained on.
 
     threshold : {"tail", "rank"}, default="tail"
         How the threshold comes from the held-out scores: by a tail fitted to them,
@@ -149,8 +151,8 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         Threads that read images; None is up to 4.
 
     random_state : int, RandomState instance or None, default=0
-        Determines weights, clusters, made defects and the order of images. Checkpoints
-        need an int.
+        Determines weights, clusters, synthetic anomalies and the order of images.
+        Checkpoints need an int.
 
     verbose : bool, default=False
         Report progress, loss and speed on the standard error stream.
@@ -158,10 +160,10 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
     Attributes
     ----------
     layers_ : tuple of str
-        Names of the levels of strides 4, 8, 16 and 32.
+        Names of the modules of strides 4, 8, 16 and 32.
 
     prototypes_ : list of three ndarray of shape (k, c, h, w), float32
-        Of the levels of strides 4, 8 and 16.
+        Of the feature maps of strides 4, 8 and 16.
 
     state_ : dict of ndarray
         Weights of the trained network.
@@ -180,16 +182,16 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
 
     offset_ : float
-        Threshold of `score_samples`, from good images only.
+        Threshold of `score_samples`, from normal images only.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their maps, larger is more anomalous.
 
     n_samples_seen_ : int
-        Number of good images that were given.
+        Number of normal images that were given.
 
     See Also
     --------
@@ -206,24 +208,25 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
     one position inside a patch each; with ``attention="size_independent"`` they are
     replaced by 65 thousand.
 
-    A seen defect is shown as it is, or cut out, turned, scaled and pasted into a good
-    image; the latter needs its mask. One without a mask does not tell which pixels are
-    defective: it only adds the cross-entropy of its score to the loss. Masks tell more.
+    A known defect is used in place, or cut out, turned, scaled and pasted into a normal
+    image; the latter needs its mask. Without a mask, it is not known which pixels are
+    defective: the cross-entropy of the image's score is added to the loss, from which
+    less is learned.
 
-    The background of a made defect is a training image, and so the score of an image
-    that was trained on says little: `fit` holds images out for the threshold. Do not
-    test on defects that were passed to `fit`.
+    The background of a synthetic anomaly is a training image, and so the score of an
+    image that was trained on says little: `fit` holds images out for the threshold. Do
+    not test on defects that were passed to `fit`.
 
     The network and the losses of ``model="full"`` are the paper's; these defaults are
     not. AdamW takes the place of Adam; training ends after 5,000 steps, however many
-    images there are; of the 16 images of a batch that show seen defects, half are shown
-    as they are and half have the defect pasted into a good image; and the weights of
-    "resnet18" are those that timm gives to that name.
+    images there are; of the 16 images of a batch that show known defects, half are
+    shown as they are and half have the defect pasted into a normal image; and the
+    weights of "resnet18" are those that timm gives to that name.
 
     Unlike in the code published for PRN, normalization in the frozen network keeps its
     statistics during training, a texture is blended on the scale of the image, the
     model is that of the last step, and every batch is composed alike. As in that code,
-    labels in the focal loss are smoothed by 1e-5. Good images are shown as they are.
+    labels in the focal loss are smoothed by 1e-5. Normal images are shown as they are.
 
     Ctrl-C ends training and keeps what was learned until then.
 
@@ -237,11 +240,11 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
     >>> from skad import PRNDetector
     >>> from skad.datasets import make_textures
     >>> data = make_textures(n_normal=20, n_anomalous=8, size=64, random_state=0)
-    >>> seen = [*data.train, *data.test[-3:]]
+    >>> X = [*data.train, *data.test[-3:]]
     >>> detector = PRNDetector(
     ...     "resnet10t", weights=False, model="tiny", image_size=64, max_steps=2,
     ...     train_batch_size=4,
-    ... ).fit(seen, [1] * 20 + [-1] * 3, masks=[None] * 20 + list(data.masks[-3:]))
+    ... ).fit(X, [1] * 20 + [-1] * 3, masks=[None] * 20 + list(data.masks[-3:]))
     >>> detector.anomaly_map(data.test[:-3]).shape[1:]
     (64, 64)
     """
@@ -338,7 +341,7 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, masks: Any = None) -> Self:
-        """Learn from good images, and from defective ones if there are any.
+        """Learn from normal images, and from defective ones if there are any.
 
         Parameters
         ----------
@@ -347,11 +350,11 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
             a torch tensor (n, C, H, W).
 
         y : array-like of shape (n,), optional
-            +1 for good, -1 for defective. Defective images are trained on; they have no
-            part in the threshold.
+            +1 for normal, -1 for defective. Defective images are trained on; they have
+            no part in the threshold.
 
         masks : sequence of n masks, optional
-            None for a good image, or for a defective one whose defect nobody has
+            None for a normal image, or for a defective one whose defect nobody has
             marked; else a path, an image, or an array (H, W) that is not zero where
             defective. A mask is resized and cropped as its image is; a defect of which
             the crop leaves nothing is not trained on.
@@ -391,10 +394,10 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
             name = "image_size" if self.crop_size is None else "crop_size"
             raise ValueError(
                 f"{name}={getattr(self, name)!r} must be a multiple of "
-                f"{_STRIDES[-1]}, the stride of the coarsest level."
+                f"{_STRIDES[-1]}, the stride of the coarsest feature map."
             )
 
-    # -- seen defects --------------------------------------------------------
+    # -- known defects -------------------------------------------------------
 
     def _defects_to_learn_from(self, X, y, masks):
         """Pairs of a function that reads a defective image, and its mask or None."""
@@ -408,7 +411,8 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         if y is None:
             if masks is not None and any(mask is not None for mask in masks):
                 raise ValueError(
-                    "masks without y: pass y, +1 for good and -1 for defective images."
+                    "masks without y: pass y, +1 for normal and -1 for defective "
+                    "images."
                 )
             return []
         check_consistent_length(X, y)

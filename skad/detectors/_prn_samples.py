@@ -1,9 +1,9 @@
-"""Training images of PRN: good ones, seen defects, extended ones, and made ones.
+"""Training images of PRN: normal, known defects, and synthetic anomalies.
 
-A batch of 64 has 32 good images, 16 with seen defects and 16 with made ones. Half of
-the seen ones are shown as they are, the others extended: pasted into a good image. Half
-of the made ones let a texture show through a good image (heterologous), the others
-another good image that was changed (homologous).
+A batch of 64 has 32 normal images, 16 with known defects and 16 synthetic anomalies.
+Half of the known ones are shown as they are, the others extended: pasted into a normal
+image. Half of the synthetic ones let a texture show through a normal image
+(heterologous), the others another normal image that was changed (homologous).
 """
 
 import numpy as np
@@ -21,23 +21,23 @@ from skad.synthesis import (
 )
 
 
-def composition(batch_size, seen):
-    """How many images of a batch are good, seen and made.
+def composition(batch_size, known):
+    """How many images of a batch are normal, known defects and synthetic.
 
     Parameters
     ----------
     batch_size : int
 
-    seen : bool
-        Whether there are seen defects.
+    known : bool
+        Whether there are known defects.
 
     Returns
     -------
-    n_good, n_seen, n_made : int
+    n_normal, n_known, n_synthetic : int
     """
-    n_good = max(1, batch_size // 2)
-    n_seen = max(1, batch_size // 4) if seen else 0
-    return n_good, n_seen, batch_size - n_good - n_seen
+    n_normal = max(1, batch_size // 2)
+    n_known = max(1, batch_size // 4) if known else 0
+    return n_normal, n_known, batch_size - n_normal - n_known
 
 
 class Samples:
@@ -46,13 +46,13 @@ class Samples:
     Parameters
     ----------
     read : callable
-        ``read(i)`` gives the i-th good image, float32 (H, W, 3) in [0, 1].
+        ``read(i)`` gives the i-th normal image, float32 (H, W, 3) in [0, 1].
 
     n : int
-        Number of good images.
+        Number of normal images.
 
     defects : list of (callable, ndarray of shape (H, W), bool, or None)
-        For each seen defect what reads its image, and its mask.
+        For each known defect what reads its image, and its mask.
 
     size : (int, int)
         Height and width of all of them.
@@ -62,7 +62,7 @@ class Samples:
     seed : int
 
     textures : skad.images._batches.ImageReader or None
-        None draws textures.
+        None generates textures.
 
     foreground : "auto" or None
         As in `PRNDetector`.
@@ -85,7 +85,7 @@ class Samples:
     ):
         self.read, self.n, self.defects = read, n, defects
         self.size, self.seed = size, seed
-        self.n_good, self.n_seen, _ = composition(batch_size, bool(defects))
+        self.n_normal, self.n_known, _ = composition(batch_size, bool(defects))
         self.textures = None
         if textures is not None:
             self.n_textures, self.textures = len(textures), remembered(textures)
@@ -94,7 +94,7 @@ class Samples:
 
     def __call__(self, step, k):
         """Image k of a step, and its mask, or None where nobody has marked it."""
-        image, mask = self._drawn(step, k)
+        image, mask = self._sample(step, k)
         if self.flips:
             rng = np.random.default_rng(combined_seed(self.seed, 3, step, k))
             way = tuple(slice(None, None, rng.choice((-1, 1))) for _ in range(2))
@@ -102,16 +102,18 @@ class Samples:
             mask = None if mask is None else mask[way]
         return image, mask
 
-    def _drawn(self, step, k):
-        if k < self.n_good:
-            ahead = self.n_good * step + k
+    def _sample(self, step, k):
+        if k < self.n_normal:
+            ahead = self.n_normal * step + k
             image = self.read(sample_at(self.seed, ahead, self.n))
             return image, np.zeros(image.shape[:2], bool)
         rng = np.random.default_rng(combined_seed(self.seed, 2, step, k))
-        return self.seen(rng) if k < self.n_good + self.n_seen else self.made(rng)
+        return (
+            self.known(rng) if k < self.n_normal + self.n_known else self.synthetic(rng)
+        )
 
-    def seen(self, rng):
-        """A seen defect as it is, or extended: moved to a good image."""
+    def known(self, rng):
+        """A known defect as it is, or extended: moved to a normal image."""
         read, mask = self.defects[rng.integers(len(self.defects))]
         if mask is None or rng.random() < 0.5:
             return read(), mask
@@ -120,15 +122,15 @@ class Samples:
             self.read(i), read(), mask, rng, foreground=self._foreground(i)
         )
 
-    def made(self, rng):
-        """A good image through which something else shows."""
+    def synthetic(self, rng):
+        """A normal image through which something else shows."""
         i = int(rng.integers(self.n))
         other = self.homologous if rng.random() < 0.5 else self.heterologous
         texture, foreground = other(rng), self._foreground(i)
         return draem(self.read(i), rng, texture=texture, foreground=foreground)
 
     def homologous(self, rng):
-        """A good image, changed."""
+        """A normal image, changed."""
         return changed_texture(self.read(int(rng.integers(self.n))), rng)
 
     def heterologous(self, rng):
@@ -188,14 +190,14 @@ def read_defect_mask(mask, i):
 
 
 def check_masks(masks, labels):
-    """Masks as a list, one for each label, after a look at those of good images.
+    """Masks as a list, one for each label, after a look at those of normal images.
 
     Parameters
     ----------
     masks : sequence of masks and None, or None
 
     labels : ndarray of shape (n,)
-        +1 is good.
+        +1 is normal.
 
     Returns
     -------
@@ -206,7 +208,7 @@ def check_masks(masks, labels):
     for i in np.flatnonzero(labels == 1):
         if masks[i] is not None and read_mask(masks[i], where=f"masks[{i}]").any():
             raise ValueError(
-                f"masks[{i}] marks a defect, but y[{i}] is +1, a good image; "
+                f"masks[{i}] marks a defect, but y[{i}] is +1, a normal image; "
                 "correct one of them."
             )
     return masks

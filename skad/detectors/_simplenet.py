@@ -28,7 +28,7 @@ _SAMPLE_PATCHES = 20_000  # that the scale of the noise and the whitening come f
 
 
 class SimpleNetDetector(TrainedDetector, PatchDetector):
-    """Detect anomalies by a discriminator trained on good features and noise.
+    """Detect anomalies by a discriminator trained on normal features and noise.
 
     Parameters
     ----------
@@ -42,11 +42,11 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
         Its hidden layers, each with batch normalization.
 
     whiten : bool, default=False
-        Adapt by the whitening of good patches, which is not trained. Directions then
-        vary alike, those too that good patches hardly use, down to a hundredth of the
-        mean variance; noise of one size tells as much in each. A learned adaptor can
-        make noise easy to tell by leaving directions out; defects along these it does
-        not see.
+        Adapt by the whitening of normal patches, which is not trained. Directions then
+        vary alike, those too that normal patches hardly use, down to a hundredth of the
+        mean variance; so noise of one size is as easy to see in each. A learned adaptor
+        can make noise easy to tell by leaving directions out; defects along these it
+        does not see.
 
     noise_std : float, default=0.015
         Standard deviation of the noise that makes negatives.
@@ -85,7 +85,7 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
 
     noise_mask : {None, "perlin"}, default=None
         Where the noise goes: everywhere, or in half of the copies into blobs of
-        Perlin noise (SuperSimpleNet), so that what surrounds them stays good.
+        Perlin noise (SuperSimpleNet), so that what surrounds them stays normal.
 
     classification_head : bool, default=False
         Train a second head, which scores whole images by how patches lie together
@@ -104,7 +104,7 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
         Where to train. "auto" is a CUDA device where there is one, else the CPU.
 
     contamination : float, default=0.05
-        Tolerated false-alarm rate on good images, in (0, 0.5].
+        Tolerated false-alarm rate on normal images, in (0, 0.5].
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "split": a fifth
@@ -146,7 +146,7 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
         Threshold of `score_samples`.
 
     calibration_scores_ : ndarray of shape (n_held_out,), float64
-        Held-out scores of good images behind `offset_`, larger is more normal.
+        Held-out scores of normal images behind `offset_`, larger is more normal.
 
     calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
         Their patch scores, larger is more anomalous.
@@ -177,15 +177,15 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
     >>> import numpy as np
     >>> from skad import SimpleNetDetector
     >>> rng = np.random.default_rng(0)
-    >>> good = rng.normal(size=(40, 4, 4, 8)) * [1, 1, 1, 1, 0.01, 0.01, 0.01, 0.01]
-    >>> odd = good[:1].copy()
-    >>> odd[0, 2, 1, 4:] += 1
-    >>> detector = SimpleNetDetector(50, noise_std=0.2, learning_rate=5e-3).fit(good)
+    >>> normal = rng.normal(size=(40, 4, 4, 8)) * [1, 1, 1, 1, 0.01, 0.01, 0.01, 0.01]
+    >>> anomalous = normal[:1].copy()
+    >>> anomalous[0, 2, 1, 4:] += 1
+    >>> detector = SimpleNetDetector(50, noise_std=0.2, learning_rate=5e-3).fit(normal)
     >>> detector.loss_curve_[-1] < detector.loss_curve_[0]
     True
-    >>> detector.predict(odd)
+    >>> detector.predict(anomalous)
     array([-1])
-    >>> heat = detector.anomaly_map(odd)[0]
+    >>> heat = detector.anomaly_map(anomalous)[0]
     >>> [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]
     [2, 1]
     """

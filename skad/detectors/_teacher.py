@@ -46,7 +46,7 @@ class Teacher:
 
     feature_mean, feature_std : ndarray of shape (c,), optional
         Channel statistics of the features that it imitates: its output is these
-        features less the mean, over the deviation.
+        features less the mean, over their standard deviation.
 
     loss_curve : list of float, optional
         Loss of each step of its training.
@@ -412,8 +412,13 @@ class _Targets:
     """Features of images on a teacher's grid, kept where they fit into memory."""
 
     def __init__(
-        self, features: Any, X: Any, grid: tuple[int, int] | None, seed, verbose: bool
-    ):
+        self,
+        features: Any,
+        X: Any,
+        grid: tuple[int, int] | None,
+        seed: int,
+        verbose: bool,
+    ) -> None:
         self._features, self._grid, self._seed = features, grid, seed
         self._reader = ImageReader(X, features._frame()[0], None, "raise", 1)
         first = self._extract([0])

@@ -23,7 +23,7 @@ from skad.synthesis import smooth_blend, strong_view, weak_view
 
 
 class SPDPatchFeatures(PatchFeatures):
-    """Patch features of a pretrained network, trained on with your good images.
+    """Patch features of a pretrained network, fine-tuned on your normal images.
 
     `fit` fine-tunes the network as SPot-the-Difference does: a self-supervised loss,
     plus one that separates an image from a copy of which a small part was changed.
@@ -143,8 +143,8 @@ class SPDPatchFeatures(PatchFeatures):
     which matters for `pooled` only.
 
     In the paper, "supervised" is a classification of ImageNet with an auxiliary
-    classifier for changed images. Good images are of one class, whose cross-entropy is
-    zero: only the auxiliary classifier is left, weighed by `spd_weight`.
+    classifier for changed images. Normal images are of one class, whose cross-entropy
+    is zero: only the auxiliary classifier is left, weighed by `spd_weight`.
 
     Trained weights are part of the pickle. Ctrl-C ends training and keeps what was
     learned until then.

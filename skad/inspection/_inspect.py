@@ -176,7 +176,7 @@ def _check_iterable(X):
         raise ValueError("X is empty: found 0 images.")
 
 
-def _inspections(inspector, X) -> Iterator[Inspection]:
+def _inspections(inspector: Any, X: Any) -> Iterator[Inspection]:
     start = 0
     for part in _parts(X, inspector.images_at_once()):
         yield from inspector.inspections(part, start)

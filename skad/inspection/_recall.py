@@ -30,7 +30,7 @@ class RecallRow:
         Kind of the defects; None for all kinds.
 
     false_alarm_rate : float
-        Probability that a new good image lies beyond it, too.
+        Probability that a new normal image lies beyond it, too.
 
     threshold : float
         Of `score_samples`; smaller scores are defective.
@@ -78,11 +78,11 @@ class RecallReport(RecallRow):
 
     certified : bool
         Whether the false-alarm rate is promised for any distribution of the scores:
-        by ``threshold="rank"`` and good images enough. If not, the threshold of the
+        by ``threshold="rank"`` and normal images enough. If not, the threshold of the
         model is an estimate.
 
     n_good : int
-        Number of held-out good images behind the threshold.
+        Number of held-out normal images behind the threshold.
 
     confidence : float
         Level of the interval.
@@ -126,13 +126,13 @@ class RecallReport(RecallRow):
         -------
         rate : float
             A multiple of 1 / (n_good + 1). 1 means that no threshold does: some of the
-            defects needed look more usual than every held-out good image.
+            defects needed look more usual than every held-out normal image.
 
         Notes
         -----
         The rank is that of ``threshold="rank"``; by ``threshold="tail"`` the rate may
         be another. A rate chosen by the defects promises as much as any other about
-        good images. The recall at it is no longer an unbiased estimate: test it on
+        normal images. The recall at it is no longer an unbiased estimate: test it on
         other defects.
         """
         if not (_is_number(recall) and 0 < recall <= 1):
@@ -147,7 +147,7 @@ class RecallReport(RecallRow):
         ]
         rows += [(f"{row.false_alarm_rate:.2%}", row) for row in self.by_rate]
         lines = [
-            f"{self.n_defects} defects, threshold from {self.n_good} good images",
+            f"{self.n_defects} defects, threshold from {self.n_good} normal images",
             "",
             *self._table("false alarms", rows),
         ]
@@ -197,7 +197,7 @@ def recall_report(
 
     false_alarm_rates : array-like of float, default=None
         Other rates to report, from 1 / (n_good + 1), the smallest that so many
-        held-out good images certify, to 0.5. None is this smallest one, and those of
+        held-out normal images certify, to 0.5. None is this smallest one, and those of
         0.01, 0.02, 0.05, 0.1 and 0.2 that are larger; the model's own is not
         repeated.
 
@@ -218,7 +218,7 @@ def recall_report(
         If the model is not fitted.
 
     TypeError
-        If it keeps no scores of held-out good images.
+        If it keeps no scores of held-out normal images.
 
     ValueError
         If these are scores of the images it was trained on, if `offset_` was set by
@@ -247,7 +247,7 @@ def recall_report(
     >>> defects[5:, 2, 3] += 1.5
     >>> report = recall_report(model, defects, kinds=["hole"] * 5 + ["stain"] * 15)
     >>> print(report)
-    20 defects, threshold from 60 good images
+    20 defects, threshold from 60 normal images
     <BLANKLINE>
     false alarms                 found  recall  95 % interval
     model: 5.00%, estimated   16 of 20   80.0%  56.3% to 94.3%
@@ -335,7 +335,7 @@ def _held_out_scores(detector):
     name = type(detector).__name__
     if not hasattr(detector, "calibration_scores_"):
         raise TypeError(
-            f"{name} keeps no scores of held-out good images (calibration_scores_); "
+            f"{name} keeps no scores of held-out normal images (calibration_scores_); "
             "pass a detector of skad, or a pipeline that ends in one."
         )
     if detector._in_sample:
@@ -365,8 +365,9 @@ def _checked_rates(rates, n, own):
     for rate in rates:
         if not least - 1e-9 <= rate <= 0.5:
             raise ValueError(
-                f"false_alarm_rates has {rate:g}; {n} held-out good images certify "
-                f"rates from 1 / {n + 1} = {least:.2g}, and half of the good images "
-                "(0.5) is the most. For smaller ones, calibrate with more good images."
+                f"false_alarm_rates has {rate:g}; {n} held-out normal images certify "
+                f"rates from 1 / {n + 1} = {least:.2g}, and half of the normal images "
+                "(0.5) is the most. For smaller ones, calibrate with more normal "
+                "images."
             )
     return rates

@@ -257,10 +257,10 @@ def test_every_batch_is_composed_alike(data, seen, monkeypatch, seen_too, expect
 
         return wrapped
 
-    for name in ("seen", "made"):
+    for name in ("known", "synthetic"):
         monkeypatch.setattr(Samples, name, counting(name))
     tiny(train_batch_size=16, max_steps=2).fit(*(seen if seen_too else (data.train,)))
-    counts = [made.count(name) // 2 for name in ("seen", "made")]
+    counts = [made.count(name) // 2 for name in ("known", "synthetic")]
     assert (16 - sum(counts), *(n for n in counts if n)) == expected
     assert composition(64, True) == (32, 16, 16)
     assert composition(64, False) == (32, 0, 32)
@@ -461,7 +461,7 @@ def test_errors_of_labels_and_masks(data, seen):
     detector = tiny(max_steps=1)
     with pytest.raises(ValueError, match="masks has 3 entries, but X 38"):
         detector.fit(X, y, masks[:3])
-    with pytest.raises(ValueError, match=r"\+1 for good and -1"):
+    with pytest.raises(ValueError, match=r"\+1 for normal and -1"):
         detector.fit(X, (y == -1).astype(int), masks)
     with pytest.raises(ValueError, match="masks without y"):
         detector.fit(X, masks=masks)
