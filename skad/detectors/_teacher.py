@@ -314,8 +314,7 @@ def distill_teacher(
         lambda: networks.pdn.pdn(model, targets.n_channels, padding=True), seed
     )
     module = networks.modules.placed(module, place).train()
-    provenance = {
-        **_provenance(features),
+    options = {
         "n_images": len(X),
         "image_size": list(size),
         "max_steps": int(max_steps),
@@ -324,6 +323,7 @@ def distill_teacher(
         "weight_decay": float(weight_decay),
         "seed": seed,
     }
+    provenance = {**_provenance(features), **options}
     settings = (model, sorted(provenance.items()), targets.mean, targets.std)
     losses = networks.training.train(
         _distillation_loss(module, X, size, targets, train_batch_size, seed, place),
@@ -336,19 +336,23 @@ def distill_teacher(
             checkpoint_dir, "teacher", *settings
         ),
     )
-    provenance["n_steps"] = len(losses)
-    provenance["final_loss"] = float(np.mean(losses[-100:]))
-    teacher = Teacher(
+    teacher = _trained_teacher(model, module, targets, provenance, losses)
+    if path is not None:
+        teacher.save(path)
+    return teacher
+
+
+def _trained_teacher(model, module, targets, provenance, losses):
+    """The teacher with the weights of a module, and how it was trained."""
+    trained = {"n_steps": len(losses), "final_loss": float(np.mean(losses[-100:]))}
+    return Teacher(
         model,
         networks.modules.arrays(module),
-        provenance,
+        {**provenance, **trained},
         feature_mean=targets.mean,
         feature_std=targets.std,
         loss_curve=losses,
     )
-    if path is not None:
-        teacher.save(path)
-    return teacher
 
 
 def _check_distillation(model, max_steps, train_batch_size, image_size, size):

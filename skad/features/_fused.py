@@ -102,7 +102,13 @@ class FusedFeatures(PatchFeatureTransformer):
     region, on_error = _as_first("region"), _as_first("on_error")
     n_jobs, verbose = _as_first("n_jobs"), _as_first("verbose")
 
-    def __init__(self, first=None, second=None, *, share=0.25):
+    def __init__(
+        self,
+        first: PatchFeatureTransformer | None = None,
+        second: PatchFeatureTransformer | None = None,
+        *,
+        share: float = 0.25,
+    ) -> None:
         self.first = first
         self.second = second
         self.share = share

@@ -1,8 +1,10 @@
 """Patch features of a pretrained network (Section 3.1 of the PatchCore paper)."""
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.utils import check_random_state
@@ -210,32 +212,32 @@ class PatchFeatures(PatchFeatureTransformer):
 
     def __init__(
         self,
-        backbone="wide_resnet50_2",
-        layers=("layer2", "layer3"),
+        backbone: Any = "wide_resnet50_2",
+        layers: str | Sequence[str] = ("layer2", "layer3"),
         *,
-        weights=None,
-        backbone_kwargs=None,
-        image_size=224,
-        crop_size=None,
-        patch_size=3,
-        embedding="auto",
-        pretrain_dim=1024,
-        target_dim=1024,
-        n_components=None,
-        grid=None,
-        pooled=False,
-        region=None,
-        mean=None,
-        std=None,
-        batch_size="auto",
-        device="auto",
-        precision="float32",
-        cache_dir=None,
-        on_error="raise",
-        n_jobs=None,
-        random_state=0,
-        verbose=False,
-    ):
+        weights: str | Path | Literal[False] | None = None,
+        backbone_kwargs: dict[str, Any] | None = None,
+        image_size: int | tuple[int, int] = 224,
+        crop_size: int | tuple[int, int] | None = None,
+        patch_size: int = 3,
+        embedding: str = "auto",
+        pretrain_dim: int = 1024,
+        target_dim: int = 1024,
+        n_components: int | None = None,
+        grid: int | tuple[int, int] | None = None,
+        pooled: bool | str = False,
+        region: Any = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        batch_size: int | str = "auto",
+        device: str = "auto",
+        precision: str = "float32",
+        cache_dir: str | Path | None = None,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         self.backbone = backbone
         self.layers = layers
         self.weights = weights

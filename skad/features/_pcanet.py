@@ -6,8 +6,10 @@ which is what tells a normal edge from one in the wrong place, and reduced to
 few whitened channels.
 """
 
+from collections.abc import Sequence
 from itertools import chain
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from sklearn.utils import check_random_state
@@ -17,6 +19,7 @@ from skad._moments import Moments
 from skad._progress import progress
 from skad.features._base import PatchFeatureTransformer
 
+STRIDE = 8  # pixels from patch to patch
 _KEPT_BYTES = 2**29  # of responses that a second pass finds
 _N_PATCHES = 50_000  # patches behind the filters of one stage
 _QUANTISATION = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
@@ -149,21 +152,21 @@ class PCANetFeatures(PatchFeatureTransformer):
 
     def __init__(
         self,
-        image_size=224,
+        image_size: int | tuple[int, int] = 224,
         *,
-        crop_size=None,
-        region=None,
-        kernel_sizes=(5, 3, 3),
-        n_filters=(16, 48, 96),
-        n_components=64,
-        shrinkage=0.01,
-        max_images=100,
-        batch_size=16,
-        on_error="raise",
-        n_jobs=None,
-        random_state=0,
-        verbose=False,
-    ):
+        crop_size: int | tuple[int, int] | None = None,
+        region: Any = None,
+        kernel_sizes: Sequence[int] = (5, 3, 3),
+        n_filters: Sequence[int] = (16, 48, 96),
+        n_components: int | None = 64,
+        shrinkage: float = 0.01,
+        max_images: int | None = 100,
+        batch_size: int = 16,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
         self.image_size = image_size
         self.crop_size = crop_size
         self.region = region
@@ -272,7 +275,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         import torch
         from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 
-        height, width = (max(1, side // 8) for side in batch.shape[1:3])
+        height, width = (max(1, side // STRIDE) for side in batch.shape[1:3])
         outputs = self._stages(_to_tensor(batch))[1]
         on_grid = []
         for output in outputs:

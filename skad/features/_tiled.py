@@ -19,6 +19,8 @@ from skad._patch_array import PatchArray
 from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._fused import FusedFeatures
 from skad.features._network import PatchFeatures
+from skad.features._pcanet import STRIDE, PCANetFeatures
+from skad.features._spd import SPDPatchFeatures
 from skad.images import ImageError
 from skad.images._batches import ImageReader, NamedImages, n_threads
 from skad.images._errors import Source
@@ -224,6 +226,8 @@ class TiledFeatures(PatchFeatureTransformer):
         tile = self._tile()
         tiling = Tiling.of(self.image_size_, tile, self.overlap)
         features = _with_image_size(self._wrapped(), tile)
+        if (grid := _grid_before_fit(features)) is not None:
+            self._on_grid(tiling, grid)  # an error comes before the work
         tiles = features._validated_reader(_Tiles(images, tiling))
         if tiles.on_error == "skip":
             tiles.on_error = "report"  # whole images are reported
@@ -487,6 +491,22 @@ def _with_image_size(
         )
         return clone(features).set_params(first=first, second=second)
     return clone(features).set_params(image_size=size)
+
+
+def _grid_before_fit(features: PatchFeatureTransformer) -> tuple[int, int] | None:
+    """Patch grid of a transformer that learns for long; None where `fit` is quick."""
+    if isinstance(features, FusedFeatures):
+        found = map(_grid_before_fit, features._members())
+        return next((grid for grid in found if grid is not None), None)
+    if isinstance(features, PCANetFeatures):
+        height, width = features._input_size()
+        return max(1, height // STRIDE), max(1, width // STRIDE)
+    if isinstance(features, SPDPatchFeatures):
+        names = PatchFeatures._get_param_names()
+        same = PatchFeatures(**{name: getattr(features, name) for name in names})
+        black = np.zeros((1, *same._input_size(), same._n_channels()), np.float32)
+        return same.fit(black).grid_shape_
+    return None
 
 
 def _around(value: int, step: int) -> tuple[int, int]:

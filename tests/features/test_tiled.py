@@ -390,6 +390,20 @@ def test_a_cache_keeps_whole_grids(textures, tmp_path):
     assert not np.array_equal(other, found)
 
 
+def test_large_images_are_read_ahead_by_their_bytes(images, monkeypatch):
+    tiled = TiledFeatures(network(n_jobs=4)).fit(images)
+
+    def read_before_the_first_is_used():
+        asked = []
+        first = tiled._checked_reader(images).each(asked.append, range(6))
+        next(first)
+        return len(asked)
+
+    assert read_before_the_first_is_used() == 6
+    monkeypatch.setattr("skad.images._batches._WAITING_BYTES", images[0].size)
+    assert read_before_the_first_is_used() <= 2
+
+
 # -- what does not go together ---------------------------------------------------------
 
 
@@ -420,6 +434,21 @@ def test_what_cannot_be_is_told(images, parameters, message):
     tiled = TiledFeatures(network()).set_params(**parameters)
     with pytest.raises(ValueError, match=message):
         tiled.fit(images)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        PCANetFeatures(),
+        FusedFeatures(),
+        SPDPatchFeatures("resnet10t", "auto", weights=False),
+    ],
+    ids=lambda features: type(features).__name__,
+)
+def test_what_cannot_be_is_told_before_anything_is_learned(features):
+    tiled = TiledFeatures(features, 96, tile=48, overlap=4)
+    with pytest.raises(ValueError, match="overlap=4 is no multiple"):
+        tiled.fit(["there is no such image.png"])
 
 
 def test_images_smaller_than_a_tile_are_told(images):

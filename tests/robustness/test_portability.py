@@ -31,6 +31,7 @@ from skad import (
     SPADEDetector,
     SPDPatchFeatures,
     SubspaceDetector,
+    TiledFeatures,
 )
 from skad._portable import portable
 from skad.detectors import distill_teacher
@@ -229,6 +230,7 @@ def with_paths(folder):
         "FusedFeatures": FusedFeatures(
             PatchFeatures(**features), PCANetFeatures(64, region=folder / "region.png")
         ),
+        "TiledFeatures": TiledFeatures(PatchFeatures(**features)),
         "SPD": SPDPatchFeatures(
             **features, **checkpoints, max_steps=1, train_batch_size=2
         ),
@@ -242,7 +244,9 @@ def with_paths(folder):
             train_batch_size=2,
             **image,
         ),
-        "DRAEM": DRAEMDetector("tiny", texture_images=pictures, batch_size=2, **image),
+        "DRAEM": DRAEMDetector(
+            "tiny", pictures, 1, train_batch_size=2, image_size=64, **checkpoints
+        ),
         "PRN": PRNDetector(
             "resnet10t",
             weights=folder / "weights.pth",
@@ -259,7 +263,7 @@ def with_paths(folder):
 NAMES = [
     *("PatchFeatures", "PCANetFeatures", "FusedFeatures", "SPD", "SimpleNet"),
     *("Subspace", "PUAD", "Fusion", "CutPaste", "DRAEM", "PRN", "EfficientAD"),
-    *("ImagePUAD", "SyntheticAnomalies"),
+    *("ImagePUAD", "SyntheticAnomalies", "TiledFeatures"),
 ]
 
 

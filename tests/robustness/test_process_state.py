@@ -26,6 +26,7 @@ from skad import (
     SimpleNetDetector,
     SPADEDetector,
     SPDPatchFeatures,
+    TiledFeatures,
 )
 from skad.detectors import distill_teacher
 from skad.networks import _frozen
@@ -163,6 +164,7 @@ RUNS = {
     "SimpleNet": on_features(simplenet),
     "PatchFeatures of a transformer": transformed(transformer),
     "FusedFeatures": transformed(lambda: FusedFeatures(small(), PCANetFeatures(64))),
+    "TiledFeatures": transformed(lambda: TiledFeatures(small(), 128)),
     "SPD": transformed(spd),
     "CutPaste": on_images(
         lambda: CutPasteDetector(backbone="resnet10t", train_batch_size=2, **STEPS)

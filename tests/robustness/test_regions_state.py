@@ -17,6 +17,7 @@ from skad import (
     PCANetFeatures,
     Pipeline,
     SPDPatchFeatures,
+    TiledFeatures,
 )
 
 SIDE = 64
@@ -30,6 +31,10 @@ def small(**parameters):
 
 def fused(region=None):
     return FusedFeatures(small(region=region), PCANetFeatures(image_size=SIDE))
+
+
+def tiled(region=None):
+    return TiledFeatures(small(region=region), tile=SIDE // 2)
 
 
 def spd(region=None):
@@ -82,7 +87,8 @@ def test_scores_stay_when_the_file_changes(X, file, how, detector):
 
 
 @pytest.mark.parametrize(
-    "make", [small, lambda region: PCANetFeatures(SIDE, region=region), fused, spd]
+    "make",
+    [small, lambda region: PCANetFeatures(SIDE, region=region), fused, tiled, spd],
 )
 def test_every_transformer_keeps_its_region(X, file, make):
     features = make(region=str(file))

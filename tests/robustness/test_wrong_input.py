@@ -279,7 +279,7 @@ def test_a_constructor_has_to_store_how_images_are_read(own, missing):
 # -- positions and rows ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["network", "filters", "both", "fine-tuned"])
+@pytest.mark.parametrize("kind", ["network", "filters", "both", "fine-tuned", "tiles"])
 def test_errors_name_positions_in_what_was_passed(kind, features, textures):
     filters = skad.PCANetFeatures(64, n_filters=(4, 4, 4), n_components=8)
     options = {"weights": False, "layers": "auto", "image_size": 64, "max_steps": 1}
@@ -288,6 +288,7 @@ def test_errors_name_positions_in_what_was_passed(kind, features, textures):
         "filters": filters,
         "both": skad.FusedFeatures(features(), filters),
         "fine-tuned": skad.SPDPatchFeatures("resnet10t", **options),
+        "tiles": skad.TiledFeatures(filters, 128),
     }[kind]
     X, y = list(textures.train[:8]), np.ones(8, int)
     y[[0, 1]], X[3] = -1, "missing.png"
