@@ -94,8 +94,9 @@ class Pipeline(sklearn.pipeline.Pipeline):
     ) -> Self:
         """Fit all transformers and the detector.
 
-        As in scikit-learn. A `PatchFeatures` followed by a `PaDiMDetector` works
-        batch by batch, so that memory does not grow with the number of images.
+        As in scikit-learn. A `PatchFeatures` followed by a `PaDiMDetector`, or by a
+        `PatchCoreDetector` with `bank_size`, works batch by batch, so that memory does
+        not grow with the number of images.
 
         Parameters
         ----------

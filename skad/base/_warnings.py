@@ -1,5 +1,6 @@
 """Warnings of training images that may not be normal, or do not differ."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,17 @@ def warn_of_equal_images(detector: Any, samples: Any) -> None:
         )
 
 
+def are_equal_to(first: np.ndarray, samples: Iterable[np.ndarray]) -> bool:
+    """Whether all samples (n, ...) are like the first one (...), up to rounding."""
+    tolerance = 1e-5 * np.nanmax(np.abs(first), initial=0)
+    return all(
+        np.allclose(sample, first, rtol=0, atol=tolerance, equal_nan=True)
+        for sample in samples
+    )
+
+
 def _are_equal(samples):
     """Whether all samples, features or read one by one, are alike up to rounding."""
     read = getattr(samples, "read", samples.__getitem__)
-    first = np.asarray(read(0))
-    tolerance = 1e-5 * np.nanmax(np.abs(first), initial=0)
-    return all(
-        np.allclose(read(i), first, rtol=0, atol=tolerance, equal_nan=True)
-        for i in range(1, len(samples))
-    )
+    rest = (read(i) for i in range(1, len(samples)))
+    return are_equal_to(np.asarray(read(0)), rest)

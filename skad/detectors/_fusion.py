@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 
+from skad._memory import require_memory
 from skad._progress import progress
 from skad.base import PatchDetector
 from skad.detectors._combined import as_part, inner_detector, means_and_stds
@@ -225,6 +226,14 @@ class FusionDetector(PatchDetector):
     # -- learning ------------------------------------------------------------------
 
     def _fit(self, X):
+        require_memory(
+            X.nbytes,
+            f"the features of {len(X)} images, of which each detector gets a copy of "
+            "its channels,",
+            "Call partial_fit with a part of the images at a time, and give the "
+            "detector a bank_size if it is a PatchCoreDetector; or reduce image_size "
+            "of the features.",
+        )
         inner = inner_detector(self.detector)
         calibration = _member_calibration(inner, len(X))
         parts = [as_part(inner, calibration) for _ in self.n_channels_]

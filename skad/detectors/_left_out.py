@@ -90,7 +90,7 @@ class LeftOutBank:
         for image in np.unique(coverer):
             of_image = coverer == image
             some = patches[of_image]
-            returned[image] = some[_cover(rows[some], left[of_image], radius)]
+            returned[image] = some[cover(rows[some], left[of_image], radius)]
         return returned
 
     def _among_returned(self, queries, images, squared, indices):
@@ -99,7 +99,7 @@ class LeftOutBank:
         return squared, indices
 
 
-def _cover(rows, squared, radius):
+def cover(rows, squared, radius):
     """Indices of the rows to select, farthest first, until all are within a radius.
 
     `squared` holds their squared distances to the nearest row that there is already;

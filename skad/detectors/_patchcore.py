@@ -13,15 +13,20 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 
+from skad._memory import require_memory
 from skad._patches import image_scores, patch_maps, patch_rows
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
+from skad.base._warnings import are_equal_to, warn_of_equal_images, warn_of_outlier
 from skad.detectors._left_out import LeftOutBank
+from skad.detectors._streamed_bank import GrowingBank, StreamedLeftOut
 from skad.neighbors import greedy_coreset
 from skad.neighbors._coreset import extend_coreset
 from skad.neighbors._distances import direct, unit_rows
 from skad.neighbors._nearest import Bank
+from skad.networks._torch_state import in_own_torch_state
 
 # Parameters of the search in the approximate index, and their defaults.
 _SEARCH = {"n_candidates": 10, "epsilon": 0.3}
@@ -43,6 +48,12 @@ class PatchCoreDetector(PatchDetector):
         Number b of bank rows around the nearest one by which an image's score is
         weighted (Equation 7 of the paper, which does not give b). None or 1 gives
         the plain maximum over the patches.
+
+    bank_size : int or None, default=None
+        Rows that the bank holds at most, after `fit`, `partial_fit` and `merge`: it
+        caps what `coreset_ratio` selects, and must exceed `n_neighbors`. With it, a
+        `skad.Pipeline` learns block by block, in memory that does not grow with the
+        number of images but for `calibration_maps_`: see Notes. None is no limit.
 
     top_ratio : float or None, default=None
         Score an image by the mean of this share of its highest patch scores,
@@ -132,8 +143,23 @@ class PatchCoreDetector(PatchDetector):
 
     `partial_fit` adds to the bank the same share of the new patches, those
     farthest from the bank and from each other; `merge` unites two banks. Rows of
-    a bank are never dropped, so its covering radius is at most that of its
-    parts.
+    a bank are dropped only where there are more than `bank_size`, again by greedy
+    selection; without it, the covering radius is at most that of the parts.
+
+    With `bank_size` and "loo", a `skad.Pipeline` of a step that reads images and this
+    detector does not hold the features of all images. If their patches fit into twice
+    `bank_size` rows, the result is that of `fit` on features. If not, the bank is
+    filled up to twice `bank_size` rows and then reduced, again and again; patches that
+    are closer to the reduced bank than its rows are to each other are left out. At the
+    end it is reduced to the rows that both parameters allow. Each image then passes
+    the network a second time, or comes from `cache_dir`, for its held-out score. Memory
+    is some times `bank_size` rows, the features of one batch, and `calibration_maps_`.
+
+    Held-out scores of this second pass are those of the bank without the rows of the
+    image and, as below, with patches of other images in their place. For each row that
+    is taken out, four such patches are kept at most, and the four worst patches of the
+    image are compared with them. Where that is too few, the score is a little too high,
+    and the threshold errs on the side of fewer false alarms.
 
     To leave an image out, its rows are taken out of the bank, and rows of other images
     that were near them are put back, farthest first, until all are as close to the
@@ -186,6 +212,7 @@ class PatchCoreDetector(PatchDetector):
         "coreset_ratio": [Interval(Real, 0, 1, closed="right")],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "reweight": [Interval(Integral, 1, None, closed="left"), None],
+        "bank_size": [Interval(Integral, 1, None, closed="left"), None],
         "top_ratio": [Interval(Real, 0, 1, closed="right"), None],
         "metric": [StrOptions({"euclidean", "cosine"})],
         "algorithm": [StrOptions({"exact", "nndescent"})],
@@ -199,6 +226,7 @@ class PatchCoreDetector(PatchDetector):
         n_neighbors: int = 1,
         reweight: int | None = 9,
         *,
+        bank_size: int | None = None,
         top_ratio: float | None = None,
         metric: str = "euclidean",
         algorithm: str = "exact",
@@ -214,6 +242,7 @@ class PatchCoreDetector(PatchDetector):
         self.coreset_ratio = coreset_ratio
         self.n_neighbors = n_neighbors
         self.reweight = reweight
+        self.bank_size = bank_size
         self.top_ratio = top_ratio
         self.metric = metric
         self.algorithm = algorithm
@@ -226,9 +255,28 @@ class PatchCoreDetector(PatchDetector):
         self.on_interrupt = on_interrupt
         self.verbose = verbose
 
+    def _validate_params(self):
+        super()._validate_params()
+        self._check_bank_size()
+
+    def _check_bank_size(self):
+        if self.bank_size is not None and self.bank_size <= self.n_neighbors:
+            raise ValueError(
+                f"bank_size={self.bank_size} is too small for "
+                f"n_neighbors={self.n_neighbors}: a held-out image needs so many rows "
+                "of other images. Raise bank_size, to some thousands for most images, "
+                "or lower n_neighbors."
+            )
+
     def _fit(self, X):
         rows, inside = patch_rows(X)
-        if self.coreset_ratio == 1:
+        require_memory(
+            self._n_selected(rows) * rows[:1].nbytes,
+            f"the {self._n_selected(rows)} rows of the bank",
+            f"Set bank_size, reduce coreset_ratio={self.coreset_ratio}, or reduce "
+            "image_size of the features.",
+        )
+        if self.coreset_ratio == 1 and self._n_selected(rows) == len(rows):
             selected = np.arange(len(rows))
         else:
             start = check_random_state(self.random_state).randint(len(rows))
@@ -253,7 +301,7 @@ class PatchCoreDetector(PatchDetector):
                 verbose=self.verbose,
             )
         first = self.n_samples_seen_ * X.shape[1] * X.shape[2]
-        self._set_bank(
+        self._set_united_bank(
             np.concatenate([self.bank_, rows[selected]]),
             np.concatenate(
                 [self.coreset_indices_, first + np.flatnonzero(inside)[selected]]
@@ -261,16 +309,29 @@ class PatchCoreDetector(PatchDetector):
         )
 
     def _merge(self, other):
+        self._check_bank_size()
         selected = extend_coreset(
             self._space(self.bank_), self._space(other.bank_), len(other.bank_)
         )
         first = self.n_samples_seen_ * self.calibration_maps_[0].size
-        self._set_bank(
+        self._set_united_bank(
             np.concatenate([self.bank_, other.bank_[selected]]),
             np.concatenate(
                 [self.coreset_indices_, first + other.coreset_indices_[selected]]
             ),
         )
+
+    def _set_united_bank(self, bank, indices):
+        """Set the bank, reduced to `bank_size` where it has more rows."""
+        if self.bank_size is not None and len(bank) > self.bank_size:
+            selected = greedy_coreset(
+                self._space(bank),
+                self.bank_size,
+                on_interrupt=self.on_interrupt,
+                verbose=self.verbose,
+            )
+            bank, indices = bank[selected], indices[selected]
+        self._set_bank(bank, indices)
 
     def _set_bank(self, bank, indices):
         self.bank_, self.coreset_indices_ = bank, indices
@@ -289,7 +350,8 @@ class PatchCoreDetector(PatchDetector):
 
     def _n_selected(self, rows):
         """How many of the rows the coreset keeps."""
-        return max(1, int(len(rows) * self.coreset_ratio))
+        n_selected = max(1, int(len(rows) * self.coreset_ratio))
+        return n_selected if self.bank_size is None else min(n_selected, self.bank_size)
 
     def _space(self, rows):
         """Rows in the space where Euclidean distance ranks as the metric does."""
@@ -369,6 +431,167 @@ class PatchCoreDetector(PatchDetector):
             X, inside, queries, squared, indices, bank.rows, search_left
         )
 
+    # -- images block by block -----------------------------------------------------
+
+    @available_if(lambda detector: detector.bank_size is not None)
+    @in_own_torch_state  # a network may extract the batches
+    def _fit_batches(self, batches, update=False):
+        """Fit, or update, on batches of positions in X and features.
+
+        The batches can be iterated over twice.
+        """
+        self._validate_params()
+        held, rest = self._batches_that_fit(batches, reset=not update)
+        if update:
+            self._check_grid(held[0][1].shape[1:3])
+        if rest is None:  # these are all
+            samples, positions = _joined(held)
+            if not update:
+                self.n_samples_seen_ = 0
+            self._learn(samples, positions, first=not update)
+            return self
+        grid = held[0][1].shape[1:3]
+        positions, sample = self._stream(held, rest, update)
+        n_before, n = self.n_samples_seen_ if update else 0, len(positions)
+        self.n_samples_seen_ = n_before + n
+        if not update:
+            self._take_threshold_parameters()
+            if sample is not None:
+                warn_of_equal_images(self, np.broadcast_to(sample, (n, *sample.shape)))
+        if self.n_samples_seen_ == 1:
+            scores, maps = self._score_left_out(_joined(list(batches))[0])
+        else:
+            scores, maps = self._left_out_batches(batches, positions, grid)
+        if update:
+            self._add_held_out(scores, maps, self.n_samples_seen_)
+        else:
+            self._replace_held_out(scores, maps)
+        known = np.isfinite(scores)
+        warn_of_outlier(self, scores[known], positions[known])
+        return self
+
+    def _present_batches(self, batches, reset):
+        """Yield positions and checked features of the images that are present."""
+        for positions, X in batches:
+            X, present = self._check_features(X, reset=reset)
+            if present.any():
+                yield (
+                    positions if present.all() else positions[present],
+                    np.asarray(X if present.all() else X[present]),
+                )
+
+    def _batches_that_fit(self, batches, reset):
+        """The first batches, of more than twice `bank_size` rows, and the others.
+
+        None in place of the others where all batches together have no more rows.
+        """
+        held: list[tuple[np.ndarray, np.ndarray]] = []
+        n_rows, room = 0, 2 * (self.bank_size or 0)
+        batches = self._present_batches(batches, reset)
+        for positions, X in batches:
+            held.append((positions, X))
+            n_rows += int((~np.isnan(X[..., 0])).sum())
+            if n_rows > room:
+                return held, batches
+        if not held:
+            raise ValueError("no normal image is left: all of them were skipped.")
+        return held, None
+
+    def _stream(self, held, rest, update):
+        """Select the bank; positions of the images, and one if all are the same."""
+        first = held[0][1]
+        n_patches, dtype = first.shape[1] * first.shape[2], first.dtype
+        bank_size: Any = self.bank_size
+        start = check_random_state(self.random_state).randint(2 * bank_size)
+        bank = GrowingBank(
+            bank_size,
+            first.shape[3],
+            dtype,
+            self._space,
+            0 if update else start,
+            on_interrupt=self.on_interrupt,
+            verbose=self.verbose,
+        )
+        n_images, n_before, n_rows = 0, 0, 0
+        if update:
+            n_images, n_before = self.n_samples_seen_, len(self.bank_)
+            bank.add(self.bank_, self.coreset_indices_)
+        sample, all_positions = first[0], []
+        for positions, X in _taken_off(held, rest):
+            rows, inside = patch_rows(X)
+            bank.add(rows, n_images * n_patches + np.flatnonzero(inside))
+            n_images += len(X)
+            n_rows += len(rows)
+            all_positions.append(positions)
+            if sample is not None and not are_equal_to(sample, X):
+                sample = None
+        n_new = max(1, int(n_rows * self.coreset_ratio))
+        self._set_bank(*bank.finish(min(bank_size, n_before + n_new)))
+        return np.concatenate(all_positions), sample
+
+    def _left_out_batches(self, batches, positions, grid):
+        """Scores (n,) and maps (n, h, w) of the images at these positions.
+
+        Each is scored against the bank without it; NaN where it cannot be read again.
+        """
+        n, n_patches = len(positions), grid[0] * grid[1]
+        number = {int(place): i for i, place in enumerate(positions)}
+        scores = np.full(n, np.nan)
+        maps = np.full((n, *grid), np.nan, np.float32)
+        left_out, n_left = self._streamed_left_out(n, n_patches)
+        for places, X in self._present_batches(batches, reset=False):
+            # An image that could not be read the first time may be there now.
+            numbers = np.array([number.get(int(place), -1) for place in places])
+            X, numbers = X[numbers >= 0], numbers[numbers >= 0]
+            if len(X) == 0:
+                continue
+            rows, inside = patch_rows(X)
+            queries = self._space(rows)
+            images = np.repeat(numbers, n_patches)[inside]
+            search = self._left_search(left_out.search, images, n_left)
+            squared, indices = left_out.add(queries, images)
+            scores[numbers], maps[numbers] = self._scores(
+                X, inside, queries, squared, indices, self._searched.rows, search
+            )
+        for image, order, *found in left_out.finish():
+            scores[image] = self._corrected(image, maps, order, found, left_out, n_left)
+        if np.isnan(scores).all():
+            raise ValueError(
+                "no image could be read a second time, for its held-out score: keep "
+                "the files where they are until fit returns."
+            )
+        return scores, maps
+
+    def _streamed_left_out(self, n, n_patches):
+        """Search without the own rows of each of the n images learned from last.
+
+        Also the number of rows that it leaves at least.
+        """
+        owner = self.coreset_indices_ // n_patches - (self.n_samples_seen_ - n)
+        n_left = max(1, len(self.bank_) - _n_rows_of_one_image(owner))
+        k = min(self.n_neighbors, n_left)
+        return StreamedLeftOut(self._searched, owner, k, self._nearest), n_left
+
+    @staticmethod
+    def _left_search(search, images, n_left):
+        """``search(rows, worst, b)`` of `_scores`, by one of `StreamedLeftOut`."""
+        return lambda rows, worst, b: search(rows, images[worst], min(b, n_left))[1]
+
+    def _corrected(self, image, maps, order, found, left_out, n_left):
+        """Score of an image after its worst patches have been corrected, in `maps`."""
+        queries, squared, indices = found
+        values = self._distance(squared).mean(axis=1)
+        flat = maps[image].reshape(-1)
+        flat[np.flatnonzero(~np.isnan(flat))[order]] = values
+        if self.top_ratio is not None:
+            return image_scores(maps[[image]], self.top_ratio)[0]
+        worst = np.array([values.argmax()])
+        images = np.full(len(queries), image)
+        search = self._left_search(left_out.search_corrected, images, n_left)
+        nearest_row = indices[worst, 0]
+        weight = self._weights(queries, worst, nearest_row, left_out.rows, search)
+        return values.max() * np.ravel(weight)[0]
+
     def _nearest(self, queries, k, groups=None, report=None):
         """Squared distances and indices of the k nearest rows, as `algorithm` says."""
         if self._index is None:
@@ -442,6 +665,19 @@ class PatchCoreDetector(PatchDetector):
                 f"{available}.",
             )
         return min(k, available)
+
+
+def _joined(batches):
+    """Features and positions of several batches as of one."""
+    positions, features = zip(*batches, strict=True)
+    return np.concatenate(features), np.concatenate(positions)
+
+
+def _taken_off(held, rest):
+    """Yield what a list holds, which is emptied on the way, and then the rest."""
+    while held:
+        yield held.pop(0)
+    yield from rest
 
 
 def _worst(maps):

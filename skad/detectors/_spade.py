@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._maps import render
+from skad._memory import require_memory
 from skad._patch_array import PatchArray
 from skad._patches import filled, image_scores
 from skad._progress import progress
@@ -207,6 +208,13 @@ class SPADEDetector(PatchDetector):
         self.verbose = verbose
 
     def _fit(self, X):
+        require_memory(
+            X.nbytes,
+            f"the patches of {len(X)} images, which SPADE keeps,",
+            "Reduce image_size of the features, their channels, or the number of "
+            "images; PatchCoreDetector(bank_size=...) keeps a bounded number of "
+            "patches.",
+        )
         if self.n_neighbors_image > len(X):
             warn_user(
                 f"n_neighbors_image={self.n_neighbors_image} exceeds the {len(X)} "

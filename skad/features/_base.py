@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from skad._checks import normal_positions, require_attributes
+from skad._memory import require_memory
 from skad._patch_array import PatchArray
 from skad._portable import Portable
 from skad._progress import progress
@@ -215,7 +217,9 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         """Features of all images in one array; NaN of those that cannot be read."""
         check_is_fitted(self, "grid_shape_")
         n = len(images)
-        features = np.empty((n, *self.grid_shape_, self.n_features_out_), np.float32)
+        shape = n, *self.grid_shape_, self.n_features_out_
+        _require_memory(shape)
+        features = np.empty(shape, np.float32)
         pooled = np.empty((n, self._n_pooled), np.float32)
         absent = np.ones(n, bool)
         for index, batch in self._feature_batches(
@@ -231,22 +235,21 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
 
     def _fit_batches(
         self, X: Any, y: ArrayLike | None = None, regions: Any = None
-    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-        """Fit, then yield positions and features of the normal images, in batches."""
-        images = self._validated_reader(X)
-        extract = self._fit_images(images, y)
-        normal = normal_positions(images, y)
-        yield from self._ordered_batches(images, regions, extract, normal)
-        self.skipped_ = sorted(images.skipped)
+    ) -> NormalBatches:
+        """Batches of the normal images; the first pass over these fits before."""
+
+        def prepare():
+            images = self._validated_reader(X)
+            return images, self._fit_images(images, y)
+
+        return NormalBatches(self, prepare, y, regions, sets_skipped=True)
 
     def _normal_batches(
         self, X: Any, y: ArrayLike | None = None, regions: Any = None
-    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-        """Yield positions and features of the normal images in batches."""
+    ) -> NormalBatches:
+        """Batches of the normal images, for a transformer that is fitted."""
         check_is_fitted(self, "grid_shape_")
-        images = self._checked_reader(X)
-        normal = normal_positions(images, y)
-        yield from self._ordered_batches(images, regions, None, normal)
+        return NormalBatches(self, lambda: (self._checked_reader(X), None), y, regions)
 
     def _ordered_batches(self, images, regions, extract, indices):
         """Yield batches in the order of the images, wherever these are cached.
@@ -435,6 +438,78 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
             "returns a text of everything that its features depend on beside the "
             "image."
         )
+
+
+def _require_memory(shape):
+    """Raise if features of this shape (n, h, w, d), float32, exceed all memory."""
+    n, height, width, n_channels = shape
+    require_memory(
+        4 * math.prod(shape),
+        f"the features of {n} images ({height} x {width} patches of {n_channels} "
+        "channels, float32)",
+        "In a skad.Pipeline, PatchCoreDetector(bank_size=...) and PaDiMDetector right "
+        "after the features take them block by block; partial_fit takes a part of the "
+        "images at a time. Or reduce image_size, the channels (target_dim, layers), or "
+        "the number of images.",
+    )
+
+
+class NormalBatches:
+    """Positions and features of normal images, in batches, as often as is asked for.
+
+    Each pass reads the images again, or takes their features from the cache. The
+    features are the same; only the first pass warns of images that were skipped.
+
+    Parameters
+    ----------
+    transformer : PatchFeatureTransformer
+        What gives the features. Whoever iterates does so in `own_torch_state`.
+
+    prepare : callable
+        Called by the first pass; gives the `ImageReader` of all images, and how to
+        extract their features, as `_fit_images` does.
+
+    y : array-like of shape (n,), or None
+        As in `fit`.
+
+    regions : sequence of n masks, or None
+        As in `transform`.
+
+    sets_skipped : bool, default=False
+        Whether the first pass sets `skipped_` of the transformer.
+    """
+
+    def __init__(
+        self,
+        transformer: PatchFeatureTransformer,
+        prepare: Callable[[], tuple[ImageReader, Extract | None]],
+        y: ArrayLike | None,
+        regions: Any,
+        *,
+        sets_skipped: bool = False,
+    ) -> None:
+        self._transformer = transformer
+        self._prepare = prepare
+        self._y = y
+        self._regions = regions
+        self._sets_skipped = sets_skipped
+        self._prepared: tuple[ImageReader, Extract | None] | None = None
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+        is_first = self._prepared is None
+        if self._prepared is None:
+            self._prepared = self._prepare()
+        images, extract = self._prepared
+        normal = normal_positions(images, self._y)
+        if not is_first:
+            images = images[:]  # with a list of skipped images of its own
+            if images.on_error == "skip":
+                images.on_error = "report"
+        yield from self._transformer._ordered_batches(
+            images, self._regions, extract, normal
+        )
+        if is_first and self._sets_skipped:
+            self._transformer.skipped_ = sorted(images.skipped)
 
 
 def _joined(batches):
