@@ -1,11 +1,13 @@
-"""Small scratches in large images: in tiles, and resized.
+"""Small scratches in large images, in tiles and resized; many images, in parts.
 
     python benchmarks/large.py --part tiles
+    python benchmarks/large.py --part parallel
 
-Images of 4096 x 2048 pixels are mosaics of photographs of normal parts; those tested
-are of other photographs than those learned from. Half of these have one scratch, 10
-pixels wide and 100 long. Each way runs in a process of its own; its memory is what it
-takes at most beside the network, which has run once by then.
+`large_parallel.py` describes the second one. For the first one, images of 4096 x 2048
+pixels are mosaics of photographs of normal parts; those tested are of other photographs
+than those learned from. Half of these have one scratch, 10 pixels wide and 100 long.
+Each way runs in a process of its own; its memory is what it takes at most beside the
+network, which has run once by then.
 """
 
 import json
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from harness import limit_threads, parser, publish, timing
+from large_parallel import parallel
 from PIL import Image, ImageDraw, ImageFilter
 
 SETS = {"magnetic tiles": "magnetic_tile", "bottles": "mvtec_bottle_256"}
@@ -97,18 +100,28 @@ def memory(field):
     return int(status.split(f"{field}:")[1].split()[0]) * 1024
 
 
-def measure(way, paths, n_threads):
+def detector_of(name, way):
+    """A detector whose state stays small beside the grids."""
+    from skad import PatchCoreDetector, SubspaceDetector
+
+    if name == "patchcore":
+        # Of 100 times as many patches, about as many are kept.
+        return PatchCoreDetector(coreset_ratio=0.1 if "resized" in way else 0.001)
+    return SubspaceDetector()
+
+
+def measure(way, detector, paths, n_threads):
     """Fit, score and print what came out, as JSON; runs in a process of its own."""
     from sklearn.metrics import roc_auc_score
 
-    from skad import PatchFeatures, Pipeline, SubspaceDetector
+    from skad import PatchFeatures, Pipeline
 
     limit_threads(n_threads)
     noise = np.random.default_rng(0).random((8, BLOCK, BLOCK, 3), np.float32)
     PatchFeatures("skad_small", image_size=BLOCK).fit_transform(noise)
     limit_threads(n_threads)  # torch is loaded by now
     before = memory("VmRSS")
-    model = Pipeline([features_of(way), SubspaceDetector()])
+    model = Pipeline([features_of(way), detector_of(detector, way)])
     start = time.perf_counter()
     train = paths["train"]
     for first in range(0, len(train), PART):
@@ -131,7 +144,7 @@ def measure(way, paths, n_threads):
 
 def measured(way, paths, options):
     """What `measure` finds, in a new process."""
-    arguments = json.dumps([way, paths, options.threads])
+    arguments = json.dumps([way, options.detector, paths, options.threads])
     code = f"import json, sys, large; large.measure(*json.loads({arguments!r}))"
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
@@ -174,13 +187,16 @@ def tiles(options):
     publish(options, "large tiles", rows, HEADER)
 
 
-PARTS = {"tiles": tiles}
+PARTS = {"tiles": tiles, "parallel": parallel}
 
 
 def main():
     arguments = parser(__doc__)
     arguments.add_argument("--part", choices=sorted(PARTS), nargs="+")
     arguments.add_argument("--images", type=int, default=100, help="to learn from")
+    arguments.add_argument(
+        "--detector", choices=["subspace", "patchcore"], default="subspace"
+    )
     options = arguments.parse_args()
     for part in options.part or PARTS:
         PARTS[part](options)

@@ -1,6 +1,6 @@
 """Fit on many machines: what parts and merges take, and where merging holds all up.
 
-    python benchmarks/large_parallel.py
+    python benchmarks/large.py --part parallel
 
 times `skad.parallel.fit_parts` in one process and in two, the merges of detectors of
 growing parts, and measures what a part sends back. A simulation with these numbers then
@@ -10,7 +10,6 @@ draws ``docs/_static/machines.png`` and writes ``docs/machines.csv``.
 """
 
 import csv
-import os
 import pickle
 import tempfile
 import time
@@ -20,7 +19,7 @@ from inspect import signature
 from pathlib import Path
 
 import numpy as np
-from harness import limit_threads, parser, photographs, publish, timing
+from harness import limit_threads, photographs, publish, timing
 from PIL import Image
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -134,19 +133,19 @@ def draw(curves):
     figure.savefig(DOCS / "_static" / "machines.png", dpi=150)
 
 
-def main():
-    options = parser(__doc__).parse_args()
+def parallel(options):
+    """Measure parts, simulate machines, and print a table of each."""
     from skad import PatchFeatures, make_pipeline
 
     small = options.small
     n, part_size, side = (48, 6, 64) if small else (2048, 128, 224)
     limit_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     warnings.simplefilter("ignore")
     features = PatchFeatures("skad_small", image_size=side)
     rows, simulated, curves = [], [], {}
     with tempfile.TemporaryDirectory() as folder:
         paths = image_files(options, folder, n, side)
+        features.fit_transform(paths[:4])  # imports and builds what it needs
         started = time.perf_counter()
         grids = features.fit_transform(paths)
         extraction = (time.perf_counter() - started) / n
@@ -200,7 +199,3 @@ def main():
         draw(curves)
         with open(DOCS / "machines.csv", "w", newline="") as file:
             csv.writer(file).writerows([SIMULATED, *simulated])
-
-
-if __name__ == "__main__":
-    main()

@@ -214,10 +214,10 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
     ) -> NDArray[np.float32]:
         """Features of all images in one array; NaN of those that cannot be read."""
         check_is_fitted(self, "grid_shape_")
-        shape = len(images), *self.grid_shape_, self.n_features_out_
-        features = np.empty(shape, np.float32)
-        pooled = np.empty((len(images), self._n_pooled), np.float32)
-        absent = np.ones(len(images), bool)
+        n = len(images)
+        features = np.empty((n, *self.grid_shape_, self.n_features_out_), np.float32)
+        pooled = np.empty((n, self._n_pooled), np.float32)
+        absent = np.ones(n, bool)
         for index, batch in self._feature_batches(
             images, regions, extract, scoring=scoring
         ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from numbers import Integral
@@ -467,18 +467,21 @@ class _TileNames(Sequence):
 class _ReaderOfOneSize(ImageReader):
     """A reader that resizes nothing, and refuses images of another size."""
 
-    def read(self, index: int) -> NDArray[np.float32]:
-        image = super().read(index)
-        size = self.original_size(index)  # known by now
-        if size == self.image_size:
-            return image
-        item, where = self.item(index)
-        (height, width), expected = size or (0, 0), self.image_size
-        raise Source(where, as_path(item)).error(
-            f"the image is {height} x {width} pixels, but with image_size=None all are "
-            f"as in fit, {expected[0]} x {expected[1]}",
-            "set image_size of TiledFeatures, to which all images are resized",
-        )
+    def _reading(self, index: int) -> Callable[[], tuple[NDArray[np.float32], Any]]:
+        read, expected = super()._reading(index), self.image_size
+
+        def read_of_one_size():
+            image, size = read()
+            if size != expected:
+                item, where = self.item(index)
+                raise Source(where, as_path(item)).error(
+                    f"the image is {size[0]} x {size[1]} pixels, but with "
+                    f"image_size=None all are as in fit, {expected[0]} x {expected[1]}",
+                    "set image_size of TiledFeatures, to which all images are resized",
+                )
+            return image, size
+
+        return read_of_one_size
 
 
 def _with_image_size(

@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import joblib
@@ -14,8 +15,7 @@ from numpy.typing import NDArray
 
 from skad.images._errors import ImageError
 from skad.images._files import image_size
-from skad.images._read import PILLOW_LIMIT, as_path, carried_limit, read_image_within
-from skad.images._resize import model_input
+from skad.images._read import PILLOW_LIMIT, as_path, carried_limit, read_model_input
 
 _WAITING_PER_THREAD = 4  # images that are read ahead
 _WAITING_BYTES = 2**28  # of them, as many images as these or two
@@ -131,16 +131,37 @@ class ImageReader:
     def item(self, index: int) -> tuple[Any, str]:
         """One image as passed, and what to call it in messages."""
         position = int(self.positions[index])
+        return self.X[position], self._name(position)
+
+    def _name(self, position: int) -> str:
         if isinstance(self.X, NamedImages):
-            return self.X[position], self.X.names[position]
-        return self.X[position], f"{self.name}[{position}]"
+            return self.X.names[position]
+        return f"{self.name}[{position}]"
 
     def read(self, index: int) -> NDArray[np.float32]:
         """One image, float32 (H, W, C) in [0, 1]."""
-        item, where = self.item(index)
-        image = read_image_within(self.pixel_limit, item, where, self.n_channels)
-        self._sizes[int(self.positions[index])] = image.shape[0], image.shape[1]
-        return model_input(image, self.image_size, self.crop_size, self.n_channels)
+        return self._received(index, *self._reading(index)())
+
+    def _reading(self, index: int) -> Callable[[], tuple[NDArray[np.float32], Any]]:
+        """Function for a thread that reads an image and tells its original size."""
+        position = int(self.positions[index])
+        return partial(
+            read_model_input,
+            self.X,
+            position,
+            self._name(position),
+            self.image_size,
+            self.crop_size,
+            self.n_channels,
+            self.pixel_limit,
+        )
+
+    def _received(
+        self, index: int, image: NDArray[np.float32], size: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Take note of the original size of an image that was read; gives the image."""
+        self._sizes[int(self.positions[index])] = size
+        return image
 
     def original_size(self, index: int) -> tuple[int, int] | None:
         """Height and width of an image as passed, in pixels.
@@ -168,11 +189,17 @@ class ImageReader:
         self, function: Callable[[int], Any], indices: Iterable[int]
     ) -> Iterator[tuple[int, Any]]:
         """Yield (index, function(index)) in order; bad images are left out."""
+        return self._in_threads((index, partial(function, index)) for index in indices)
+
+    def _in_threads(
+        self, calls: Iterable[tuple[int, Callable[[], Any]]]
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (index, call()) in order; bad images are left out."""
         most = self._n_waiting()
         with ThreadPoolExecutor(self.n_threads) as pool:
             waiting: deque[tuple[int, Future]] = deque()
-            for index in indices:
-                waiting.append((index, pool.submit(function, index)))
+            for index, call in calls:
+                waiting.append((index, pool.submit(call)))
                 if len(waiting) >= most:
                     yield from self._first(waiting)
             while waiting:
@@ -202,11 +229,11 @@ class ImageReader:
         """Yield (indices, float32 (b, H, W, C)) for the images that can be read."""
         members: list[int] = []
         batch: list[NDArray[np.float32]] = []
-        for index, image in self.each(
-            self.read, range(len(self)) if indices is None else indices
-        ):
+        indices = range(len(self)) if indices is None else indices
+        readings = ((index, self._reading(index)) for index in indices)
+        for index, result in self._in_threads(readings):
             members.append(index)
-            batch.append(image)
+            batch.append(self._received(index, *result))
             if len(batch) == batch_size:
                 yield np.array(members), np.stack(batch)
                 members, batch = [], []

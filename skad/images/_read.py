@@ -1,4 +1,4 @@
-"""One image: open its file, decode the pixels, turn them upright, normal form.
+"""One image: open its file, decode and turn the pixels, bring them to a model's size.
 
 All that happens to an image file is here, so that reading one leads through one source
 file of skad: those of arrays and tensors are checked in `_arrays`.
@@ -10,7 +10,7 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
@@ -113,14 +113,6 @@ def read_image(item: Any, *, where: str = "X[0]", n_channels: int = 3) -> NDArra
     """
     image = _in_normal_form(item, Source(where, as_path(item)), n_channels)
     return luminance(image) if n_channels == 1 else image
-
-
-def read_image_within(
-    limit: int | None, item: Any, where: str, n_channels: int
-) -> NDArray[Any]:
-    """Read an image under the pixel limit that came with an estimator."""
-    with carried_limit(limit):
-        return read_image(item, where=where, n_channels=n_channels)
 
 
 def _in_normal_form(item: Any, source: Source, n_channels: int) -> NDArray[Any]:
@@ -474,3 +466,94 @@ def luminance(image: NDArray[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(image[..., :1])
     grey = image @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
     return grey.clip(0, 1)  # the weights add up to 1 but for rounding
+
+
+# -- from the normal form to the input of a model --------------------------------
+
+
+def read_model_input(
+    images: Sequence[Any],
+    position: int,
+    where: str,
+    size: tuple[int, int],
+    crop: tuple[int, int] | None,
+    n_channels: int,
+    limit: int | None,
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Read one of several images as a model takes it, and tell its size before that.
+
+    `limit` is the largest number of pixels that came with the estimator.
+    """
+    with carried_limit(limit):
+        image = read_image(images[position], where=where, n_channels=n_channels)
+    return model_input(image, size, crop, n_channels), (image.shape[0], image.shape[1])
+
+
+def model_input(
+    image: NDArray[Any],
+    size: tuple[int, int],
+    crop: tuple[int, int] | None = None,
+    n_channels: int = 3,
+) -> NDArray[np.float32]:
+    """Bring an image to the size, the crop and the channels that a model takes.
+
+    Parameters
+    ----------
+    image : ndarray of shape (H, W, C)
+        Normal form; see `read_image`.
+    size : (int, int)
+        Height and width that the image is resized to.
+    crop : (int, int) or None, default=None
+        Height and width of the centre that is kept.
+    n_channels : int, default=3
+        Wanted number of channels.
+
+    Returns
+    -------
+    ndarray of shape (h, w, n_channels), float32
+        Values in [0, 1]. It may be a view.
+    """
+    image = resized(image, *size, Image.Resampling.BILINEAR)
+    if crop is not None:
+        top, left = central_offset(size, crop)
+        image = image[top : top + crop[0], left : left + crop[1]]
+    return floats(image, n_channels)
+
+
+def resized(
+    image: NDArray[Any], height: int, width: int, resample: Image.Resampling
+) -> NDArray[Any]:
+    """Resize an image that has been checked.
+
+    Pillow weighs the pixels around each new one by the filter, whose width grows with
+    the factor by which an image shrinks: that is what antialiasing means. It keeps 8
+    bits per channel, and resizes colour channels together; a fourth channel it would
+    take for alpha and weigh the others with it, and floats it knows for one channel
+    only, so these are resized channel by channel. The filters with negative weights
+    overshoot: floats are clipped.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    if image.dtype == np.uint8 and image.shape[2] in CONVERTED:
+        stored = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        result = np.asarray(stored.resize((width, height), resample))
+        return result.reshape(height, width, image.shape[2])
+    result = np.empty((height, width, image.shape[2]), dtype=image.dtype)
+    for channel in range(image.shape[2]):
+        plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
+        result[..., channel] = np.asarray(plane.resize((width, height), resample))
+    return result if image.dtype == np.uint8 else np.clip(result, 0, 1, out=result)
+
+
+def central_offset(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+    """Top left corner of a central window; half pixels go to the even side."""
+    return round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2)
+
+
+def floats(image: NDArray[Any], n_channels: int) -> NDArray[np.float32]:
+    """Convert an image in normal form to float channels in [0, 1]; grey is repeated."""
+    if image.dtype == np.uint8:
+        image = np.divide(image, np.float32(255), dtype=np.float32)
+    if image.shape[2] == n_channels:
+        return image
+    return np.repeat(image, n_channels, axis=2)

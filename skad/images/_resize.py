@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from skad._checks import check_size
-from skad.images._arrays import CONVERTED
+from skad.images._read import central_offset, floats, resized
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -56,32 +56,7 @@ def resize_image(
             f"resample must be one of {sorted(_FILTERS)}, got {resample!r}."
         )
     _check_normal_form(image)
-    return _resized(image, height, width, _FILTERS[resample])
-
-
-def _resized(
-    image: NDArray[Any], height: int, width: int, resample: Image.Resampling
-) -> NDArray[Any]:
-    """Resize an image that has been checked.
-
-    Pillow weighs the pixels around each new one by the filter, whose width grows with
-    the factor by which an image shrinks: that is what antialiasing means. It keeps 8
-    bits per channel, and resizes colour channels together; a fourth channel it would
-    take for alpha and weigh the others with it, and floats it knows for one channel
-    only, so these are resized channel by channel. The filters with negative weights
-    overshoot: floats are clipped.
-    """
-    if image.shape[:2] == (height, width):
-        return image
-    if image.dtype == np.uint8 and image.shape[2] in CONVERTED:
-        stored = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-        result = np.asarray(stored.resize((width, height), resample))
-        return result.reshape(height, width, image.shape[2])
-    result = np.empty((height, width, image.shape[2]), dtype=image.dtype)
-    for channel in range(image.shape[2]):
-        plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
-        result[..., channel] = np.asarray(plane.resize((width, height), resample))
-    return result if image.dtype == np.uint8 else np.clip(result, 0, 1, out=result)
+    return resized(image, height, width, _FILTERS[resample])
 
 
 def _check_normal_form(image: Any) -> None:
@@ -164,7 +139,7 @@ def center_crop_box(
             f"crop {(crop_height, crop_width)} is larger than the image size "
             f"{(height, width)}; crop less or resize to a larger size first."
         )
-    return round((height - crop_height) / 2), round((width - crop_width) / 2)
+    return central_offset((height, width), (crop_height, crop_width))
 
 
 def to_float(image: NDArray[Any], n_channels: int = 3) -> NDArray[np.float32]:
@@ -201,39 +176,4 @@ def to_float(image: NDArray[Any], n_channels: int = 3) -> NDArray[np.float32]:
             f"image must have 1 or n_channels={n_channels} channels, got shape "
             f"{image.shape}; use read_image with the same n_channels first."
         )
-    if image.dtype == np.uint8:
-        image = np.divide(image, np.float32(255), dtype=np.float32)
-    if image.shape[2] == n_channels:
-        return image
-    return np.repeat(image, n_channels, axis=2)
-
-
-def model_input(
-    image: NDArray[Any],
-    size: tuple[int, int],
-    crop: tuple[int, int] | None = None,
-    n_channels: int = 3,
-) -> NDArray[np.float32]:
-    """Bring an image to the size, the crop and the channels that a model takes.
-
-    Parameters
-    ----------
-    image : ndarray of shape (H, W, C)
-        Normal form; see `read_image`.
-    size : (int, int)
-        Height and width that the image is resized to.
-    crop : (int, int) or None, default=None
-        Height and width of the centre that is kept.
-    n_channels : int, default=3
-        Wanted number of channels.
-
-    Returns
-    -------
-    ndarray of shape (h, w, n_channels), float32
-        Values in [0, 1]. It may be a view.
-    """
-    image = _resized(image, *size, Image.Resampling.BILINEAR)
-    if crop is not None:
-        top, left = center_crop_box(size, crop)
-        image = image[top : top + crop[0], left : left + crop[1]]
-    return to_float(image, n_channels)
+    return floats(image, n_channels)

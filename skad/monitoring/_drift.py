@@ -96,8 +96,7 @@ class DriftMonitor:
     Notes
     -----
     The alarm is two-sided. Scores that sink mean more rejected images; scores that
-    rise mean images that look smoother than before, as a lens out of focus makes them,
-    and defects that go unnoticed.
+    rise, as those of images with less contrast may, mean defects that go unnoticed.
 
     **The bets.** For each of m = 10 densities :math:`f_k` there is an account with the
     capital :math:`C_k`. The rest R is cash. At each score, a part w of the cash goes to
@@ -126,8 +125,10 @@ class DriftMonitor:
 
     - *Held-out scores are not quite scores of new images.* Each training image was
       scored by a model of the other images, a little less than the model that scores
-      the stream. See the page on drift in the documentation for how much that matters.
-      Calibrate on images that the model has not learned from to avoid it.
+      the stream. Measured with PatchCore on magnetic tiles, 10,000 new ones raised an
+      alarm in 0.5, 1.5 and 25.8 % of 400 streams with 30, 100 and 500 held-out scores,
+      and in 0.0, 0.2 and 1.0 % with scores of other tiles. Where there are hundreds,
+      pass scores of images that the model has not learned from.
     - *Images come in batches.* Parts of one charge, or images of one place, are more
       alike than a random order has it. Calibration images from a single charge make
       each further charge look like a change.
