@@ -64,13 +64,13 @@ class Chain:
                 )
 
     def entering(self, X):
-        """X as it enters the transformer that reads images."""
+        """Transform X by the steps before the one that reads images."""
         for step in self.before:
             X = step.transform(X)
         return X
 
     def features(self, X, regions=None):
-        """X as it enters the detector; regions go to the step that reads images."""
+        """Transform X by all steps before the detector, with regions of interest."""
         self._check_regions(regions)
         return self._after_entering(self.entering(X), regions)
 
@@ -85,7 +85,7 @@ class Chain:
         return _passed_through(steps, X, regions)
 
     def ask(self, method, X, regions=None):
-        """Result of a method of the detector for images, which pass in batches."""
+        """Call a method of the detector on images, which pass the steps in batches."""
         self._check_regions(regions)
         return self._answers(method, self._readable(self.entering(X)), regions)
 
@@ -96,14 +96,14 @@ class Chain:
         return X
 
     def _answers(self, method, images, regions):
-        """Result of a method of the detector for what `_readable` returned."""
+        """Call a method of the detector on the images, or features, of `_readable`."""
         answer = getattr(self.final, method)
         if self.after or not hasattr(self.images, "_map_parts"):
             return answer(self._after_entering(images, regions))
         return self.images._map_parts(answer, images, regions)
 
     def anomaly_map(self, X, size=None, regions=None):
-        """Maps in the geometry of the images as the step that reads them gets them."""
+        """Anomaly maps, by default of the size of each image; see `Pipeline`."""
         require_maps(self.final)
         if size is not None:
             size = check_size(size)
@@ -121,7 +121,7 @@ class Chain:
         return self.rendered(grids, sizes, self.images.regions(regions, len(grids)))
 
     def rendered(self, grids, sizes, looked_at=None):
-        """Patch scores as maps of these sizes.
+        """Render patch scores as maps of these sizes.
 
         `looked_at` is the `Regions` outside of which maps take their smallest score, or
         None.
@@ -138,7 +138,7 @@ class Chain:
         return maps
 
     def pixel_threshold(self, size):
-        """Threshold for the pixels of maps of a size."""
+        """Threshold for the pixels of maps of one size."""
         if self.images is None:
             return self.final.pixel_threshold(size)
         return self.final.pixel_threshold(size, window=self.images.window())

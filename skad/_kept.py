@@ -1,4 +1,4 @@
-"""What is kept in memory for the next call: bounded by bytes, outside of estimators.
+"""Caches in memory, bounded by bytes, outside of estimators.
 
 A cache bounded by the number of its entries holds whatever these take: 512 matrices
 of one size are nothing, of another a gigabyte. Every cache of this package that
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class ByteBounded:
-    """Values by key; the ones used longest ago go once all take too many bytes.
+    """Cache bounded by bytes: it drops the values that were used longest ago.
 
     Threads may share one: a value is made once, and the others wait for it. A
     process that was forked meanwhile goes on with a lock of its own.
@@ -49,7 +49,7 @@ class ByteBounded:
         return sum(size for _, size in list(self._entries.values()))
 
     def get(self, key, make, *, is_current=None):
-        """The value kept for a key, or else a new one.
+        """Return the value kept for a key, or make and keep it.
 
         Parameters
         ----------
@@ -119,11 +119,11 @@ def size_in_bytes(value):
 
 
 _PREPARED = ByteBounded(2**30, keep_last=True)
-_ROW = 256  # words of 8 bytes that are added up before they are hashed
+_HASHED_WORDS = 256  # words of 8 bytes that are added up before they are hashed
 
 
 class _Prepared:
-    """What was prepared for an estimator, and what it depends on."""
+    """A value prepared for an estimator, and the state that it was made from."""
 
     def __init__(self, owner, known, value):
         self.owner, self.known, self.value = owner, known, value
@@ -131,7 +131,7 @@ class _Prepared:
 
 
 def prepared(estimator, prepare, state, *settings):
-    """What scoring needs, made from the state of a fitted estimator, once.
+    """Make what scoring needs from the state of a fitted estimator, once.
 
     It is kept outside of the estimator: neither written to it nor pickled with it,
     and dropped with it. It is made anew where the state or a setting is another than
@@ -171,7 +171,7 @@ def prepared(estimator, prepare, state, *settings):
 
 
 def digest_of(state):
-    """What tells arrays by name from others, also after one was written to.
+    """Digest of arrays by name, which changes also when one is written to.
 
     Hashing all bytes would take as long as making the networks. Sums of a few hundred
     words are hashed instead, which takes a twentieth of that.
@@ -180,8 +180,8 @@ def digest_of(state):
     for name, array in state.items():
         found.update(f"{name}{array.shape}{array.dtype}".encode())
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        n_whole = len(flat) // (8 * _ROW) * (8 * _ROW)
-        words = flat[:n_whole].view(np.uint64).reshape(-1, _ROW)
+        n_whole = len(flat) // (8 * _HASHED_WORDS) * (8 * _HASHED_WORDS)
+        words = flat[:n_whole].view(np.uint64).reshape(-1, _HASHED_WORDS)
         found.update(words.sum(axis=1).tobytes())
         found.update(flat[n_whole:].tobytes())
     return found.digest()

@@ -8,7 +8,7 @@ def _is_named(step):
 
 
 def has_bare(steps):
-    """Whether a list holds steps without a name; anything else is left alone."""
+    """Whether a list of steps holds one without a name."""
     if not isinstance(steps, (list, tuple)):
         return False
     return any(
@@ -17,6 +17,7 @@ def has_bare(steps):
 
 
 def named(steps):
+    """Name each step of a pipeline that has no name, after its class."""
     taken = {step[0] for step in steps if _is_named(step)}
     bare = [step for step in steps if not _is_named(step)]
     fresh = iter(sklearn.pipeline.make_pipeline(*bare).steps)

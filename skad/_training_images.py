@@ -10,7 +10,7 @@ from typing import Any
 
 
 class LeftBehind:
-    """Stands, in a fitted model that was pickled, for the images that it learned with.
+    """Placeholder, in a pickled model, for the images that it was trained with.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class TrainingImages:
     _training_images: tuple[str, ...] = ()
 
     def _check_training_images(self):
-        """Refuse to train without what was left behind; for the start of `fit`."""
+        """Refuse to train where a pickle left the training images out; for `fit`."""
         for name in self._training_images:
             value = getattr(self, name)
             if isinstance(value, LeftBehind):
@@ -47,7 +47,7 @@ class TrainingImages:
                 )
 
     def _without_images(self):
-        """A copy as it goes into a pickle."""
+        """Copy the estimator without training images, for a pickle."""
         twin = copy.copy(self)
         for name in self._training_images:
             setattr(twin, name, _portable(getattr(self, name)))
@@ -93,7 +93,7 @@ class TrainingImages:
 
 
 def _portable(value):
-    """What a pickle holds in place of training images."""
+    """Replace training images by what a pickle holds in their place."""
     if value is None or isinstance(value, LeftBehind):
         return value
     if isinstance(value, TrainingImages):

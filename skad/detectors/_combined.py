@@ -1,4 +1,4 @@
-"""What detectors share that are made of other detectors: fusion and PUAD."""
+"""Helpers of the detectors that contain other detectors: fusion and PUAD."""
 
 import numpy as np
 from sklearn.base import clone
@@ -12,9 +12,9 @@ def inner_detector(given):
 
 
 def as_part(detector, calibration):
-    """A copy of a detector to fit, whose threshold is not used.
+    """Copy a detector, to fit it as a part whose threshold is not used.
 
-    Its rate is one half, which every number of images can certify, so that it does not
+    Its rate is one half, which any number of images can guarantee, so that it does not
     warn of too few images.
     """
     part = clone(detector).set_params(calibration=calibration, contamination=0.5)

@@ -26,8 +26,8 @@ _ANOMALIES = {
     "patch": (cutpaste,),
     "scar": (cutpaste_scar,),
 }
-_SHIFT = 0.05  # largest random translation, as a share of the image
-_JITTER = 0.1  # strength of the random change of an image's colours
+_SHIFT_SHARE = 0.05  # largest random translation, as a share of the image
+_JITTER_SHARE = 0.1  # strength of the random change of an image's colours
 _SAMPLE_POSITIONS = 2**16  # that the Gaussian of the maps is learned from
 
 
@@ -58,8 +58,8 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
         Of stochastic gradient descent with a momentum of 0.9.
 
     train_batch_size : int, default=32
-        Normal images of a training step. With their changed copies the network sees
-        64, or 96 for "3way", as in the paper.
+        Normal images of a training step, which also takes one copy of each with a
+        pasted part, or two for "3way": 64 or 96 images, as in the paper.
 
     batch_size : int, default=32
         Images per forward pass when scoring.
@@ -260,13 +260,15 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
         return networks.training.cosine(step, n_steps)
 
     def _sampler(self, images, seed):
-        """An image and its changed copies, all shifted and coloured alike."""
+        """Return the function that gives an image and its copies with pasted parts."""
         n_done, anomalies = len(self.loss_curve_), _ANOMALIES[self.variant]
 
         def versions(step, k):
             position = self.train_batch_size * (n_done + step) + k
             rng = sample_rng(seed, 1, position)
-            image = jittered(_shifted(images.at(seed, position), rng), rng, _JITTER)
+            image = jittered(
+                _shifted(images.at(seed, position), rng), rng, _JITTER_SHARE
+            )
             return [image, *(anomaly(image, rng)[0] for anomaly in anomalies)]
 
         return versions
@@ -308,9 +310,9 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
 
 
 def _shifted(image, rng):
-    """An image moved by a few pixels, mirrored at its border."""
+    """Shift an image by a few pixels, mirrored at its border."""
     height, width = image.shape[:2]
-    most = [int(_SHIFT * side) for side in (height, width)]
+    most = [int(_SHIFT_SHARE * side) for side in (height, width)]
     top, left = (int(rng.integers(2 * m + 1)) for m in most)
     margins = [(m, m) for m in most]
     padded = np.pad(image, (*margins, (0, 0)), mode="reflect")

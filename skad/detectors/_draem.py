@@ -24,8 +24,8 @@ from skad.synthesis import changed_texture, draem, procedural_texture
 
 _ROTATED_SHARE = 0.3  # of the normal images, which are turned
 _NORMAL_SHARE = 0.5  # of the images, which stay normal
-_DECAY_AT = (0.8, 0.9)  # shares of the steps after which the learning rate drops
-_DECAY = 0.2
+_DECAY_AT_SHARES = (0.8, 0.9)  # shares of the steps after which the learning rate drops
+_DECAY_FACTOR = 0.2
 
 
 class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
@@ -240,13 +240,15 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
         return networks.unet.adam(module, self.learning_rate)
 
     def _rate(self, step, n_steps):
-        return _DECAY ** sum(step >= share * n_steps for share in _DECAY_AT)
+        return _DECAY_FACTOR ** sum(
+            step >= share * n_steps for share in _DECAY_AT_SHARES
+        )
 
     def _n_steps(self, images):
         return self.max_epochs * -(-len(images) // self.train_batch_size)
 
     def _sampler(self, images, seed):
-        """A normal image, perhaps the same with a synthetic anomaly, and its mask."""
+        """Return the function that gives a sample: image, with an anomaly, and mask."""
         n_done, read_texture = len(self.loss_curve_), self._texture_reader()
 
         def sample(step, k):
@@ -262,7 +264,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
         return partial(networks.unet.training_loss, module, device)
 
     def _texture_reader(self):
-        """From a random generator to a photograph of a texture; None without any."""
+        """Return a function that reads a random texture image; None without any."""
         if self.texture_images is None:
             return None
         reader = self._side_reader("texture_images", self._input_size())
@@ -305,7 +307,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
 
 
 def _sample(image, rng, rotation, read_texture):
-    """A normal image, perhaps turned, one that may be anomalous, and where it is."""
+    """Make a sample: normal image, the same perhaps with an anomaly, and mask."""
     if rng.random() < _ROTATED_SHARE and rotation > 0:
         angle = rng.uniform(-rotation, rotation)
         image = rotate(image, angle, reshape=False, order=1, mode="constant")

@@ -1,7 +1,7 @@
 """Training images of PRN: normal, known defects, and synthetic anomalies.
 
 A batch of 64 has 32 normal images, 16 with known defects and 16 synthetic anomalies.
-Half of the known ones are shown as they are, the others extended: pasted into a normal
+Half of the known ones are taken as they are, the others extended: pasted into a normal
 image. Half of the synthetic ones let a texture show through a normal image
 (heterologous), the others another normal image that was changed (homologous).
 """
@@ -41,7 +41,7 @@ def composition(batch_size, known):
 
 
 class Samples:
-    """Images of the steps of training, and where their defects are.
+    """Samples of the training steps: images, and masks of their defects.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class Samples:
         self._allowed: dict[int, np.ndarray] = {}
 
     def __call__(self, step, k):
-        """Image k of a step, and its mask, or None where nobody has marked it."""
+        """Make image k of a step, and its mask, or None where nobody has marked it."""
         image, mask = self._sample(step, k)
         if self.flips:
             rng = np.random.default_rng(combined_seed(self.seed, 3, step, k))
@@ -113,7 +113,7 @@ class Samples:
         )
 
     def known(self, rng):
-        """A known defect as it is, or extended: moved to a normal image."""
+        """Take a known defect as it is, or paste it into a normal image."""
         read, mask = self.defects[rng.integers(len(self.defects))]
         if mask is None or rng.random() < 0.5:
             return read(), mask
@@ -123,18 +123,18 @@ class Samples:
         )
 
     def synthetic(self, rng):
-        """A normal image through which something else shows."""
+        """Put a synthetic anomaly into a normal image; returns that, and the mask."""
         i = int(rng.integers(self.n))
         other = self.homologous if rng.random() < 0.5 else self.heterologous
         texture, foreground = other(rng), self._foreground(i)
         return draem(self.read(i), rng, texture=texture, foreground=foreground)
 
     def homologous(self, rng):
-        """A normal image, changed."""
+        """Texture of a homologous anomaly: an augmented normal image."""
         return changed_texture(self.read(int(rng.integers(self.n))), rng)
 
     def heterologous(self, rng):
-        """A texture."""
+        """Texture of a heterologous anomaly: an augmented photograph, or generated."""
         if self.textures is None:
             return procedural_texture((*self.size, 3), rng)
         return changed_texture(self.textures(int(rng.integers(self.n_textures))), rng)
@@ -148,7 +148,7 @@ class Samples:
 
 
 def resized_mask(mask, size, crop):
-    """A mask at the size of the input; empty if the crop leaves nothing of it.
+    """Resize a mask to the input; empty if the crop leaves nothing of it.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def read_defect_mask(mask, i):
 
 
 def check_masks(masks, labels):
-    """Masks as a list, one for each label, after a look at those of normal images.
+    """Check masks, one for each label; those of normal images must be empty.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Regions of interest: what lies outside is neither learned from nor scored."""
+"""Regions of interest: patches outside are neither learned from nor scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that a model says of an image, from one pass of the network and one search."""
+"""All results of a model for an image, from one pass of the network and one search."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FEATURES_AT_ONCE = 256  # images whose features are scored together
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What a model says of one image.
+    """All results of a model for one image.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def inspect(
     size: tuple[int, int] | None = None,
     maps: bool | Literal["rejected"] = True,
 ) -> Iterator[Inspection]:
-    """Say all that a model knows of images, one image after the other.
+    """Compute all results of a model, one image after the other.
 
     Label, decision, p-value, map, mask and defects come from one pass of the network
     and one search, and memory does not grow with the number of images. The model

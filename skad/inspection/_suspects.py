@@ -10,8 +10,8 @@ from sklearn.utils.validation import check_is_fitted
 from skad._chain import Chain
 from skad.base import BaseDetector
 
-_N_DEVIATIONS = 3
-_TO_STANDARD_DEVIATION = 1.4826  # of a normal distribution, per MAD
+_N_ROBUST_STDS = 3
+_STD_PER_MAD = 1.4826  # of a normal distribution, per MAD
 
 
 def suspects(model: Any, X: Any, y: ArrayLike | None = None) -> Bunch:
@@ -117,7 +117,7 @@ def suspects(model: Any, X: Any, y: ArrayLike | None = None) -> Bunch:
 
 
 def _check_holds_out_all(detector):
-    """Refuse a model that keeps scores of images that it has seen, or of a part."""
+    """Refuse a model that keeps scores of images that it learned from, or of a part."""
     way = detector._resolved_calibration()
     if detector._in_sample or way in ("train", "split"):
         what = "holds out a part of the images only"
@@ -158,4 +158,4 @@ def _limit(scores):
     """Score below which an image is flagged."""
     median = np.median(scores)
     mad = np.median(np.abs(scores - median))
-    return median - _N_DEVIATIONS * _TO_STANDARD_DEVIATION * mad
+    return median - _N_ROBUST_STDS * _STD_PER_MAD * mad

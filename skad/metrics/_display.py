@@ -7,9 +7,11 @@ import numpy as np
 
 from skad.images import check_images, image_size, read_image, read_mask, to_float
 
-_INCHES = 2.3  # side of a picture in a new figure
-_SHARPER = 2  # pixels of a picture per pixel of the screen, for print and zoom
-_AT_ONCE = 2**26  # pixels of maps that are made together
+_AXES_INCHES = 2.3  # side of a picture in a new figure
+_PIXELS_PER_SCREEN_PIXEL = (
+    2  # pixels of a picture per pixel of the screen, for print and zoom
+)
+_PIXELS_AT_ONCE = 2**26  # pixels of maps that are made together
 
 
 class AnomalyMapDisplay:
@@ -408,12 +410,12 @@ def _mean_shrunk(image, most):
 def _largest_side(n_rows, n_columns, figure):
     """Pixels along the longer side of a picture that a figure can show."""
     plt = _pyplot()
-    inches, dpi = (_INCHES, _INCHES), plt.rcParams["figure.dpi"]
+    inches, dpi = (_AXES_INCHES, _AXES_INCHES), plt.rcParams["figure.dpi"]
     if figure is not None:
         width, height = figure.bbox.width, figure.bbox.height
         dpi = figure.dpi
         inches = width / dpi / n_columns, height / dpi / n_rows
-    return max(32, round(_SHARPER * max(inches) * dpi))
+    return max(32, round(_PIXELS_PER_SCREEN_PIXEL * max(inches) * dpi))
 
 
 def _figure_and_axes(plt, figure, n_rows, n_columns):
@@ -422,7 +424,10 @@ def _figure_and_axes(plt, figure, n_rows, n_columns):
         figure.clear()
         return figure, figure.subplots(n_rows, n_columns, squeeze=False)
     left, right, bottom, top = 0.3, 1.2, 0.1, 0.35  # margins in inches
-    width, height = _INCHES * n_columns + left + right, _INCHES * n_rows + bottom + top
+    width, height = (
+        _AXES_INCHES * n_columns + left + right,
+        _AXES_INCHES * n_rows + bottom + top,
+    )
     figure = plt.figure(figsize=(width, height))
     # Laid out by hand: a solver takes seconds for a hundred axes.
     place = {
@@ -452,7 +457,7 @@ def _parts(images, regions):
     first, n_pixels = 0, 0
     for i in range(len(images)):
         height, width = image_size(images[i], where=f"X[{i}]")
-        if i > first and n_pixels + height * width > _AT_ONCE:
+        if i > first and n_pixels + height * width > _PIXELS_AT_ONCE:
             yield _part(images, regions, first, i)
             first, n_pixels = i, 0
         n_pixels += height * width

@@ -1,4 +1,4 @@
-"""An alarm for scores that are no longer what they were, with a promise.
+"""An alarm for changed scores, with a guaranteed rate of false alarms.
 
 Three steps lead from scores to the alarm.
 
@@ -28,7 +28,7 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 from skad.monitoring._ranked import RankedScores
 
 # Beta densities of p to bet on.
-_BETAS = [
+_BETA_PARAMETERS = [
     (0.5, 1.0),  # p is small: the scores have sunk
     (1.0, 1.6),
     (1.0, 3.0),
@@ -40,8 +40,8 @@ _BETAS = [
 ]
 # A small share of the scores is far from all others: (1 - share) + share * Beta.
 _RARE_SHARE, _RARE_POWER = 0.1, 0.2
-_STAKED_AT_ONCE = 0.25  # share of the capital that bets from the first score on
-_SLOWNESS = 100  # scores over which the first part of the rest is staked
+_FIRST_STAKE_SHARE = 0.25  # share of the capital that bets from the first score on
+_STAKING_SCORES = 100  # scores over which the first part of the rest is staked
 _SMALLEST_P = 2.0**-53
 
 
@@ -137,7 +137,7 @@ class DriftMonitor:
 
     What has changed becomes usual: new scores are ranked among all earlier ones, so
     that with few calibration scores a change right at the start is soon part of what is
-    known. The monitor sees a change best after some hundreds of scores.
+    known. The monitor detects a change best after some hundreds of scores.
 
     After an alarm, look at the images since then, fit or calibrate again, and start a
     new monitor, which has a promise of its own.
@@ -198,7 +198,7 @@ class DriftMonitor:
         self.n_skipped_: int = 0
         self._ranked = RankedScores(known)
         self._rng = check_random_state(random_state)
-        self._log_accounts = np.full(len(_BETAS) + 2, -np.inf)
+        self._log_accounts = np.full(len(_BETA_PARAMETERS) + 2, -np.inf)
 
     def update(self, scores: ArrayLike) -> "DriftMonitor":
         """Take in the scores of images, in the order in which they came.
@@ -274,14 +274,18 @@ class DriftMonitor:
 
 def _cash(t):
     """Share of the initial capital that is not staked after t scores."""
-    share = (1 - _STAKED_AT_ONCE) * np.log(_SLOWNESS) / np.log(_SLOWNESS + t)
+    share = (
+        (1 - _FIRST_STAKE_SHARE) * np.log(_STAKING_SCORES) / np.log(_STAKING_SCORES + t)
+    )
     return np.where(t == 0, 1.0, share)
 
 
 def _log_bets(p):
     """Logarithms of the densities at p, of shape (n, m)."""
     log_p, log_q = np.log(p), np.log1p(-p)
-    bets = [(a - 1) * log_p + (b - 1) * log_q - betaln(a, b) for a, b in _BETAS]
+    bets = [
+        (a - 1) * log_p + (b - 1) * log_q - betaln(a, b) for a, b in _BETA_PARAMETERS
+    ]
     for log_side in (log_p, log_q):
         rare = _RARE_POWER * np.exp((_RARE_POWER - 1) * log_side)
         bets.append(np.log(1 - _RARE_SHARE + _RARE_SHARE * rare))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-_CHUNK = 256  # scores of one call that are compared with each other directly
+_CHUNK_SCORES = 256  # scores of one call that are compared with each other directly
 
 
 class RankedScores:
@@ -39,8 +39,8 @@ class RankedScores:
         """
         earlier = len(self) + np.arange(len(scores))
         below, equal = np.zeros((2, len(scores)), np.int64)
-        for start in range(0, len(scores), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
+        for start in range(0, len(scores), _CHUNK_SCORES):
+            chunk = slice(start, start + _CHUNK_SCORES)
             below[chunk], equal[chunk] = self._insert_chunk(scores[chunk])
         return below, equal, earlier
 

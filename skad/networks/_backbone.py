@@ -91,7 +91,7 @@ def used_arrays(module, run):
 
 
 class _Arguments(TorchFunctionMode):
-    """Identities of all that is passed to any function of torch."""
+    """Record the identity of each argument of every function of torch."""
 
     def __init__(self):
         super().__init__()
@@ -140,7 +140,7 @@ def _recorded(module):
 
 
 def _source(name, file, n_channels):
-    """Where timm takes the weights from: a file, or what is made of it.
+    """Tell timm which weights to load: a file, or its arrays.
 
     timm takes the first convolution of any file for one of three channels, starts
     it at random where it cannot adapt that, and rounds the result to the type in

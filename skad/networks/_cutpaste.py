@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from skad.networks._backbone import build
 from skad.networks._input import normalized
 
-_HIDDEN = (512, 128)  # widths of the hidden layers between features and classes
+_HIDDEN_UNITS = (512, 128)  # widths of the hidden layers between features and classes
 
 
 def cutpaste_network(name, weights, n_classes):
@@ -41,7 +41,7 @@ def cutpaste_network(name, weights, n_classes):
     backbone.reset_classifier(0)
     layers: list[nn.Module] = []
     n_in = backbone.num_features
-    for n_out in _HIDDEN:
+    for n_out in _HIDDEN_UNITS:
         layers += [
             nn.Linear(n_in, n_out, bias=False),
             nn.BatchNorm1d(n_out),

@@ -61,7 +61,7 @@ def fold_pairs(module, pairs):
 
 
 def _tensors(output):
-    """The output of a network as a list, whichever of several kinds it is."""
+    """List the tensors of a network's output: a tensor, a sequence or a dict."""
     if isinstance(output, dict):
         return list(output.values())
     return list(output) if isinstance(output, (list, tuple)) else [output]

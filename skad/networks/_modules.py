@@ -29,7 +29,7 @@ def with_arrays(module, state):
 
 
 def rebuilt(build, state):
-    """A module in evaluation mode, made without drawing weights that are replaced.
+    """Build a module with given weights, in evaluation mode, without random ones.
 
     It shares the memory of the arrays, so it is for looking only.
     """
@@ -49,7 +49,7 @@ def optimizer_arrays(optimizer):
 
 
 def optimizer_tensors(state):
-    """What `optimizer_arrays` gave, for ``load_state_dict``."""
+    """Convert the result of `optimizer_arrays` for ``load_state_dict``."""
     return _mapped(state, "dtype", torch.tensor)
 
 

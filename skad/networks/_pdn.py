@@ -40,7 +40,7 @@ _AUTOENCODER_WIDTH = {"small": 64, "medium": 64, "tiny": 32}
 def pdn(model, n_channels, *, padding=False):
     """A patch description network: images (b, 3, H, W) to maps (b, c, h, w).
 
-    Every output sees 33 x 33 pixels, and one lies 4 pixels from the next.
+    Every output depends on 33 x 33 pixels, and one lies 4 pixels from the next.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def pdn_grid(size, *, padding=False):
 
 
 def autoencoder(n_channels, size, grid, width=64):
-    """The autoencoder, for images of one size: the bottleneck sees all of it.
+    """The autoencoder, for images of one size: its bottleneck spans all of it.
 
     Parameters
     ----------
@@ -278,7 +278,7 @@ def training_loss(networks, teacher, device, sample):
     images = [both]
     if penalty is not None:
         images.append(normalized(penalty, device))
-    # One pass of the student for all three kinds of images.
+    # One pass of the student for all three types of images.
     output = networks["student"](torch.cat(images))
     b, c = len(normal), output.shape[1] // 2
     with torch.random.fork_rng():

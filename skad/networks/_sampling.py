@@ -1,4 +1,4 @@
-"""Which samples a training step takes, and how they are made while others train.
+"""Choose the samples of each training step, and make them in threads ahead of it.
 
 Everything random comes from seeds that combine the seed of the fit with the number of
 the step, the epoch or the sample. A run that was cut off and resumed therefore gives

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from skad.networks._modules import generator, rebuilt
 
-_SLOPE = 0.2  # of the discriminator's leaky ReLU below zero
+_LEAKY_SLOPE = 0.2  # of the discriminator's leaky ReLU below zero
 _SCORING_ENTRIES = 2**22  # numbers of the first hidden layer that are held at once
 
 
@@ -48,7 +48,7 @@ class SimpleNet(nn.Module):
             hidden += [
                 nn.Linear(before, width),
                 nn.BatchNorm1d(width),
-                nn.LeakyReLU(_SLOPE),
+                nn.LeakyReLU(_LEAKY_SLOPE),
             ]
         self.adaptor = nn.Linear(n_channels, n_channels, bias=whiten)
         output = nn.Linear(hidden_widths[-1], 1, bias=False)
@@ -177,7 +177,7 @@ def cross_entropy(outputs, normal):
 
 
 def _signed(outputs, normal):
-    """Outputs, with the sign that makes large ones right."""
+    """Negate the outputs of noisy patches, so that large ones are right."""
     return torch.where(normal, outputs, -outputs)
 
 
@@ -260,7 +260,7 @@ def outputs_of(rows, layers, output):
 
     `layers` and `output` are those of `folded_layers`.
     """
-    slope = rows.dtype.type(_SLOPE)
+    slope = rows.dtype.type(_LEAKY_SLOPE)
     outputs = np.empty(len(rows), rows.dtype)
     n_at_once = max(1, _SCORING_ENTRIES // len(layers[0][0]))
     for first in range(0, len(rows), n_at_once):

@@ -62,12 +62,12 @@ class SkadSmall(nn.Module):
         ]
 
     def levels(self, x):
-        """Both maps."""
+        """Feature maps at strides 8 and 16."""
         level2 = self.layer2(self.layer1(self.layer0(self.stem(x))))
         return level2, self.layer3(level2)
 
     def reset_classifier(self, num_classes, global_pool=None):
-        """There is none."""
+        """Do nothing: the network has no classifier."""
         self.num_classes = num_classes
 
     def forward_features(self, x):
@@ -102,7 +102,7 @@ class _Bottleneck(nn.Module):
 
 
 def _layer(n_in, n_out, kernel, stride=1, groups=1, act=False):
-    """A convolution, its normalization, and what comes after."""
+    """A convolution, its normalization, and an activation."""
     padding = (kernel - 1) // 2
     return nn.Sequential(
         nn.Conv2d(n_in, n_out, kernel, stride, padding, groups=groups, bias=False),

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
-_MOMENTUM = 0.99  # of MoCo's key encoder
-_QUEUE_LENGTH = 256  # embeddings that MoCo remembers
+_KEY_MOMENTUM = 0.99  # of MoCo's key encoder
+_QUEUE_ROWS = 256  # embeddings that MoCo remembers
 
 
 class SPDNetworks(nn.Module):
@@ -52,7 +52,7 @@ class SPDNetworks(nn.Module):
         if base == "moco":
             self.key_network = copy.deepcopy(network).requires_grad_(False)
             self.key_projection = copy.deepcopy(self.projection).requires_grad_(False)
-            length = max(1, _QUEUE_LENGTH // n_images) * n_images
+            length = max(1, _QUEUE_ROWS // n_images) * n_images
             queue = normalize(torch.randn(length, projection_dim))
             self.register_buffer("queue", queue)
             # Which image each row of the queue is of; none at first.
@@ -69,7 +69,7 @@ class SPDNetworks(nn.Module):
                 for key, query in zip(
                     keys.parameters(), queries.parameters(), strict=True
                 ):
-                    key.lerp_(query, 1 - _MOMENTUM)
+                    key.lerp_(query, 1 - _KEY_MOMENTUM)
 
     def enqueue(self, keys, members, step):
         """Replace the oldest rows of MoCo's queue by keys (n, d) of images (n,)."""

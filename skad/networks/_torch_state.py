@@ -1,4 +1,4 @@
-"""Networks give the same bits whatever the process has set in torch.
+"""Make networks independent of what the caller has set in torch.
 
 A default dtype of float64, another default device, inference mode, disabled gradients
 or autocast are choices of the code around skad. `own_torch_state` makes every network
@@ -42,9 +42,9 @@ def own_torch_state():
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for kind in _AUTOCAST:
-            if _autocasts(torch, kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        for device in _AUTOCAST:
+            if _autocasts(torch, device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         if torch.empty(0).device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
         if torch.get_default_dtype() != torch.float32:
@@ -55,12 +55,12 @@ def own_torch_state():
         yield
 
 
-def _autocasts(torch, kind):
+def _autocasts(torch, device):
     try:
-        return torch.is_autocast_enabled(kind)
-    except TypeError:  # before torch 2.4, each kind of device has a function
+        return torch.is_autocast_enabled(device)
+    except TypeError:  # before torch 2.4, each type of device has a function
         names = {"cuda": "is_autocast_enabled", "cpu": "is_autocast_cpu_enabled"}
-        return kind in names and getattr(torch, names[kind])()
+        return device in names and getattr(torch, names[device])()
 
 
 def in_own_torch_state(function):

@@ -1,4 +1,4 @@
-"""How everything that trains is trained: a loop to watch, interrupt and resume.
+"""The training loop of all networks, with progress, checkpoints and resuming.
 
 A step depends on the state of its parts and on its own number only: whatever is random
 in it has a seed that contains the number (`skad.networks._sampling`). So a run that was
@@ -227,7 +227,7 @@ def result_settings(estimator):
 
 
 def _resumed(checkpoint, parts):
-    """Losses so far, after every part has got its state back."""
+    """Restore the state of every part from a checkpoint; returns losses so far."""
     checkpoint = Path(checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if not checkpoint.exists():
