@@ -1,4 +1,4 @@
-"""A scikit-learn Pipeline that also says where an image is anomalous."""
+"""A scikit-learn Pipeline that also tells where an image is anomalous."""
 
 import sys
 import time
@@ -145,7 +145,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
             )
 
     def _fit_around_frozen(self, name, X, y, regions, params):
-        """Fit where regions go to a frozen step, to which scikit-learn passes none."""
+        """Fit with regions for a frozen step, to which scikit-learn passes none."""
         if params:
             raise ValueError(
                 f"regions and {sorted(params)} cannot both be passed to fit where the "
@@ -294,7 +294,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
     def partial_fit(
         self, X: Any, y: ArrayLike | None = None, regions: Sequence[Any] | None = None
     ) -> Self:
-        """Let the detector learn from more good images.
+        """Let the detector learn from more normal images.
 
         Transformers stay as the first call has fitted them: the filters of
         `PCANetFeatures`, for example. A frozen detector stays as it is, as in `fit`.
@@ -348,7 +348,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         size: tuple[int, int] | None = None,
         regions: Sequence[Any] | None = None,
     ) -> np.ndarray | list[np.ndarray]:
-        """Say where images are anomalous; larger is more anomalous.
+        """Anomaly score of each pixel; larger is more anomalous.
 
         Mind the sign: scores are larger for normal images, maps for anomalous
         pixels.
@@ -424,7 +424,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
 
     @available_if(_final_has("p_value"))
     def p_value(self, X: Any, regions: Sequence[Any] | None = None) -> np.ndarray:
-        """How usual each image is among good ones; small for anomalies.
+        """Conformal p-value of each image: small for anomalies.
 
         Parameters
         ----------
@@ -467,7 +467,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         *,
         add: bool = False,
     ) -> Self:
-        """Set the threshold anew from good images that were not trained on.
+        """Set the threshold anew from normal images that were not trained on.
 
         Parameters
         ----------
@@ -590,7 +590,7 @@ def _is_fitted(estimator):
 
 
 def _regions_parameter(path, regions):
-    """Regions, by the name that scikit-learn's pipeline passes on in `fit`."""
+    """Regions, as the keyword argument by which `fit` passes them to their step."""
     if not path:
         raise ValueError("regions needs a step that reads images, as PatchFeatures.")
     if any(is_frozen(step) for _, step in path):

@@ -49,7 +49,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     rotation : float, default=90.0
         Three of ten training images are turned by up to this many degrees. Use 0
-        where good parts always lie the same way and turned ones are defects.
+        where normal parts always lie the same way and turned ones are defects.
 
     learning_rate : float, default=1e-4
         A fifth of it from four fifths of the steps on, a fifth of that for the last

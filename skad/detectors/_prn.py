@@ -406,7 +406,7 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         if masks is not None and len(masks) != len(X):
             raise ValueError(
                 f"masks has {len(masks)} entries, but X {len(X)}; pass one for each "
-                "image, None for a good one."
+                "image, None for a normal one."
             )
         if y is None:
             if masks is not None and any(mask is not None for mask in masks):

@@ -1,7 +1,7 @@
-"""Two kinds of patch features as one, each with its say in the distance.
+"""Patch features of two transformers side by side, weighted.
 
 A pretrained network knows the edges and parts of photographs; filters learned from
-the good images know their texture. What one does not see the other often does.
+the normal images know their texture. One often finds what the other does not.
 """
 
 from numbers import Real
@@ -15,10 +15,10 @@ from skad._moments import Moments
 from skad._patch_array import PatchArray
 from skad.features._base import PatchFeatureTransformer
 from skad.features._network import PatchFeatures
-from skad.features._pcanet import NO_VARIANCE, PCANetFeatures
+from skad.features._pcanet import MIN_VARIANCE, PCANetFeatures
 
 _KEPT_BYTES = 2**28  # of features that need not be extracted again
-_N_IMAGES = 100  # good images behind the variance of each kind
+_N_VARIANCE_IMAGES = 100  # normal images that give the variance of each type
 
 
 def _as_first(name):
@@ -29,11 +29,11 @@ class FusedFeatures(PatchFeatureTransformer):
     """Patch features of two transformers side by side.
 
     Both extract the same grid of patches; a fused patch has the channels of both.
-    Each kind is divided by the root of its total variance over good patches, so that
-    `share` says how much of the squared distance between two patches is the second's.
+    Each type is divided by the root of its total variance over normal patches, so that
+    the second contributes `share` of the squared distance between two patches.
 
     By default those are the network that comes with skad and filters learned from the
-    good images: nothing to download.
+    normal images: nothing to download.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class FusedFeatures(PatchFeatureTransformer):
         Fitted copies of the two.
 
     variances_ : (float, float)
-        Total variance of good patches in the features of each.
+        Total variance of normal patches in the features of each.
 
     grid_shape_ : (int, int)
         Rows and columns of the patch grid.
@@ -70,14 +70,14 @@ class FusedFeatures(PatchFeatureTransformer):
     See Also
     --------
     PatchFeatures : Features of a pretrained network alone; faster.
-    PCANetFeatures : Filters learned from the good images alone.
+    PCANetFeatures : Filters learned from the normal images alone.
     FusionDetector : A detector for each of the two, their scores summed.
 
     Notes
     -----
     Images are read for each of the two in `fit`, once in `transform`. `cache_dir` and
     `pooled` of either have no effect: what describes a whole image, for SPADE, is the
-    mean of its patches. `FusionDetector` and SPADE tell the two kinds apart.
+    mean of its patches. `FusionDetector` and SPADE tell the two feature types apart.
 
     Examples
     --------
@@ -114,7 +114,7 @@ class FusedFeatures(PatchFeatureTransformer):
         self.share = share
 
     def _members(self):
-        """The two, unfitted."""
+        """Both transformers, unfitted."""
         first, second = self.first, self.second
         if first is None:
             size = {}
@@ -141,7 +141,7 @@ class FusedFeatures(PatchFeatureTransformer):
         return images
 
     def _fit_images(self, images, y):
-        """Fit both; returns how to extract the features of the same images."""
+        """Fit both; returns a function that extracts the same images."""
         members = [clone(member) for member in self._members()]
         # Images that one of the two skips are skipped for both.
         if "on_error" in members[1].get_params(deep=False):
@@ -166,7 +166,9 @@ class FusedFeatures(PatchFeatureTransformer):
         """Set the variances; returns the features of batches by their indices."""
         images = images[np.arange(len(images))]  # what it skips, the others report
         sampled = normal[
-            np.linspace(0, len(normal) - 1, min(len(normal), _N_IMAGES)).astype(int)
+            np.linspace(
+                0, len(normal) - 1, min(len(normal), _N_VARIANCE_IMAGES)
+            ).astype(int)
         ]
         both, kept, room = [Moments(), Moments()], {}, _KEPT_BYTES
         for index, batch in images.indexed_batches(self._images_at_once(), sampled):
@@ -192,7 +194,8 @@ class FusedFeatures(PatchFeatureTransformer):
         shares = 1 - self.share, self.share
         patches = np.concatenate(
             [
-                np.asarray(part) * np.float32(np.sqrt(share / (variance + NO_VARIANCE)))
+                np.asarray(part)
+                * np.float32(np.sqrt(share / (variance + MIN_VARIANCE)))
                 for part, share, variance in zip(
                     parts, shares, self.variances_, strict=True
                 )
@@ -235,6 +238,6 @@ class FusedFeatures(PatchFeatureTransformer):
 
 
 def _fitted_extraction(member, images, y):
-    """Fit a member; returns how it extracts the features of the same images."""
+    """Fit a transformer; returns a function that extracts the same images."""
     images = member._validated_reader(images.X)
     return member._fit_images(images, y) or member._extraction()

@@ -1,4 +1,4 @@
-"""Patch features learned from the good images themselves, with nothing to download.
+"""Patch features learned from the normal images themselves, with nothing to download.
 
 Filters are principal components of image patches, cascaded over three scales
 (PCANet). Their rectified, pooled responses are standardised per position,
@@ -21,20 +21,20 @@ from skad.features._base import PatchFeatureTransformer
 
 STRIDE = 8  # pixels from patch to patch
 _KEPT_BYTES = 2**29  # of responses that a second pass finds
-_N_PATCHES = 50_000  # patches behind the filters of one stage
-_QUANTISATION = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
+_N_FILTER_PATCHES = 50_000  # patches from which a stage learns its filters
+_QUANTISATION_VARIANCE = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
 _PRIOR_IMAGES = 20  # that the common variance counts for, against a position's own
-NO_VARIANCE = 1e-6  # of responses to values in [0, 1]: no signal
+MIN_VARIANCE = 1e-6  # of responses to values in [0, 1]: no signal
 
 
 class PCANetFeatures(PatchFeatureTransformer):
     """Patch features by cascaded PCA filters, learned in `fit`.
 
     No network, no weights, no download. Each stage filters its input with the
-    leading principal components of the patches of good images, splits the
+    leading principal components of the patches of normal images, splits the
     responses by sign and halves the resolution. The responses of all stages
     meet in one grid, where they are standardised at every position by the mean
-    and the spread that good images have there, and whitened.
+    and the standard deviation that normal images have there, and whitened.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         whitening: larger values trust weak components less.
 
     max_images : int, default=100
-        Good images, drawn at random, that the filters are learned from. The
+        Normal images, sampled at random, that the filters are learned from. The
         statistics of each position come from all images.
 
     batch_size : int, default=16
@@ -78,7 +78,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         Threads that read images; None is up to four.
 
     random_state : int, RandomState instance or None, default=0
-        Draws the images and patches that filters are learned from.
+        Samples the images and patches that filters are learned from.
 
     verbose : bool, default=False
         Report progress on the standard error stream.
@@ -89,7 +89,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         Filters of each stage.
 
     position_mean_, position_scale_ : ndarray of shape (h, w, n_responses), float32
-        Mean and spread of good responses at each position of the grid.
+        Mean and standard deviation of normal responses at each position of the grid.
 
     whitening_ : ndarray of shape (n_responses, n_components), float32
         Projection of standardised responses to features.
@@ -182,7 +182,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         self.verbose = verbose
 
     def _fit_images(self, images, y):
-        """Fit; returns how to extract the same images as if they were new."""
+        """Fit; returns a function that extracts the same images as if they were new."""
         everyone = self._fit_normal(images, y)
         learned = np.ones(len(images), bool) if y is None else np.asarray(y) == 1
 
@@ -212,7 +212,7 @@ class PCANetFeatures(PatchFeatureTransformer):
 
     def _patch_covariance(self, images, sampled, kernel_size, rng, bar):
         """Covariance of random patches of the input of the next stage."""
-        patches, per_image = Moments(), max(1, _N_PATCHES // len(sampled))
+        patches, per_image = Moments(), max(1, _N_FILTER_PATCHES // len(sampled))
         for _, batch in images.indexed_batches(self.batch_size, sampled):
             stage_input = self._stages(_to_tensor(batch))[0]
             rows = _random_patches(stage_input, kernel_size, per_image, rng)
@@ -221,7 +221,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         return patches.covariance
 
     def _learn_positions(self, images):
-        """Statistics of each position, then the whitening of what they leave."""
+        """Learn statistics of each position, then the whitening of the standardised."""
         positions, every_batch = Positions(), self._twice(images)
         left, n_passes = Moments(), 2
         bar = progress(n_passes * len(images), "positions", self.verbose, unit="image")
@@ -235,7 +235,7 @@ class PCANetFeatures(PatchFeatureTransformer):
                 left = left.with_rows(standardised.reshape(-1, responses.shape[-1]))
                 bar.update()
         values, vectors, mean = _leading(left.covariance, self.n_components)
-        spread = np.sqrt(values + self.shrinkage * mean + NO_VARIANCE)
+        spread = np.sqrt(values + self.shrinkage * mean + MIN_VARIANCE)
         self.whitening_ = _in_order(vectors / spread)
         self.position_mean_, self.position_scale_ = positions.mean, positions.scale
         self.grid_shape_ = positions.mean.shape[:2]
@@ -243,7 +243,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         return positions
 
     def _twice(self, images):
-        """Responses of all images in batches, which a second pass need not compute.
+        """Yield responses of all images in batches, in two passes; some are kept.
 
         It keeps as many as fit into half a gigabyte.
         """
@@ -305,15 +305,15 @@ class PCANetFeatures(PatchFeatureTransformer):
                 "need one entry per stage, the same number of both."
             )
         for name, values in (("kernel_sizes", sizes), ("n_filters", counts)):
-            odd = name == "kernel_sizes"
+            must_be_odd = name == "kernel_sizes"
             for value in values:
                 if (
                     not isinstance(value, Integral)
                     or value < 1
-                    or (odd and value % 2 == 0)
+                    or (must_be_odd and value % 2 == 0)
                 ):
-                    kind = "odd positive integers" if odd else "positive integers"
-                    raise ValueError(f"{name}={tuple(values)!r} must be {kind}.")
+                    allowed = "odd " * must_be_odd + "positive integers"
+                    raise ValueError(f"{name}={tuple(values)!r} must be {allowed}.")
         smallest = 2 ** len(sizes) * max(sizes)
         if min(self._input_size()) < smallest:
             raise ValueError(
@@ -323,7 +323,7 @@ class PCANetFeatures(PatchFeatureTransformer):
 
 
 class Positions:
-    """Running mean and spread of responses at every position, in float64."""
+    """Running mean and variance of responses at every position, in float64."""
 
     def __init__(self, n=0, total=0.0, squares=0.0):
         self.n, self.total, self.squares = n, total, squares
@@ -335,7 +335,7 @@ class Positions:
         self.squares = self.squares + (responses**2).sum(axis=0)
 
     def without(self, responses):
-        """The statistics of all images but one; of that one where it is alone."""
+        """Remove one image from the statistics; a single one stays."""
         if self.n == 1:
             return self
         responses = responses.astype(np.float64)
@@ -349,12 +349,12 @@ class Positions:
 
     @property
     def scale(self):
-        """Standard deviations, drawn towards the common one where images are few."""
+        """Standard deviations, shrunk towards the common one where images are few."""
         variance = np.maximum(self.squares / self.n - (self.total / self.n) ** 2, 0)
         common = variance.mean(axis=(0, 1))
         share = self.n / (self.n + _PRIOR_IMAGES)
         variance = share * variance + (1 - share) * common
-        return np.sqrt(variance + NO_VARIANCE).astype(np.float32)
+        return np.sqrt(variance + MIN_VARIANCE).astype(np.float32)
 
     def standardise(self, responses):
         return (responses - self.mean) / self.scale
@@ -367,7 +367,7 @@ def _to_tensor(batch):
 
 
 def _stage(x, filters, first):
-    """Filter, split responses by sign, halve the resolution."""
+    """Apply a stage: filter, split responses by sign, halve the resolution."""
     import torch
     from torch.nn.functional import avg_pool2d, conv2d, pad
 
@@ -401,7 +401,7 @@ def _filters(covariance, kernel_size, n_filters, first):
         projector = np.kron(np.eye(channels), centre)
         covariance = projector @ covariance @ projector
     values, vectors, _ = _leading(covariance, n_filters)
-    floor = _QUANTISATION if first else NO_VARIANCE
+    floor = _QUANTISATION_VARIANCE if first else MIN_VARIANCE
     scaled = vectors / np.sqrt(np.maximum(values, floor))
     filters = scaled.T.reshape(len(values), -1, kernel_size, kernel_size)
     return _in_order(filters)
@@ -416,7 +416,7 @@ def _leading(covariance, n):
     """
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    silent = values <= 1e-10 * max(values[0], NO_VARIANCE)
+    silent = values <= 1e-10 * max(values[0], MIN_VARIANCE)
     leading = _signed(vectors[:, :n])
     n_mixed = np.sum(silent[:n])
     if n_mixed:
@@ -427,7 +427,7 @@ def _leading(covariance, n):
 
 
 def _in_order(values):
-    """In float32 and C order, as a pickle gives it back: order changes last bits."""
+    """Convert to float32 in C order, as after a pickle: order changes last bits."""
     return np.ascontiguousarray(values, np.float32)
 
 

@@ -1,7 +1,7 @@
 """How many known defects a model finds that learned from normal images.
 
 The threshold comes from held-out normal images alone, and stays. Defects only tell
-how many of their kind it finds, and which rate of false alarms would find more.
+how many of their type it finds, and which rate of false alarms would find more.
 """
 
 from collections.abc import Sequence
@@ -231,7 +231,7 @@ def recall_report(
     `set_contamination` would set them. p-values, and `rate_for`, are those of the
     conformal rank.
 
-    The intervals hold for defects drawn at random from those to come, which a
+    The intervals hold for defects sampled at random from those to come, which a
     collection of known ones seldom is. Kinds that are not among them may be found
     always or never.
 
@@ -340,9 +340,9 @@ def _held_out_scores(detector):
         )
     if detector._in_sample:
         raise ValueError(
-            f"the calibration_scores_ of this {name} are of images it was trained on "
+            f"the calibration_scores_ of this {name} are of images it learned from "
             "(calibration='train', or a single image), which say nothing about new "
-            "ones. Fit with another calibration, or call calibrate with other good "
+            "ones. Fit with another calibration, or call calibrate with other normal "
             "images."
         )
     held_out, rate = detector.calibration_scores_, detector.contamination_

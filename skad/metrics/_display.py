@@ -1,4 +1,4 @@
-"""A picture of what a detector sees: image, heat map, and ground truth."""
+"""Plots of images, their anomaly maps, and ground truth."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -105,7 +105,7 @@ class AnomalyMapDisplay:
         figure: Any = None,
         cmap: str = "RdBu_r",
     ) -> Self:
-        """Plot what a fitted estimator sees in images.
+        """Plot images and the anomaly maps of a fitted estimator.
 
         Parameters
         ----------
@@ -174,7 +174,7 @@ class AnomalyMapDisplay:
         figure: Any = None,
         cmap: str = "RdBu_r",
     ) -> Self:
-        """Plot images with maps that are at hand.
+        """Plot images with given anomaly maps.
 
         Parameters
         ----------
@@ -267,7 +267,7 @@ class AnomalyMapDisplay:
         most = _largest_side(n_rows, n_columns, figure)
         # Whatever is wrong with an image shows before there is a figure.
         rows = [self._row(i, most) for i in range(n_rows)]
-        norm, shown = self._norm([row["heat"].values for row in rows]), None
+        norm, heat_image = self._norm([row["heat"].values for row in rows]), None
         figure, axes = _figure_and_axes(plt, figure, n_rows, n_columns)
         for i, row in enumerate(rows):
             left, middle = axes[i, 0], axes[i, 1]
@@ -276,7 +276,9 @@ class AnomalyMapDisplay:
             grey = row["picture"].mean(axis=2)
             middle.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
             heat = row["heat"].values
-            shown = middle.imshow(heat, cmap=cmap, norm=norm, alpha=0.7, extent=extent)
+            heat_image = middle.imshow(
+                heat, cmap=cmap, norm=norm, alpha=0.7, extent=extent
+            )
             if self.thresholds is not None and (heat > 0).any() and (heat < 0).any():
                 at = row["heat"].centres
                 middle.contour(*at, heat, levels=[0], colors="black", linewidths=1)
@@ -296,12 +298,12 @@ class AnomalyMapDisplay:
         label = "anomaly score"
         if self.thresholds is not None:
             label += ", zero is the threshold"
-        self.colorbar_ = figure.colorbar(shown, label=label, **_bar(figure, axes))
+        self.colorbar_ = figure.colorbar(heat_image, label=label, **_bar(figure, axes))
         self.figure_, self.axes_ = figure, axes
         return self
 
     def _row(self, i, most):
-        """What is shown of an image: nothing larger than its place."""
+        """Shrink an image, its map and masks to what the figure can show."""
         image = read_image(self.images[i], where=f"images[{i}]")
         size = image.shape[:2]
         heat = self.maps[i]
