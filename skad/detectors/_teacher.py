@@ -303,18 +303,14 @@ def distill_teacher(
     >>> teacher.loss_curve[-1] < teacher.loss_curve[0]
     True
     """
-    size = check_size(image_size, "image_size", allow_int=True)
-    _check_distillation(model, max_steps, train_batch_size, image_size, size)
+    size = _checked_size(model, max_steps, train_batch_size, image_size)
     seed, place = fit_seed(random_state), torch_device(device)
     X = check_images(X)
     features = _fitted(features, X)
     grid = networks.pdn.pdn_grid(size, padding=True)
     targets = _Targets(features, X, grid, seed, verbose)
-    module = networks.modules.seeded(
-        lambda: networks.pdn.pdn(model, targets.n_channels, padding=True), seed
-    )
-    module = networks.modules.placed(module, place).train()
-    options = {
+    module = _untrained(model, targets.n_channels, seed, place)
+    provenance = _provenance(features) | {
         "n_images": len(X),
         "image_size": list(size),
         "max_steps": int(max_steps),
@@ -323,8 +319,11 @@ def distill_teacher(
         "weight_decay": float(weight_decay),
         "seed": seed,
     }
-    provenance = {**_provenance(features), **options}
-    settings = (model, sorted(provenance.items()), targets.mean, targets.std)
+    checkpoint = networks.training.checkpoint_file(
+        checkpoint_dir,
+        "teacher",
+        *(model, sorted(provenance.items()), targets.mean, targets.std),
+    )
     losses = networks.training.train(
         _distillation_loss(module, X, size, targets, train_batch_size, seed, place),
         module,
@@ -332,14 +331,20 @@ def distill_teacher(
         max_steps,
         label="distillation",
         verbose=verbose,
-        checkpoint=networks.training.checkpoint_file(
-            checkpoint_dir, "teacher", *settings
-        ),
+        checkpoint=checkpoint,
     )
     teacher = _trained_teacher(model, module, targets, provenance, losses)
     if path is not None:
         teacher.save(path)
     return teacher
+
+
+def _untrained(model, n_channels, seed, device):
+    """A network with random weights on a device, ready to be trained."""
+    module = networks.modules.seeded(
+        lambda: networks.pdn.pdn(model, n_channels, padding=True), seed
+    )
+    return networks.modules.placed(module, device).train()
 
 
 def _trained_teacher(model, module, targets, provenance, losses):
@@ -355,8 +360,9 @@ def _trained_teacher(model, module, targets, provenance, losses):
     )
 
 
-def _check_distillation(model, max_steps, train_batch_size, image_size, size):
-    """Raise ValueError for a parameter that is out of range."""
+def _checked_size(model, max_steps, train_batch_size, image_size):
+    """Height and width of the images; ValueError for a parameter out of range."""
+    size = check_size(image_size, "image_size", allow_int=True)
     known = networks.pdn.PDN
     if model not in known:
         raise ValueError(f"model={model!r} is unknown; choose from {', '.join(known)}.")
@@ -366,6 +372,7 @@ def _check_distillation(model, max_steps, train_batch_size, image_size, size):
             raise ValueError(f"{name}={value!r} must be a positive integer.")
     if min(size) < 32:
         raise ValueError(f"image_size={image_size!r} is below 32 pixels.")
+    return size
 
 
 def _distillation_loss(module, X, size, targets, n_images, seed, device):

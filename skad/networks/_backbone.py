@@ -16,8 +16,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 from timm.models import adapt_input_conv, load_state_dict
 from torch.overrides import TorchFunctionMode
 
+from skad.networks._default_dtype import leaves
 from skad.networks._small import WEIGHTS  # makes the name known to timm
-from skad.networks._torch_state import leaves, running
+from skad.networks._torch_state import running
 from skad.networks._weights import identity
 
 

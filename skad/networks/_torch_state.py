@@ -86,15 +86,6 @@ def _after_fork(torch):
         _first_process = os.getpid()
 
 
-def leaves(value):
-    """All that is not a container, in nested tuples, lists and dicts."""
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (tuple, list)):
-        return [value]
-    return [leaf for part in value for leaf in leaves(part)]
-
-
 def torch_device(name):
     """The device that "auto" or a name stands for.
 
