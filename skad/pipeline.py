@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -25,8 +25,8 @@ from skad._maps import masks_above
 from skad._steps import has_bare, named
 
 
-def _final_has(method):
-    def check(pipeline):
+def _final_has(method: str) -> Callable[[Any], bool]:
+    def check(pipeline: Any) -> bool:
         getattr(Chain(pipeline).final, method)  # raises if it is absent
         return True
 
@@ -129,13 +129,15 @@ class Pipeline(sklearn.pipeline.Pipeline):
             return self._fit_around_frozen(path[0][0], X, y, regions, params)
         return super().fit(X, y, **params, **_regions_parameter(path, regions))
 
-    def _training_batches(self, X, y, regions):
+    def _training_batches(
+        self, X: Any, y: ArrayLike | None, regions: Sequence[Any] | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         images = self.steps[0][1]
         if is_frozen(images):
             return _unwrap(images)._normal_batches(X, y, regions)
         return images._fit_batches(X, y, regions)
 
-    def _say_elapsed(self, started):
+    def _say_elapsed(self, started: float) -> None:
         if self.verbose:
             first, second = (name for name, _ in self.steps)
             seconds = time.perf_counter() - started
@@ -144,7 +146,14 @@ class Pipeline(sklearn.pipeline.Pipeline):
                 f"total={seconds:5.1f}s\n"
             )
 
-    def _fit_around_frozen(self, name, X, y, regions, params):
+    def _fit_around_frozen(
+        self,
+        name: str,
+        X: Any,
+        y: ArrayLike | None,
+        regions: Sequence[Any] | None,
+        params: dict[str, Any],
+    ) -> Self:
         """Fit with regions for a frozen step, to which scikit-learn passes none."""
         if params:
             raise ValueError(
@@ -327,7 +336,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
             chain.final.partial_fit(chain.features(X, regions), y)
         return self
 
-    def _can_stream(self):
+    def _can_stream(self) -> bool:
         """Whether features can pass from step to step batch by batch."""
         if len(self.steps) != 2 or self.memory is not None:
             return False
@@ -581,7 +590,7 @@ def anomaly_map(
     return inner.anomaly_map(X, size=size)
 
 
-def _is_fitted(estimator):
+def _is_fitted(estimator: Any) -> bool:
     try:
         check_is_fitted(estimator)
     except NotFittedError:
@@ -589,7 +598,9 @@ def _is_fitted(estimator):
     return True
 
 
-def _regions_parameter(path, regions):
+def _regions_parameter(
+    path: Sequence[tuple[str, Any]], regions: Sequence[Any]
+) -> dict[str, Any]:
     """Regions, as the keyword argument by which `fit` passes them to their step."""
     if not path:
         raise ValueError("regions needs a step that reads images, as PatchFeatures.")

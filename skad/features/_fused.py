@@ -4,7 +4,9 @@ A pretrained network knows the edges and parts of photographs; filters learned f
 the normal images know their texture. One often finds what the other does not.
 """
 
+from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from sklearn.base import clone
@@ -13,15 +15,16 @@ from sklearn.utils._param_validation import Interval
 from skad._checks import normal_positions
 from skad._moments import Moments
 from skad._patch_array import PatchArray
-from skad.features._base import PatchFeatureTransformer
+from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._network import PatchFeatures
 from skad.features._pcanet import MIN_VARIANCE, PCANetFeatures
+from skad.images._batches import ImageReader
 
 _KEPT_BYTES = 2**28  # of features that need not be extracted again
 _N_VARIANCE_IMAGES = 100  # normal images that give the variance of each type
 
 
-def _as_first(name):
+def _as_first(name: str) -> Any:
     return property(lambda self: getattr(self._members()[0], name))
 
 
@@ -113,7 +116,7 @@ class FusedFeatures(PatchFeatureTransformer):
         self.second = second
         self.share = share
 
-    def _members(self):
+    def _members(self) -> tuple[Any, Any]:
         """Both transformers, unfitted."""
         first, second = self.first, self.second
         if first is None:
@@ -127,20 +130,20 @@ class FusedFeatures(PatchFeatureTransformer):
             )
         return first, second
 
-    def _images_at_once(self):
+    def _images_at_once(self) -> int:
         return self._members()[0]._images_at_once()
 
-    def _n_channels(self):
+    def _n_channels(self) -> int:
         return self._members()[0]._n_channels()
 
-    def _validated_reader(self, X):
+    def _validated_reader(self, X: Any) -> ImageReader:
         self._validate_params()
         self._check_members()
         images = self._checked_reader(X)
         self._fit_region()
         return images
 
-    def _fit_images(self, images, y):
+    def _fit_images(self, images: Any, y: Any) -> Extract:
         """Fit both; returns a function that extracts the same images."""
         members = [clone(member) for member in self._members()]
         # Images that one of the two skips are skipped for both.
@@ -150,19 +153,21 @@ class FusedFeatures(PatchFeatureTransformer):
         self.first_, self.second_ = members
         self._check_grids()
 
-        def extract(index, batch):
+        def extract(index: np.ndarray, batch: np.ndarray) -> list[np.ndarray]:
             # A network works in the batch's own memory.
             return [one(index, batch.copy()) for one in extractions]
 
         kept = self._learn_variances(images, normal_positions(images, y), extract)
 
-        def side_by_side(index, batch):
+        def side_by_side(index: np.ndarray, batch: np.ndarray) -> np.ndarray:
             parts = kept.pop(tuple(index.tolist()), None)  # each is asked for once
             return self._side_by_side(parts or extract(index, batch))
 
         return side_by_side
 
-    def _learn_variances(self, images, normal, extract):
+    def _learn_variances(
+        self, images: Any, normal: np.ndarray, extract: Callable[..., list[np.ndarray]]
+    ) -> dict[tuple[int, ...], list[np.ndarray]]:
         """Set the variances; returns the features of batches by their indices."""
         images = images[np.arange(len(images))]  # what it skips, the others report
         sampled = normal[
@@ -185,12 +190,12 @@ class FusedFeatures(PatchFeatureTransformer):
         self.variances_ = tuple(float(np.trace(m.covariance)) for m in both)
         return kept
 
-    def _extract(self, batch):
+    def _extract(self, batch: np.ndarray) -> np.ndarray:
         return self._side_by_side(
             [member._extract(batch.copy()) for member in (self.first_, self.second_)]
         )
 
-    def _side_by_side(self, parts):
+    def _side_by_side(self, parts: Sequence[np.ndarray]) -> PatchArray:
         shares = 1 - self.share, self.share
         patches = np.concatenate(
             [
@@ -204,7 +209,7 @@ class FusedFeatures(PatchFeatureTransformer):
         )
         return PatchArray(patches, patches.mean(axis=(1, 2)), self._own_levels)
 
-    def _check_members(self):
+    def _check_members(self) -> None:
         first, second = self._members()
         if first._frame() != second._frame():
             raise ValueError(
@@ -223,7 +228,7 @@ class FusedFeatures(PatchFeatureTransformer):
                 "holds for both."
             )
 
-    def _check_grids(self):
+    def _check_grids(self) -> None:
         grids = self.first_.grid_shape_, self.second_.grid_shape_
         if grids[0] != grids[1]:
             raise ValueError(
@@ -237,7 +242,7 @@ class FusedFeatures(PatchFeatureTransformer):
         self._own_levels = tuple((count, self.grid_shape_) for count in counts)
 
 
-def _fitted_extraction(member, images, y):
+def _fitted_extraction(member: PatchFeatureTransformer, images: Any, y: Any) -> Extract:
     """Fit a transformer; returns a function that extracts the same images."""
     images = member._validated_reader(images.X)
     return member._fit_images(images, y) or member._extraction()

@@ -1,6 +1,8 @@
 """Plots of images, their anomaly maps, and ground truth."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -8,9 +10,7 @@ import numpy as np
 from skad.images import check_images, image_size, read_image, read_mask, to_float
 
 _AXES_INCHES = 2.3  # side of a picture in a new figure
-_PIXELS_PER_SCREEN_PIXEL = (
-    2  # pixels of a picture per pixel of the screen, for print and zoom
-)
+_SCREEN_PIXEL_PIXELS = 2  # pixels of a picture per pixel of the screen, for print
 _PIXELS_AT_ONCE = 2**26  # pixels of maps that are made together
 
 
@@ -304,7 +304,7 @@ class AnomalyMapDisplay:
         self.figure_, self.axes_ = figure, axes
         return self
 
-    def _row(self, i, most):
+    def _row(self, i: int, most: int) -> dict[str, Any]:
         """Shrink an image, its map and masks to what the figure can show."""
         image = read_image(self.images[i], where=f"images[{i}]")
         size = image.shape[:2]
@@ -313,7 +313,7 @@ class AnomalyMapDisplay:
             heat = _Shrunk(np.asarray(heat), most, np.fmax)
         if self.thresholds is not None:
             heat = heat.above(self.thresholds[i])
-        row = {"heat": heat, "mask": None, "outside": None}
+        row: dict[str, Any] = {"heat": heat, "mask": None, "outside": None}
         row["picture"] = to_float(_mean_shrunk(image, most))
         if self.masks is not None:
             row["mask"] = np.zeros(heat.values.shape, bool)
@@ -327,7 +327,7 @@ class AnomalyMapDisplay:
             row["outside"][~inside] = 0.5, 0.5, 0.5, 0.7
         return row
 
-    def _norm(self, heats):
+    def _norm(self, heats: list[np.ndarray]) -> Any:
         from matplotlib.colors import Normalize
 
         known = [heat for heat in heats if np.isfinite(heat).any()]
@@ -339,7 +339,7 @@ class AnomalyMapDisplay:
         return Normalize(low, high)
 
 
-def _check_lengths(n_images, **each):
+def _check_lengths(n_images: int, **each: Any) -> None:
     """Refuse arguments, by their names, that have not one entry per image."""
     for name, values in each.items():
         if values is not None and len(values) != n_images:
@@ -354,27 +354,27 @@ class _Shrunk:
     Each takes what `combine` makes of those below it.
     """
 
-    def __init__(self, array, most, combine):
+    def __init__(self, array: np.ndarray, most: int, combine: np.ufunc) -> None:
         self.shape = array.shape
         self.values = array
         for axis, starts in enumerate(_starts(array.shape, most)):
             if len(starts) < array.shape[axis]:
                 self.values = combine.reduceat(self.values, starts, axis=axis)
 
-    def above(self, threshold):
+    def above(self, threshold: float) -> _Shrunk:
         """The distances above a threshold."""
         other = object.__new__(_Shrunk)
         other.shape, other.values = self.shape, self.values - threshold
         return other
 
     @property
-    def extent(self):
+    def extent(self) -> tuple[float, float, float, float]:
         """Borders in pixels of the whole array, as for ``imshow``."""
         height, width = self.shape
         return -0.5, width - 0.5, height - 0.5, -0.5
 
     @property
-    def centres(self):
+    def centres(self) -> Any:
         """Column and row of the centre of each pixel, in those of the whole array."""
         (height, width), (n, m) = self.shape, self.values.shape
         return (
@@ -383,7 +383,7 @@ class _Shrunk:
         )
 
 
-def _starts(size, most):
+def _starts(size: Sequence[int], most: int) -> list[np.ndarray]:
     """Where the pixels of a smaller array begin, along both axes."""
     factor = max(1.0, max(size) / most)
     counts = [max(1, round(side / factor)) for side in size]
@@ -393,7 +393,7 @@ def _starts(size, most):
     ]
 
 
-def _mean_shrunk(image, most):
+def _mean_shrunk(image: np.ndarray, most: int) -> np.ndarray:
     """Means over the pixels (H, W, C) below each of a smaller image, in its dtype."""
     dtype = image.dtype
     for axis, starts in enumerate(_starts(image.shape[:2], most)):
@@ -407,7 +407,7 @@ def _mean_shrunk(image, most):
     return image.astype(dtype, copy=False)
 
 
-def _largest_side(n_rows, n_columns, figure):
+def _largest_side(n_rows: int, n_columns: int, figure: Any) -> int:
     """Pixels along the longer side of a picture that a figure can show."""
     plt = _pyplot()
     inches, dpi = (_AXES_INCHES, _AXES_INCHES), plt.rcParams["figure.dpi"]
@@ -415,10 +415,12 @@ def _largest_side(n_rows, n_columns, figure):
         width, height = figure.bbox.width, figure.bbox.height
         dpi = figure.dpi
         inches = width / dpi / n_columns, height / dpi / n_rows
-    return max(32, round(_PIXELS_PER_SCREEN_PIXEL * max(inches) * dpi))
+    return max(32, round(_SCREEN_PIXEL_PIXELS * max(inches) * dpi))
 
 
-def _figure_and_axes(plt, figure, n_rows, n_columns):
+def _figure_and_axes(
+    plt: Any, figure: Any, n_rows: int, n_columns: int
+) -> tuple[Any, Any]:
     """A grid of axes, in a figure of fitting size or in the given one."""
     if figure is not None:
         figure.clear()
@@ -441,7 +443,7 @@ def _figure_and_axes(plt, figure, n_rows, n_columns):
     return figure, figure.subplots(n_rows, n_columns, squeeze=False, gridspec_kw=place)
 
 
-def _bar(figure, axes):
+def _bar(figure: Any, axes: Any) -> dict[str, Any]:
     """Where the colour bar goes: beside the first rows, however many there are."""
     if figure.get_layout_engine() is not None or axes[0, 0].get_gridspec().left is None:
         return {"ax": axes, "shrink": 0.8}
@@ -452,7 +454,7 @@ def _bar(figure, axes):
     return {"cax": figure.add_axes(place)}
 
 
-def _parts(images, regions):
+def _parts(images: Any, regions: Any) -> Iterator[tuple[Any, Any]]:
     """The images, and their regions, some at a time: few where they are large."""
     first, n_pixels = 0, 0
     for i in range(len(images)):
@@ -464,18 +466,18 @@ def _parts(images, regions):
     yield _part(images, regions, first, len(images))
 
 
-def _part(images, regions, first, last):
+def _part(images: Any, regions: Any, first: int, last: int) -> tuple[Any, Any]:
     own = None if regions is None else regions[first:last]
     return images[first:last], own
 
 
-def _maps(estimator, images, regions):
+def _maps(estimator: Any, images: Any, regions: Any) -> Any:
     from skad.pipeline import anomaly_map
 
     return anomaly_map(estimator, images, regions=regions)
 
 
-def _pyplot():
+def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

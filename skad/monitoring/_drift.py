@@ -18,6 +18,7 @@ Three steps lead from scores to the alarm.
 """
 
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -169,7 +170,7 @@ class DriftMonitor:
         *,
         false_alarm: float = 0.01,
         random_state: int | np.random.RandomState | None = None,
-    ):
+    ) -> None:
         validate_parameter_constraints(
             {
                 "false_alarm": [Interval(Real, 0, 1, closed="neither")],
@@ -243,7 +244,7 @@ class DriftMonitor:
             f"n_scores_seen={self.n_scores_seen_}, n_skipped={self.n_skipped_})"
         )
 
-    def _p_values(self, scores):
+    def _p_values(self, scores: np.ndarray) -> np.ndarray:
         """Rank of each score among it and all earlier ones, as a share in (0, 1).
 
         A score below which b others lie, and which e others equal, has a place that is
@@ -255,7 +256,7 @@ class DriftMonitor:
         p = (below + u * (equal + 1)) / (earlier + 1)
         return np.clip(p, _SMALLEST_P, 1 - _SMALLEST_P)
 
-    def _log_capital(self, p):
+    def _log_capital(self, p: np.ndarray) -> np.ndarray:
         """Capital after each bet, in logarithms; the accounts move on to the last.
 
         For cumulative products F(t) = f(p_1) ... f(p_t), the recursion
@@ -272,7 +273,7 @@ class DriftMonitor:
         return np.logaddexp(np.log(cash[1:]), np.logaddexp.reduce(log_accounts, axis=1))
 
 
-def _cash(t):
+def _cash(t: np.ndarray) -> np.ndarray:
     """Share of the initial capital that is not staked after t scores."""
     share = (
         (1 - _FIRST_STAKE_SHARE) * np.log(_STAKING_SCORES) / np.log(_STAKING_SCORES + t)
@@ -280,7 +281,7 @@ def _cash(t):
     return np.where(t == 0, 1.0, share)
 
 
-def _log_bets(p):
+def _log_bets(p: np.ndarray) -> np.ndarray:
     """Logarithms of the densities at p, of shape (n, m)."""
     log_p, log_q = np.log(p), np.log1p(-p)
     bets = [
@@ -292,7 +293,7 @@ def _log_bets(p):
     return np.stack(bets, axis=1)
 
 
-def _checked(scores, name):
+def _checked(scores: Any, name: str) -> np.ndarray:
     """Scores as a float64 array of shape (n,)."""
     scores = check_array(
         scores,
