@@ -105,7 +105,7 @@ HOLD_OUT: dict[str, Callable[..., HeldOut]] = {
 }
 
 
-def _learn(detector, samples, first):
+def _learn(detector: Any, samples: Any, first: bool) -> None:
     if first:
         detector._fit(samples)
     else:

@@ -49,11 +49,11 @@ def check_scores(found: Any, n: int | None, where: str) -> None:
         )
 
 
-def checked_hook(hook, owner, name):
-    """The method `name` of the class `owner`, with a check of what it returns."""
+def checked_hook(hook: Any, owner: str, name: str) -> Any:
+    """Wrap a method of a detector, such as `_score`, with a check of its results."""
 
     @functools.wraps(hook)
-    def checked(self, *args):
+    def checked(self: Any, *args: Any) -> Any:
         found = hook(self, *args)
         samples: Any = args[0] if args else None
         # The scores left out may be those of more images than the samples.

@@ -80,7 +80,7 @@ def threshold_of(scores: np.ndarray, contamination: float, rule: str = "tail") -
     return _tail_quantile(scores, contamination)
 
 
-def _tail_quantile(scores, contamination):
+def _tail_quantile(scores: np.ndarray, contamination: float) -> float:
     """Quantile of new scores at a rate c, from the upper half of the known ones.
 
     Half of all scores exceed the median. Their excesses e are taken for exponential
@@ -114,7 +114,7 @@ def _tail_quantile(scores, contamination):
     return float(quantile)
 
 
-def _upper_rms(scores, median):
+def _upper_rms(scores: np.ndarray, median: float) -> float:
     """Root mean square of the excess over the median, of at most a robust multiple."""
     excess = scores[scores >= median] - median
     largest = excess[-1]
@@ -126,7 +126,7 @@ def _upper_rms(scores, median):
     return largest * np.sqrt(np.sum((excess / largest) ** 2) / (len(scores) / 2))
 
 
-def _robust_std(excess):
+def _robust_std(excess: np.ndarray) -> float:
     """Standard deviation of a normal distribution of which these are the upper half.
 
     The median of the absolute values of a standard normal variable is 1 / 1.4826.

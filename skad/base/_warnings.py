@@ -56,7 +56,7 @@ def warn_of_equal_images(detector: Any, samples: Any) -> None:
         )
 
 
-def _are_equal(samples):
+def _are_equal(samples: Any) -> bool:
     """Whether all samples, features or read one by one, are alike up to rounding."""
     read = getattr(samples, "read", samples.__getitem__)
     first = np.asarray(read(0))

@@ -47,7 +47,7 @@ class Cache:
     def keys(self, images: ImageReader, indices: Iterable[int]) -> dict[int, str]:
         """Key of every image that can be read, by index."""
 
-        def content_of(i):
+        def content_of(i: int) -> str | None:
             item, where = images.item(i)
             return content_key(item, where=where)
 

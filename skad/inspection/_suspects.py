@@ -116,7 +116,7 @@ def suspects(model: Any, X: Any, y: ArrayLike | None = None) -> Bunch:
     )
 
 
-def _check_holds_out_all(detector):
+def _check_holds_out_all(detector: Any) -> None:
     """Refuse a model that keeps scores of images that it learned from, or of a part."""
     way = detector._resolved_calibration()
     if detector._in_sample or way in ("train", "split"):
@@ -130,7 +130,7 @@ def _check_holds_out_all(detector):
         )
 
 
-def _learned_from(chain, X, y):
+def _learned_from(chain: Chain, X: Any, y: Any) -> np.ndarray:
     """Positions of the images of X that the model has learned from."""
     n_learned = chain.final.n_samples_seen_
     learned = np.broadcast_to(chain.final._not_anomalous(X, y), len(X))
@@ -145,7 +145,7 @@ def _learned_from(chain, X, y):
     return np.flatnonzero(learned)
 
 
-def _why_not_all(detector):
+def _why_not_all(detector: Any) -> str:
     if hasattr(detector, "calibration_size"):
         return f"Raise calibration_size={detector.calibration_size} and fit again."
     return (
@@ -154,7 +154,7 @@ def _why_not_all(detector):
     )
 
 
-def _limit(scores):
+def _limit(scores: np.ndarray) -> float:
     """Score below which an image is flagged."""
     median = np.median(scores)
     mad = np.median(np.abs(scores - median))
