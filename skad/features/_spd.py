@@ -276,7 +276,7 @@ class SPDPatchFeatures(PatchFeatures):
                 self.backbone, self.weights, kwargs, self._seed, device, fold=False
             )
         # The module of one's own is told from others by its weights.
-        key = self.weights_sha256_, repr(sorted(kwargs.items())), *self._wanted()
+        key = self.weights_sha256_, repr(sorted(kwargs.items())), *self._module_names()
         name = type(self.backbone).__name__ if own else self.backbone
 
         def build():
@@ -288,7 +288,7 @@ class SPDPatchFeatures(PatchFeatures):
                     module.to(device), IMAGENET_MEAN, IMAGENET_STD
                 )
             return networks.frozen.with_trained_weights(
-                self.backbone, kwargs, self.state_, device, self._wanted()
+                self.backbone, kwargs, self.state_, device, self._module_names()
             )
 
         return networks.frozen.tuned_backbone((name, *key), build, device)
