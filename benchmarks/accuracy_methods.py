@@ -179,7 +179,9 @@ def trained_builders(options, network, deep):
     def draem():
         return DRAEMDetector(
             "tiny",
-            max_epochs=max(1, steps // 25),  # as many steps for about 250 images
+            max_epochs=max(
+                1, steps // 40
+            ),  # of 40 steps: 320 of 400 cells, 8 at a time
             image_size=size,
             learning_rate=TRAINED_RATE,
         )

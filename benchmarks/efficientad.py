@@ -5,7 +5,7 @@
 
 The second is for a CUDA device, which is used where there is one. Distils a teacher
 from MobileNetV2 on photographs of many things (`natural` in the data folder), trains
-on the good images, and scores the test images. The teacher goes to `--teacher`, where
+on the normal images, and scores the test images. The teacher goes to `--teacher`, where
 a second run finds it.
 """
 
@@ -74,7 +74,7 @@ def main():
         photographs, train = photographs[:20], train[:30]
     start = time.perf_counter()
     made = teacher(options, photographs)
-    taught = time.perf_counter()
+    distilled = time.perf_counter()
     model = EfficientADDetector(
         options.model,
         made,
@@ -95,9 +95,9 @@ def main():
         ["PRO", f"{metrics['pro_score']:.3f}"],
         ["recall", f"{np.mean(decision[labels == -1] == -1):.3f}"],
         ["false alarms", f"{np.mean(decision[labels == 1] == -1):.3f}"],
-        ["distillation takes", timing(taught - start)],
+        ["distillation takes", timing(distilled - start)],
         ["steps of the distillation", made.provenance.get("n_steps", "not known")],
-        ["training takes", timing(trained - taught)],
+        ["training takes", timing(trained - distilled)],
         ["steps of the training", len(model.loss_curve_)],
         ["scoring takes, per image", timing((scored - trained) / len(test))],
         ["loss of the distillation", curve(made.loss_curve) or "not known"],

@@ -4,7 +4,7 @@
     python benchmarks/fusion.py --surfaces brick.png gravel.png grass.png
 
 PatchCore on both, in one distance (`FusedFeatures`) or apart (`FusionDetector`): sets
-of `--data`, by `--sets`, and the drawn textures of `make_textures`. `--surfaces` takes
+of `--data`, by `--sets`, and the textures of `make_textures`. `--surfaces` takes
 photographs of surfaces instead, at least 512 px each way: it learns from the upper part
 of each, and pastes scars and pieces of the others into the lower. `--features` measures
 some alternatives only.
@@ -35,14 +35,14 @@ CROP, SIZE = 144, 224
 
 
 def named(options, name):
-    """One set; of drawn textures, other pictures than the quickstart's."""
+    """One set; of generated textures, other pictures than the quickstart's."""
     if name in TEXTURES:
         return make_textures(30, 40, texture=name, size=SIZE, random_state=1)
     return load_mvtec(options.data, name)
 
 
 def surface(path, others):
-    """A set from one photograph: 80 good crops, then 20 good ones and 40 defective."""
+    """From one photograph: 80 normal crops, then 20 normal and 40 defective ones."""
     rng = np.random.default_rng(0)
     photograph = _read(path)
     textures = [_read(other).mean(axis=2, keepdims=True) for other in others]

@@ -99,7 +99,7 @@ def main():
         rows.append(row(f"{case}: PRO", seconds["PRO"], peer, seconds[peer], 10))
     rows.append(
         row(
-            f"{case}: all, each map drawn when looked at",
+            f"{case}: all, each map rendered when looked at",
             seconds["all, streaming"],
             "drawing each once",
             seconds["drawing"],

@@ -55,7 +55,7 @@ def anomalib_model(name, size, bank):
     return run
 
 
-def compare(options, name, size, n_rows, decision, drawn, data):
+def compare(options, name, size, n_rows, decision, rendered, data):
     model = fitted(options, name, size, n_rows, data.train)
     files = data.test[:BATCH] if options.small else data.test[: 4 * BATCH]
     n = len(files) // BATCH
@@ -79,7 +79,7 @@ def compare(options, name, size, n_rows, decision, drawn, data):
         cost_row(f"{case}: {racer}", each[racer], "bare network", bare, limit)
         for racer, limit in (
             ("decision_function", decision),
-            ("anomaly_map", drawn),
+            ("anomaly_map", rendered),
             ("anomalib", None),
         )
         if racer in each

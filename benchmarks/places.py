@@ -57,23 +57,23 @@ def main():
     options = parser(__doc__).parse_args()
     data = load_mvtec(options.data, "magnetic_tile")
     test = np.asarray(data.test, object)
-    good = [*data.train, *test[data.y_test == 1]]
+    normal = [*data.train, *test[data.y_test == 1]]
     bad = list(test[data.y_test == -1])
-    trained = np.arange(len(good)) < len(data.train)
+    trained = np.arange(len(normal)) < len(data.train)
     if options.small:
-        some = np.r_[: len(good) : len(good) // 40]
-        good, trained = [good[i] for i in some], trained[some]
+        some = np.r_[: len(normal) : len(normal) // 40]
+        normal, trained = [normal[i] for i in some], trained[some]
         bad = bad[:: len(bad) // 6]
     limit_threads(options.threads)
     X = real_features(
         options,
-        [*good, *bad],
+        [*normal, *bad],
         embedding="concat",
         grid=7 if options.small else 14,
         pooled=True,
     )
-    defects, X = X[len(good) :], X[: len(good)]
-    groups = places(good)
+    defects, X = X[len(normal) :], X[: len(normal)]
+    groups = places(normal)
     folds = GroupKFold(5, shuffle=True, random_state=0).split(X, groups=groups)
     splits = {"of the folder": (np.flatnonzero(trained), np.flatnonzero(~trained))}
     splits |= {f"fold {i}": fold for i, fold in enumerate(folds, 1)}
@@ -93,7 +93,7 @@ def main():
     means = np.mean([line[2:] for line in table[1:]], axis=0)
     table.append(("mean of the folds", "", *means))
     rows = [(*line[:2], *(f"{auc:.3f}" for auc in line[2:])) for line in table]
-    header = ("split", "good test images of a place seen", *DETECTORS)
+    header = ("split", "normal test images of a place seen", *DETECTORS)
     publish(options, "places", rows, header)
 
 

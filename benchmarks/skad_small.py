@@ -2,7 +2,7 @@ r"""Make the backbone that ships with skad: distil MobileNetV2 into a small netw
 
     python benchmarks/skad_small.py --images DIR --weights FILE --out small.safetensors
 
-On any folder of photographs, and on pictures that are drawn on the way: fractals,
+On any folder of photographs, and on pictures that are rendered on the way: fractals,
 noise, gratings and dead leaves. The small network has the same layers but for one
 block. Each first learns by itself to turn what the large network has before that layer
 into what it has after, as with the hints of FitNets (Romero et al., ICLR 2015). Then
@@ -49,7 +49,7 @@ DRAWN = 0.35  # share of pictures without a photograph
 
 
 class Pictures:
-    """Views of photographs, and drawn pictures, by seed."""
+    """Views of photographs, and rendered pictures, by seed."""
 
     def __init__(self, files):
         self.photographs = [Image.open(file).convert("RGB") for file in files]
@@ -59,11 +59,11 @@ class Pictures:
         if plain or rng.random() > DRAWN:
             picture = self._view(size, rng)
         else:
-            picture = drawn(size, rng)
+            picture = rendered(size, rng)
         if plain:
             return picture
         if rng.random() < 0.15:
-            other = drawn(size, rng) if rng.random() < 0.5 else self._view(size, rng)
+            other = rendered(size, rng) if rng.random() < 0.5 else self._view(size, rng)
             share = rng.uniform(0.2, 0.8)
             if rng.random() < 0.5:
                 noise = perlin_noise((size, size), tuple(rng.integers(1, 9, 2)), rng)
@@ -91,7 +91,7 @@ class Pictures:
         return view
 
 
-def drawn(size, rng):
+def rendered(size, rng):
     """A picture of nothing, float32 (size, size, 3) in [0, 255]."""
     kind = rng.integers(4)
     if kind == 3:
@@ -309,17 +309,17 @@ def parts_of(module):
     return [*module.stem, module.layer0, *layers]
 
 
-def deviation(maps):
+def standard_deviation(maps):
     """Of each channel (c, 1, 1)."""
     return maps.float().std(dim=(0, 2, 3)).clamp(min=1e-2)[:, None, None]
 
 
 def prepared(module, pairs):
-    """Let the last norm of each part give the mean and deviation of its target.
+    """Let the last norm of each part give mean and standard deviation of its target.
 
-    ReLU6 after it, where there is one, changes them. The deviations come back.
+    ReLU6 after it, where there is one, changes them. Standard deviations come back.
     """
-    scales = [deviation(after) for _, after in pairs]
+    scales = [standard_deviation(after) for _, after in pairs]
     parts = parts_of(module)
     for part, (_, after), scale in zip(parts, pairs, scales, strict=True):
         norm = [m for m in part.modules() if isinstance(m, nn.BatchNorm2d)][-1]
@@ -384,7 +384,7 @@ def distilled(options):
     pairs, levels = large(sample)
     module = seeded(SkadSmall, seed).to(memory_format=torch.channels_last)
     scales = prepared(module, pairs)
-    level_scales = [deviation(level) for level in levels]
+    level_scales = [standard_deviation(level) for level in levels]
     parts = parts_of(module)
     rng, held_out = np.random.default_rng(combined_seed(seed, 3)), []
     for _ in range(2 if options.small else 10):

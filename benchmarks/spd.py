@@ -1,4 +1,4 @@
-"""Features with and without SPD's training on the good images.
+"""Features with and without SPD's training on the normal images.
 
     python benchmarks/spd.py
 

@@ -1,10 +1,10 @@
-"""PRN, which learns from ten defects of each of two kinds, beside PatchCore.
+"""PRN, which learns from ten defects of each of two types, beside PatchCore.
 
     python benchmarks/supervised.py
 
-The kinds are the first two by name; all other defects are for the test, and so are all
-good test images. Both look through the same frozen network and at the same good images.
-Kinds that were seen and kinds that were not are reported apart.
+The types are the first two by name; all other defects are for the test, and so are all
+normal test images. Both look through one frozen network and at the same images.
+Types that were learned from and other types are reported apart.
 """
 
 import time
@@ -21,13 +21,14 @@ HEADER = ("test defects", "detector", "pixel AP", "PRO", "pixel AUROC", "image A
 HEADER += ("fit takes",)
 
 
-def drawn(kinds, n_kinds, n, seed):
-    """Indices of defects to learn from, and the names of their kinds."""
+def sampled(defect_types, n_types, n, seed):
+    """Indices of defects to learn from, and the names of their types."""
     rng = np.random.default_rng(seed)
-    kinds = np.asarray(kinds)
-    names = sorted(set(kinds) - {"good"})[:n_kinds]
+    defect_types = np.asarray(defect_types)
+    names = sorted(set(defect_types) - {"good"})[:n_types]
     chosen = [
-        rng.choice(np.flatnonzero(kinds == name), n, replace=False) for name in names
+        rng.choice(np.flatnonzero(defect_types == name), n, replace=False)
+        for name in names
     ]
     return np.sort(np.concatenate(chosen)), names
 
@@ -56,8 +57,10 @@ def detectors(options):
 def main():
     arguments = parser(__doc__)
     arguments.add_argument("--category", default="magnetic_tile")
-    arguments.add_argument("--kinds", type=int, default=2, help="kinds to learn from")
-    arguments.add_argument("--defects", type=int, default=10, help="of each kind")
+    arguments.add_argument(
+        "--kinds", type=int, default=2, help="defect types to learn from"
+    )
+    arguments.add_argument("--defects", type=int, default=10, help="of each type")
     arguments.add_argument("--max-steps", type=int, default=1000)
     arguments.add_argument("--image-size", type=int, default=192)
     arguments.add_argument("--batch-size", type=int, default=16)
@@ -67,47 +70,49 @@ def main():
     if not options.weights.is_file():
         raise SystemExit(f"{options.weights} does not exist; see --weights.")
     data = load_mvtec(options.data, options.category)
-    good, tested = data.train, np.arange(len(data.test))
+    normal, tested = data.train, np.arange(len(data.test))
     if options.small:
         options.defects, options.max_steps, options.image_size = 2, 2, 64
-        good = good[:20]
+        normal = normal[:20]
         _, first = np.unique(data.defect_types, return_index=True)
         tested = np.concatenate([np.arange(i, i + 4) for i in first])
     limit_threads(options.threads)
-    kinds = np.asarray(data.defect_types)[tested]
-    learned, seen_kinds = drawn(kinds, options.kinds, options.defects, options.seed)
+    defect_types = np.asarray(data.defect_types)[tested]
+    learned, seen_types = sampled(
+        defect_types, options.kinds, options.defects, options.seed
+    )
     defects = tested[learned]
     tested = np.delete(tested, learned)
-    kinds = np.delete(kinds, learned)
+    defect_types = np.delete(defect_types, learned)
     seen = [data.test[i] for i in defects]
     known = {
-        "X": [*good, *seen],
-        "y": np.repeat([1, -1], [len(good), len(seen)]),
-        "masks": [None] * len(good) + [data.masks[i] for i in defects],
+        "X": [*normal, *seen],
+        "y": np.repeat([1, -1], [len(normal), len(seen)]),
+        "masks": [None] * len(normal) + [data.masks[i] for i in defects],
     }
     test = [data.test[i] for i in tested]
     masks = [data.masks[i] for i in tested]
-    is_good, is_seen = kinds == "good", np.isin(kinds, seen_kinds)
-    unseen_kinds = sorted(set(kinds) - {"good", *seen_kinds})
+    is_normal, is_seen = defect_types == "good", np.isin(defect_types, seen_types)
+    unseen_types = sorted(set(defect_types) - {"good", *seen_types})
     parts = {
-        "all": np.ones(len(kinds), bool),
-        f"seen kinds ({', '.join(seen_kinds)})": is_good | is_seen,
-        f"unseen kinds ({', '.join(unseen_kinds)})": ~is_seen,
+        "all": np.ones(len(defect_types), bool),
+        f"seen types ({', '.join(seen_types)})": is_normal | is_seen,
+        f"unseen types ({', '.join(unseen_types)})": ~is_seen,
     }
     rows = {part: [] for part in parts}
     for name, model in detectors(options).items():
         start = time.perf_counter()
-        model = model.fit(**known) if name == "PRN" else model.fit(good)
+        model = model.fit(**known) if name == "PRN" else model.fit(normal)
         seconds = time.perf_counter() - start
         print(f"{name} is fitted after {timing(seconds)}.", flush=True)
         scores, maps = model.score_samples(test), model.anomaly_map(test)
         for part, chosen in parts.items():
             index = np.flatnonzero(chosen)
             found = pixel_metrics([masks[i] for i in index], [maps[i] for i in index])
-            image = image_auroc(np.where(is_good[index], 1, -1), scores[index])
+            image = image_auroc(np.where(is_normal[index], 1, -1), scores[index])
             rows[part].append(
                 [
-                    f"{part}: {np.sum(~is_good[index])}",
+                    f"{part}: {np.sum(~is_normal[index])}",
                     name,
                     *(
                         f"{found[key]:.3f}"

@@ -68,8 +68,8 @@ def coarser(X, step):
 
 def both(scores, maps):
     """Anomaly scores of images, and the largest pixel of their maps."""
-    drawn = render(maps, (SIZE, SIZE), sigma=4.0)
-    return np.stack([scores, drawn.max(axis=(1, 2))])
+    rendered = render(maps, (SIZE, SIZE), sigma=4.0)
+    return np.stack([scores, rendered.max(axis=(1, 2))])
 
 
 def scores_of(split, sets, sizes):

@@ -53,10 +53,10 @@ else:
     folder = options.data.resolve()
     data = load_mvtec(folder.parent, folder.name)
 
-kinds = np.array(data.defect_types)
-known = sorted(set(kinds) - {"good"})[:2]
-learned = np.concatenate([np.flatnonzero(kinds == kind)[:5] for kind in known])
-tested = np.setdiff1d(np.arange(len(kinds)), learned)
+defect_types = np.array(data.defect_types)
+known = sorted(set(defect_types) - {"good"})[:2]
+learned = np.concatenate([np.flatnonzero(defect_types == name)[:5] for name in known])
+tested = np.setdiff1d(np.arange(len(defect_types)), learned)
 print(f"{len(learned)} defects to learn from: {', '.join(known)}")
 
 X = [*data.train, *(data.test[i] for i in learned)]
@@ -96,7 +96,7 @@ truth = [
     np.zeros(maps[k].shape, bool) if data.masks[i] is None else read_mask(data.masks[i])
     for k, i in enumerate(tested)
 ]
-normal, seen = kinds[tested] == "good", np.isin(kinds[tested], known)
+normal, seen = defect_types[tested] == "good", np.isin(defect_types[tested], known)
 for name, group in (("seen", seen), ("unseen", ~normal & ~seen)):
     rows = np.flatnonzero(normal | group)
     ap = pixel_average_precision([truth[k] for k in rows], [maps[k] for k in rows])
@@ -108,13 +108,17 @@ for name, group in (("seen", seen), ("unseen", ~normal & ~seen)):
 # ----
 # From top to bottom: an image, its mask, and its map; one column for each type.
 
-names = [*known, *sorted(set(kinds) - {"good", *known})][:4]
-shown = [np.flatnonzero(kinds[tested] == name)[0] for name in names]
+names = [*known, *sorted(set(defect_types) - {"good", *known})][:4]
+columns = [np.flatnonzero(defect_types[tested] == name)[0] for name in names]
 figure, axes = plt.subplots(
-    3, len(shown), figsize=(2.1 * len(shown), 6.6), layout="constrained", squeeze=False
+    3,
+    len(columns),
+    figsize=(2.1 * len(columns), 6.6),
+    layout="constrained",
+    squeeze=False,
 )
-brightest = max(maps[k].max() for k in shown)
-for column, name, k in zip(axes.T, names, shown, strict=True):
+brightest = max(maps[k].max() for k in columns)
+for column, name, k in zip(axes.T, names, columns, strict=True):
     column[0].imshow(read_image(test[k]))
     column[0].set_title(f"{name}\n({'seen' if name in known else 'unseen'} type)")
     column[1].imshow(truth[k], cmap="gray")

@@ -1,6 +1,6 @@
 """Visual anomaly detection for scikit-learn users.
 
-Learn from images of good parts only, then say for a new image whether it is
+Learn from images of good parts only, then tell for a new image whether it is
 defective, and where. Every method is a scikit-learn estimator.
 
 Importing this package is cheap: torch and timm are imported by the first

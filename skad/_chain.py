@@ -5,9 +5,11 @@ of which reads them, and a detector scores what the last one returns. `Chain` fi
 these steps, and calls the methods of the detector on images.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import sklearn.pipeline
 from sklearn.frozen import FrozenEstimator
 
@@ -41,7 +43,7 @@ class Chain:
         Whether the detector is inside of a `FrozenEstimator`.
     """
 
-    def __init__(self, estimator):
+    def __init__(self, estimator: Any) -> None:
         row = list(_row(estimator))
         steps = [step for step, _ in row[:-1]]
         self.final: Any = row[-1][0] if row else None
@@ -51,7 +53,7 @@ class Chain:
         self.before = steps if k is None else steps[:k]
         self.after = [] if k is None else steps[k + 1 :]
 
-    def check_takes_images(self):
+    def check_takes_images(self) -> None:
         """Raise if a step takes images, but gets features from the step before."""
         if self.images is None:
             return
@@ -63,47 +65,47 @@ class Chain:
                     f"{type(self.images).__name__}."
                 )
 
-    def entering(self, X):
-        """X as it enters the transformer that reads images."""
+    def entering(self, X: Any) -> Any:
+        """Transform X by the steps before the one that reads images."""
         for step in self.before:
             X = step.transform(X)
         return X
 
-    def features(self, X, regions=None):
-        """X as it enters the detector; regions go to the step that reads images."""
+    def features(self, X: Any, regions: Any = None) -> Any:
+        """Transform X by all steps before the detector, with regions of interest."""
         self._check_regions(regions)
         return self._after_entering(self.entering(X), regions)
 
-    def _check_regions(self, regions):
+    def _check_regions(self, regions: Any) -> None:
         if regions is not None and self.images is None:
             raise ValueError(
                 "regions needs a step that reads images, as PatchFeatures."
             )
 
-    def _after_entering(self, X, regions):
+    def _after_entering(self, X: Any, regions: Any) -> Any:
         steps = self.after if self.images is None else [self.images, *self.after]
         return _passed_through(steps, X, regions)
 
-    def ask(self, method, X, regions=None):
-        """Result of a method of the detector for images, which pass in batches."""
+    def ask(self, method: str, X: Any, regions: Any = None) -> Any:
+        """Call a method of the detector on images, which pass the steps in batches."""
         self._check_regions(regions)
         return self._answers(method, self._readable(self.entering(X)), regions)
 
-    def _readable(self, X):
+    def _readable(self, X: Any) -> Any:
         """Reader of the images, where the step that reads them has one; else X."""
         if hasattr(self.images, "_checked_reader"):
             return self.images._checked_reader(X)
         return X
 
-    def _answers(self, method, images, regions):
-        """Result of a method of the detector for what `_readable` returned."""
+    def _answers(self, method: str, images: Any, regions: Any) -> Any:
+        """Call a method of the detector on the images, or features, of `_readable`."""
         answer = getattr(self.final, method)
         if self.after or not hasattr(self.images, "_map_parts"):
             return answer(self._after_entering(images, regions))
         return self.images._map_parts(answer, images, regions)
 
-    def anomaly_map(self, X, size=None, regions=None):
-        """Maps in the geometry of the images as the step that reads them gets them."""
+    def anomaly_map(self, X: Any, size: Any = None, regions: Any = None) -> Any:
+        """Anomaly maps, by default of the size of each image; see `Pipeline`."""
         require_maps(self.final)
         if size is not None:
             size = check_size(size)
@@ -120,8 +122,10 @@ class Chain:
             sizes = self.images.image_sizes(X)
         return self.rendered(grids, sizes, self.images.regions(regions, len(grids)))
 
-    def rendered(self, grids, sizes, looked_at=None):
-        """Patch scores as maps of these sizes.
+    def rendered(
+        self, grids: np.ndarray, sizes: Sequence[tuple[int, int]], looked_at: Any = None
+    ) -> Any:
+        """Render patch scores as maps of these sizes.
 
         `looked_at` is the `Regions` outside of which maps take their smallest score, or
         None.
@@ -137,14 +141,14 @@ class Chain:
             maps[i][~looked_at.inside(i, maps[i].shape)] = grids[i].min()
         return maps
 
-    def pixel_threshold(self, size):
-        """Threshold for the pixels of maps of a size."""
+    def pixel_threshold(self, size: Any) -> float:
+        """Threshold for the pixels of maps of one size."""
         if self.images is None:
             return self.final.pixel_threshold(size)
         return self.final.pixel_threshold(size, window=self.images.window())
 
 
-def unwrap(estimator):
+def unwrap(estimator: Any) -> Any:
     """The estimator that a fitted search or a FrozenEstimator stands for."""
     if isinstance(estimator, FrozenEstimator):
         return unwrap(estimator.estimator)
@@ -153,22 +157,22 @@ def unwrap(estimator):
     return estimator
 
 
-def is_frozen(estimator):
+def is_frozen(estimator: Any) -> bool:
     """Whether scikit-learn is told not to fit an estimator."""
     return isinstance(estimator, FrozenEstimator)
 
 
-def reads_images(step):
+def reads_images(step: Any) -> bool:
     """Whether a step is the transformer that knows the geometry of images."""
     return hasattr(step, "image_sizes") and hasattr(step, "transform")
 
 
-def transform_through(estimator, X, regions=None):
+def transform_through(estimator: Any, X: Any, regions: Any = None) -> Any:
     """Transform by a fitted transformer or a pipeline of these."""
     return _passed_through([step for step, _ in _row(estimator)], X, regions)
 
 
-def require_maps(estimator):
+def require_maps(estimator: Any) -> None:
     """Raise if an estimator makes no maps."""
     if not hasattr(estimator, "anomaly_map"):
         raise TypeError(
@@ -177,7 +181,7 @@ def require_maps(estimator):
         )
 
 
-def path_to_images(pipeline):
+def path_to_images(pipeline: Any) -> list[tuple[str, Any]]:
     """Steps, with their names, that lead to the one that reads images."""
     for name, step in pipeline.steps:
         inner = unwrap(step)
@@ -189,7 +193,7 @@ def path_to_images(pipeline):
     return []
 
 
-def _passed_through(steps, X, regions):
+def _passed_through(steps: Sequence[Any], X: Any, regions: Any) -> Any:
     for step in steps:
         if regions is not None and reads_images(step):
             X = step.transform(X, regions=regions)
@@ -198,7 +202,7 @@ def _passed_through(steps, X, regions):
     return X
 
 
-def _row(estimator, frozen=False):
+def _row(estimator: Any, frozen: bool = False) -> Iterator[tuple[Any, bool]]:
     """Yield each estimator that is no pipeline, and whether it is frozen."""
     frozen = frozen or is_frozen(estimator)
     inner = unwrap(estimator)

@@ -1,14 +1,17 @@
-"""What is kept in memory for the next call: bounded by bytes, outside of estimators.
+"""Caches in memory, bounded by bytes, outside of estimators.
 
 A cache bounded by the number of its entries holds whatever these take: 512 matrices
 of one size are nothing, of another a gigabyte. Every cache of this package that
 outlives a call is a `ByteBounded`, or says beside it why it cannot grow.
 """
 
+from __future__ import annotations
+
 import os
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from functools import wraps
 from hashlib import blake2b
 from typing import Any
@@ -17,7 +20,7 @@ import numpy as np
 
 
 class ByteBounded:
-    """Values by key; the ones used longest ago go once all take too many bytes.
+    """Cache bounded by bytes: it drops the values that were used longest ago.
 
     Threads may share one: a value is made once, and the others wait for it. A
     process that was forked meanwhile goes on with a lock of its own.
@@ -32,7 +35,7 @@ class ByteBounded:
         what is too costly to make at every call. Otherwise it is not kept.
     """
 
-    def __init__(self, limit, *, keep_last=False):
+    def __init__(self, limit: int, *, keep_last: bool = False) -> None:
         self.limit = limit
         self.keep_last = keep_last
         self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
@@ -40,16 +43,22 @@ class ByteBounded:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._renew_lock)
 
-    def _renew_lock(self):
+    def _renew_lock(self) -> None:
         self._lock = threading.RLock()
 
     @property
-    def n_bytes(self):
+    def n_bytes(self) -> int:
         """Bytes of all values that are kept."""
         return sum(size for _, size in list(self._entries.values()))
 
-    def get(self, key, make, *, is_current=None):
-        """The value kept for a key, or else a new one.
+    def get(
+        self,
+        key: Any,
+        make: Callable[[], Any],
+        *,
+        is_current: Callable[[Any], bool] | None = None,
+    ) -> Any:
+        """Return the value kept for a key, or make and keep it.
 
         Parameters
         ----------
@@ -79,25 +88,25 @@ class ByteBounded:
                     self._entries.popitem(last=False)
             return value
 
-    def forget(self, key):
+    def forget(self, key: Any) -> None:
         """Drop the value of a key, if there is one.
 
         It takes no lock, since the garbage collector may call it at any time.
         """
         self._entries.pop(key, None)
 
-    def clear(self):
+    def clear(self) -> None:
         """Drop all values."""
         self._entries.clear()
 
 
-def byte_bounded(limit):
+def byte_bounded(limit: int) -> Callable[[Callable[..., Any]], Any]:
     """Keep the results of a function of hashable arguments, up to `limit` bytes."""
 
-    def decorate(function):
+    def decorate(function: Callable[..., Any]) -> Any:
         cache = ByteBounded(limit)
 
-        def cached(*arguments):
+        def cached(*arguments: Any) -> Any:
             return cache.get(arguments, lambda: function(*arguments))
 
         result: Any = wraps(function)(cached)
@@ -107,7 +116,7 @@ def byte_bounded(limit):
     return decorate
 
 
-def size_in_bytes(value):
+def size_in_bytes(value: Any) -> int:
     """Bytes of the arrays, tensors and weights in a value."""
     if isinstance(value, (tuple, list)):
         return sum(map(size_in_bytes, value))
@@ -119,19 +128,24 @@ def size_in_bytes(value):
 
 
 _PREPARED = ByteBounded(2**30, keep_last=True)
-_ROW = 256  # words of 8 bytes that are added up before they are hashed
+_HASHED_WORDS = 256  # words of 8 bytes that are added up before they are hashed
 
 
 class _Prepared:
-    """What was prepared for an estimator, and what it depends on."""
+    """A value prepared for an estimator, and the state that it was made from."""
 
-    def __init__(self, owner, known, value):
+    def __init__(self, owner: Any, known: Any, value: Any) -> None:
         self.owner, self.known, self.value = owner, known, value
         self.nbytes = size_in_bytes(value)
 
 
-def prepared(estimator, prepare, state, *settings):
-    """What scoring needs, made from the state of a fitted estimator, once.
+def prepared(
+    estimator: Any,
+    prepare: Callable[[], Any],
+    state: Mapping[str, np.ndarray],
+    *settings: Any,
+) -> Any:
+    """Make what scoring needs from the state of a fitted estimator, once.
 
     It is kept outside of the estimator: neither written to it nor pickled with it,
     and dropped with it. It is made anew where the state or a setting is another than
@@ -160,18 +174,18 @@ def prepared(estimator, prepare, state, *settings):
     """
     key, known = id(estimator), (digest_of(state), *settings)
 
-    def make():
+    def make() -> _Prepared:
         owner = weakref.ref(estimator, lambda _: _PREPARED.forget(key))
         return _Prepared(owner, known, prepare())
 
-    def is_current(kept):
+    def is_current(kept: _Prepared) -> bool:
         return kept.owner() is estimator and kept.known == known
 
     return _PREPARED.get(key, make, is_current=is_current).value
 
 
-def digest_of(state):
-    """What tells arrays by name from others, also after one was written to.
+def digest_of(state: Mapping[str, np.ndarray]) -> bytes:
+    """Digest of arrays by name, which changes also when one is written to.
 
     Hashing all bytes would take as long as making the networks. Sums of a few hundred
     words are hashed instead, which takes a twentieth of that.
@@ -180,8 +194,8 @@ def digest_of(state):
     for name, array in state.items():
         found.update(f"{name}{array.shape}{array.dtype}".encode())
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        n_whole = len(flat) // (8 * _ROW) * (8 * _ROW)
-        words = flat[:n_whole].view(np.uint64).reshape(-1, _ROW)
+        n_whole = len(flat) // (8 * _HASHED_WORDS) * (8 * _HASHED_WORDS)
+        words = flat[:n_whole].view(np.uint64).reshape(-1, _HASHED_WORDS)
         found.update(words.sum(axis=1).tobytes())
         found.update(flat[n_whole:].tobytes())
     return found.digest()

@@ -75,7 +75,13 @@ def render(
     return maps
 
 
-def axis_operators(grid, size, sigma, window, interpolation):
+def axis_operators(
+    grid: Sequence[int],
+    size: tuple[int, int],
+    sigma: float,
+    window: Window,
+    interpolation: str,
+) -> tuple[Any, ...]:
     """Matrices from the rows and from the columns of a grid to those of pixels.
 
     Only pixels inside of the window have a row in them.
@@ -84,7 +90,13 @@ def axis_operators(grid, size, sigma, window, interpolation):
     return tuple(operator for operator, _ in operators)
 
 
-def _operators(grid, size, sigma, window, interpolation):
+def _operators(
+    grid: Sequence[int],
+    size: tuple[int, int],
+    sigma: float,
+    window: Window,
+    interpolation: str,
+) -> tuple[Any, ...]:
     kernel = _KERNELS[interpolation]
     return tuple(
         _axis_operator(n_cells, n_pixels, start, stop, sigma, kernel)
@@ -143,7 +155,14 @@ def masks_above(
 
 
 @byte_bounded(2**26)
-def _axis_operator(n_cells, n_pixels, start, stop, sigma, kernel):
+def _axis_operator(
+    n_cells: int,
+    n_pixels: int,
+    start: float,
+    stop: float,
+    sigma: float,
+    kernel: Callable[..., Any],
+) -> tuple[Any, int]:
     """Matrix (pixels inside the window, cells) and the first such pixel."""
     position = (np.arange(n_pixels) + 0.5) / n_pixels
     inside = np.flatnonzero((position >= start) & (position < stop))
@@ -162,18 +181,18 @@ def _axis_operator(n_cells, n_pixels, start, stop, sigma, kernel):
     return operator, int(inside[0])
 
 
-def _linear(t):
+def _linear(t: np.ndarray) -> tuple[tuple[int, np.ndarray], ...]:
     """Offsets of cells and their weights, at a fraction t behind the first cell."""
     return (0, 1 - t), (1, t)
 
 
-def _cubic(t, a=-0.75):
+def _cubic(t: np.ndarray, a: float = -0.75) -> tuple[tuple[int, np.ndarray], ...]:
     """As `_linear`, for the cubic convolution of R. G. Keys (1981) with a = -0.75."""
 
-    def near(x):
+    def near(x: np.ndarray) -> np.ndarray:
         return ((a + 2) * x - (a + 3)) * x * x + 1
 
-    def far(x):
+    def far(x: np.ndarray) -> np.ndarray:
         return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
 
     return (-1, far(1 + t)), (0, near(t)), (1, near(1 - t)), (2, far(2 - t))

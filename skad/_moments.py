@@ -1,5 +1,7 @@
 """Mean and covariance of rows that come in batches, the same in any batches."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,10 @@ class Moments:
         Sum of the outer products of the rows less their mean.
     """
 
-    def __init__(self, n: int = 0, mean: Any = 0.0, squares: Any = 0.0):
+    def __init__(self, n: int = 0, mean: Any = 0.0, squares: Any = 0.0) -> None:
         self.n, self.mean, self.squares = n, mean, squares
 
-    def with_rows(self, rows):
+    def with_rows(self, rows: np.ndarray) -> Moments:
         """Moments of these rows and of further ones (m, d) of any float dtype."""
         total = self
         step = max(1, _CHUNK_ENTRIES // rows.shape[1])
@@ -37,7 +39,7 @@ class Moments:
             total = total + Moments(len(block), mean, block.T @ block)
         return total
 
-    def __add__(self, other):
+    def __add__(self, other: Moments) -> Moments:
         """Moments of the rows of both.
 
         The mean of both is m = m1 + (m2 - m1) n2 / n. Around it, the sums of squares of
@@ -55,18 +57,18 @@ class Moments:
         )
 
     @property
-    def covariance(self):
+    def covariance(self) -> np.ndarray:
         """Covariance of the rows, with n in the denominator."""
         return self.squares / self.n
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # One half of a symmetric matrix gives the other.
         state = self.__dict__.copy()
         if np.ndim(self.squares):
             state["squares"] = self.squares[np.triu_indices(len(self.squares))]
         return state
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if np.ndim(self.squares):
             full = np.zeros((len(self.mean),) * 2)

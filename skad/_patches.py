@@ -4,7 +4,7 @@ import numpy as np
 
 
 def inside_patches(X: np.ndarray) -> np.ndarray:
-    """Which patches (n, h, w) are not NaN; raise for other values that are not finite.
+    """Flag the patches (n, h, w) that are not NaN; refuse other values not finite.
 
     A patch that is NaN in every channel lies outside the region of interest.
     """
@@ -24,7 +24,36 @@ def inside_patches(X: np.ndarray) -> np.ndarray:
 
 
 def patch_rows(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Patches that are not NaN, as rows (m, d), and which of all (n h w,) these are."""
+    """List the patches of all images as rows, without those that are NaN.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, h, w, d)
+        Patch features. A patch that is NaN lies outside of the region of interest.
+
+    Returns
+    -------
+    rows : ndarray of shape (m, d)
+        Patches that are not NaN, image by image and row by row; a view of X where
+        that is all of them.
+
+    inside : ndarray of shape (n * h * w,), bool
+        Which of all patches these are.
+
+    See Also
+    --------
+    patch_maps : From one value for each row back to maps.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.base import patch_rows
+    >>> X = np.ones((2, 4, 4, 8))
+    >>> X[0, 0] = np.nan
+    >>> rows, inside = patch_rows(X)
+    >>> rows.shape, inside.shape
+    ((28, 8), (32,))
+    """
     rows = X.reshape(-1, X.shape[-1])
     inside = ~np.isnan(rows[:, 0])
     return (rows, inside) if inside.all() else (rows[inside], inside)
@@ -33,14 +62,44 @@ def patch_rows(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def patch_maps(
     values: np.ndarray, inside: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Values of the patches of `patch_rows` as maps (n, h, w); NaN for the others."""
+    """Put one value for each row of `patch_rows` back into maps.
+
+    Parameters
+    ----------
+    values : ndarray of shape (m,)
+        Scores of the rows, of any dtype that holds NaN.
+
+    inside : ndarray of shape (n * h * w,), bool
+        As `patch_rows` returns it.
+
+    shape : (int, int, int)
+        Shape (n, h, w) of the maps.
+
+    Returns
+    -------
+    maps : ndarray of shape (n, h, w), dtype of `values`
+        NaN for patches that are no rows.
+
+    See Also
+    --------
+    patch_rows : From patch features to rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.base import patch_maps
+    >>> inside = np.array([True, False, True, True])
+    >>> patch_maps(np.array([1.0, 2.0, 3.0]), inside, (1, 2, 2))
+    array([[[ 1., nan],
+            [ 2.,  3.]]])
+    """
     maps = np.full(inside.shape, np.nan, np.asarray(values).dtype)
     maps[inside] = values
     return maps.reshape(shape)
 
 
 def image_scores(maps: np.ndarray, top_ratio: float | None = None) -> np.ndarray:
-    """Score of each image, float64: its largest patch score, or a mean of the largest.
+    """Score each image by its largest patch score, or by a mean of the largest.
 
     Parameters
     ----------
@@ -55,6 +114,14 @@ def image_scores(maps: np.ndarray, top_ratio: float | None = None) -> np.ndarray
     -------
     scores : ndarray of shape (n,), float64
         NaN for an image whose patches are all NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad.base import image_scores
+    >>> maps = np.arange(8.0).reshape(2, 2, 2)
+    >>> image_scores(maps), image_scores(maps, top_ratio=0.5)
+    (array([3., 7.]), array([2.5, 6.5]))
     """
     if top_ratio is None:
         return np.fmax.reduce(maps.reshape(len(maps), -1), axis=1).astype(np.float64)
@@ -68,7 +135,7 @@ def image_scores(maps: np.ndarray, top_ratio: float | None = None) -> np.ndarray
 
 
 def filled(maps: np.ndarray) -> np.ndarray:
-    """Maps, float32, with the smallest score of each in place of its NaN patches.
+    """Replace NaN patches of each map by its smallest score; float32.
 
     These were not scored, so that they must not exceed a threshold.
     """

@@ -1,6 +1,7 @@
 """Largest value of each map at pixel size, without rendering all of its pixels."""
 
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,13 @@ def peaks(
     return found.copy()
 
 
-def _peaks(grids, size, sigma, window, interpolation):
+def _peaks(
+    grids: np.ndarray,
+    size: tuple[int, int],
+    sigma: float,
+    window: Window,
+    interpolation: str,
+) -> np.ndarray:
     rows, cols = axis_operators(grids.shape[1:], size, sigma, window, interpolation)
     found = np.empty(len(grids), np.float32)
     for i, grid in enumerate(grids):
@@ -55,7 +62,7 @@ def _peaks(grids, size, sigma, window, interpolation):
     return found
 
 
-def _peak(stretched, rows):
+def _peak(stretched: np.ndarray, rows: Any) -> float:
     """Largest entry of ``rows @ stretched``.
 
     An entry is a sum of products r s. Over all columns, that is at most max(s) where

@@ -14,7 +14,7 @@ class Portable:
     pickled as a copy on the CPU. The estimator itself stays as it is.
     """
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         """State for a pickle, without paths and without tensors on a GPU."""
         return portable(super().__getstate__())
 
@@ -55,7 +55,7 @@ def portable(value: Any, _memo: dict[int, Any] | None = None) -> Any:
     return found
 
 
-def _on_cpu(module):
+def _on_cpu(module: Any) -> Any:
     """A network, or a copy of it on the CPU if it is elsewhere."""
     import copy
 

@@ -6,11 +6,11 @@ a hundred photographs would make a pickle of one megabyte one of twenty.
 
 import copy
 import os
-from typing import Any
+from typing import Any, Self
 
 
 class LeftBehind:
-    """Stands, in a fitted model that was pickled, for the images that it learned with.
+    """Placeholder, in a pickled model, for the images that it was trained with.
 
     Parameters
     ----------
@@ -18,10 +18,10 @@ class LeftBehind:
         How many there were.
     """
 
-    def __init__(self, n_images):
+    def __init__(self, n_images: int) -> None:
         self.n_images = n_images
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<{self.n_images} images that were not pickled>"
 
 
@@ -35,8 +35,8 @@ class TrainingImages:
     # Names of these parameters, or of detectors that have some.
     _training_images: tuple[str, ...] = ()
 
-    def _check_training_images(self):
-        """Refuse to train without what was left behind; for the start of `fit`."""
+    def _check_training_images(self) -> None:
+        """Refuse to train where a pickle left the training images out; for `fit`."""
         for name in self._training_images:
             value = getattr(self, name)
             if isinstance(value, LeftBehind):
@@ -46,14 +46,14 @@ class TrainingImages:
                     "None to go without, before you fit again."
                 )
 
-    def _without_images(self):
-        """A copy as it goes into a pickle."""
+    def _without_images(self) -> Self:
+        """Copy the estimator without training images, for a pickle."""
         twin = copy.copy(self)
         for name in self._training_images:
             setattr(twin, name, _portable(getattr(self, name)))
         return twin
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         inherited: Any = super().__getstate__()
         state = dict(inherited)
         if "offset_" in state:
@@ -61,12 +61,12 @@ class TrainingImages:
                 state[name] = _portable(state[name])
         return state
 
-    def __copy__(self):
+    def __copy__(self) -> Self:
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         for value in self._shared().values():
@@ -75,7 +75,7 @@ class TrainingImages:
             twin.__dict__[name] = copy.deepcopy(value, memo)
         return twin
 
-    def __sklearn_clone__(self):
+    def __sklearn_clone__(self) -> Self:
         shared = self._shared()
         blank = copy.copy(self)
         for name in shared:
@@ -86,14 +86,14 @@ class TrainingImages:
             setattr(twin, name, value)
         return twin
 
-    def _shared(self):
+    def _shared(self) -> dict[str, Any]:
         """Parameters that copies share, by name."""
         known = {name: getattr(self, name) for name in self._training_images}
         return {k: v for k, v in known.items() if not isinstance(v, TrainingImages)}
 
 
-def _portable(value):
-    """What a pickle holds in place of training images."""
+def _portable(value: Any) -> Any:
+    """Replace training images by what a pickle holds in their place."""
     if value is None or isinstance(value, LeftBehind):
         return value
     if isinstance(value, TrainingImages):

@@ -4,7 +4,7 @@ import sys
 import warnings
 from types import FrameType
 
-_INSIDE = ("skad", "sklearn", "joblib", "contextlib")
+_INNER_PACKAGES = ("skad", "sklearn", "joblib", "contextlib")
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
@@ -15,7 +15,7 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """
     level = 2
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _package(frame) in _INSIDE:
+    while frame is not None and _package(frame) in _INNER_PACKAGES:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 

@@ -1,8 +1,8 @@
-"""A scikit-learn Pipeline that also says where an image is anomalous."""
+"""A scikit-learn Pipeline that also tells where an image is anomalous."""
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -25,8 +25,8 @@ from skad._maps import masks_above
 from skad._steps import has_bare, named
 
 
-def _final_has(method):
-    def check(pipeline):
+def _final_has(method: str) -> Callable[[Any], bool]:
+    def check(pipeline: Any) -> bool:
         getattr(Chain(pipeline).final, method)  # raises if it is absent
         return True
 
@@ -130,13 +130,16 @@ class Pipeline(sklearn.pipeline.Pipeline):
             return self._fit_around_frozen(path[0][0], X, y, regions, params)
         return super().fit(X, y, **params, **_regions_parameter(path, regions))
 
-    def _training_batches(self, X, y, regions):
+    def _training_batches(
+        self, X: Any, y: ArrayLike | None, regions: Sequence[Any] | None
+    ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """Positions and features of the normal images, as often as is asked for."""
         images = self.steps[0][1]
         if is_frozen(images):
             return _unwrap(images)._normal_batches(X, y, regions)
         return images._fit_batches(X, y, regions)
 
-    def _say_elapsed(self, started):
+    def _say_elapsed(self, started: float) -> None:
         if self.verbose:
             first, second = (name for name, _ in self.steps)
             seconds = time.perf_counter() - started
@@ -145,8 +148,15 @@ class Pipeline(sklearn.pipeline.Pipeline):
                 f"total={seconds:5.1f}s\n"
             )
 
-    def _fit_around_frozen(self, name, X, y, regions, params):
-        """Fit where regions go to a frozen step, to which scikit-learn passes none."""
+    def _fit_around_frozen(
+        self,
+        name: str,
+        X: Any,
+        y: ArrayLike | None,
+        regions: Sequence[Any] | None,
+        params: dict[str, Any],
+    ) -> Self:
+        """Fit with regions for a frozen step, to which scikit-learn passes none."""
         if params:
             raise ValueError(
                 f"regions and {sorted(params)} cannot both be passed to fit where the "
@@ -295,7 +305,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
     def partial_fit(
         self, X: Any, y: ArrayLike | None = None, regions: Sequence[Any] | None = None
     ) -> Self:
-        """Let the detector learn from more good images.
+        """Let the detector learn from more normal images.
 
         Transformers stay as the first call has fitted them: the filters of
         `PCANetFeatures`, for example. A frozen detector stays as it is, as in `fit`.
@@ -328,7 +338,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
             chain.final.partial_fit(chain.features(X, regions), y)
         return self
 
-    def _can_stream(self):
+    def _can_stream(self) -> bool:
         """Whether features can pass from step to step batch by batch."""
         if len(self.steps) != 2 or self.memory is not None:
             return False
@@ -349,7 +359,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         size: tuple[int, int] | None = None,
         regions: Sequence[Any] | None = None,
     ) -> np.ndarray | list[np.ndarray]:
-        """Say where images are anomalous; larger is more anomalous.
+        """Anomaly score of each pixel; larger is more anomalous.
 
         Mind the sign: scores are larger for normal images, maps for anomalous
         pixels.
@@ -425,7 +435,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
 
     @available_if(_final_has("p_value"))
     def p_value(self, X: Any, regions: Sequence[Any] | None = None) -> np.ndarray:
-        """How usual each image is among good ones; small for anomalies.
+        """Conformal p-value of each image: small for anomalies.
 
         Parameters
         ----------
@@ -468,7 +478,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         *,
         add: bool = False,
     ) -> Self:
-        """Set the threshold anew from good images that were not trained on.
+        """Set the threshold anew from normal images that were not trained on.
 
         Parameters
         ----------
@@ -582,7 +592,7 @@ def anomaly_map(
     return inner.anomaly_map(X, size=size)
 
 
-def _is_fitted(estimator):
+def _is_fitted(estimator: Any) -> bool:
     try:
         check_is_fitted(estimator)
     except NotFittedError:
@@ -590,8 +600,10 @@ def _is_fitted(estimator):
     return True
 
 
-def _regions_parameter(path, regions):
-    """Regions, by the name that scikit-learn's pipeline passes on in `fit`."""
+def _regions_parameter(
+    path: Sequence[tuple[str, Any]], regions: Sequence[Any]
+) -> dict[str, Any]:
+    """Regions, as the keyword argument by which `fit` passes them to their step."""
     if not path:
         raise ValueError("regions needs a step that reads images, as PatchFeatures.")
     if any(is_frozen(step) for _, step in path):

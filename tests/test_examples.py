@@ -45,12 +45,12 @@ def test_quickstart_on_a_folder(new_process, tmp_path):
         ("spd", ["--steps", "4", "--rate", "1e-4"], "SPD"),
         ("grid_search", ["--layers", "blocks.4"], "best by PRO"),
         ("prn", ["--steps", "20", "--size", "64"], "unseen types: pixel AP"),
-        ("made_defects", ["--epochs", "5", "--cutpaste-steps", "5"], "CutPaste"),
+        ("synthetic_anomalies", ["--epochs", "5", "--cutpaste-steps", "5"], "CutPaste"),
     ],
 )
 def test_example(name, more, says, shared, few_photographs, new_process, tmp_path):
     options = ["--data", few_photographs / "mvtec_bottle_256", *more]
-    if name != "made_defects":  # which starts from nothing
+    if name != "synthetic_anomalies":  # which starts from nothing
         options += ["--backbone", "mobilenetv2_100", "--weights"]
         options += [shared / "weights" / "mobilenetv2_100_imagenet.safetensors"]
         options += ["--backbone-kwargs", '{"pad_type": "same"}']

@@ -63,20 +63,20 @@ class Numbers(PatchDetector):
         return X[:, 0, 0, 0].astype(float), X[..., 0].astype(np.float32)
 
 
-def of_numbers(good, contamination=0.05, **parameters):
-    return Numbers(contamination, **parameters).fit(np.reshape(good, (-1, 1)))
+def of_numbers(normal, contamination=0.05, **parameters):
+    return Numbers(contamination, **parameters).fit(np.reshape(normal, (-1, 1)))
 
 
-def report_on(good, bad, contamination=0.05, **arguments):
-    model = of_numbers(good, contamination)
-    return recall_report(model, np.reshape(bad, (-1, 1)), **arguments)
+def report_on(normal, defective, contamination=0.05, **arguments):
+    model = of_numbers(normal, contamination)
+    return recall_report(model, np.reshape(defective, (-1, 1)), **arguments)
 
 
 # -- numbers known beforehand --------------------------------------------------------
 
 
 def test_counts_by_hand():
-    """19 good scores 1..19: at 5 % the threshold is 19, at 10 % it is 18."""
+    """19 normal scores 1..19: at 5 % the threshold is 19, at 10 % it is 18."""
     kinds = ["hole", "stain", "hole", "stain"]
     report = report_on(np.arange(1, 20), [25, 18.5, 19, 3], kinds=kinds)
     assert report.false_alarm_rate == 0.05
@@ -128,11 +128,11 @@ def test_interval_is_clopper_and_pearsons():
 def test_interval_covers():
     """95 % intervals hold the true recall at least so often, whatever it is."""
     rng = np.random.default_rng(0)
-    good = np.arange(1, 60)
+    normal = np.arange(1, 60)
     for share in (0.5, 0.9):
         held = 0
         for _ in range(200):
-            low, high = report_on(good, 100.0 * (rng.random(15) < share)).interval
+            low, high = report_on(normal, 100.0 * (rng.random(15) < share)).interval
             held += low <= share <= high
         assert held >= 0.92 * 200  # 0.95 less three standard errors
 
@@ -157,46 +157,52 @@ good_scores = st.lists(st.integers(0, 30).map(float), min_size=20, max_size=60)
 
 
 @settings(max_examples=60)
-@given(good=good_scores, bad=scores, contamination=st.floats(0.05, 0.5))
-def test_agrees_with_predict(good, bad, contamination):
-    model = of_numbers(good, contamination)
-    bad = np.reshape(bad, (-1, 1))
-    report = recall_report(model, bad)
-    labels = model.predict(bad)
+@given(normal=good_scores, defective=scores, contamination=st.floats(0.05, 0.5))
+def test_agrees_with_predict(normal, defective, contamination):
+    model = of_numbers(normal, contamination)
+    defective = np.reshape(defective, (-1, 1))
+    report = recall_report(model, defective)
+    labels = model.predict(defective)
     assert report.n_found == np.sum(labels == -1)
     assert set(report.missed) == set(np.flatnonzero(labels == 1))
-    np.testing.assert_array_equal(report.p_values, model.p_value(bad))
+    np.testing.assert_array_equal(report.p_values, model.p_value(defective))
     low, high = report.interval
     assert 0 <= low <= report.recall <= high <= 1
 
 
 @settings(max_examples=60)
-@given(good=good_scores, bad=scores, rates=st.lists(st.floats(0.05, 0.5), min_size=1))
-def test_recall_grows_with_the_rate(good, bad, rates):
-    report = report_on(good, bad, false_alarm_rates=rates)
+@given(
+    normal=good_scores,
+    defective=scores,
+    rates=st.lists(st.floats(0.05, 0.5), min_size=1),
+)
+def test_recall_grows_with_the_rate(normal, defective, rates):
+    report = report_on(normal, defective, false_alarm_rates=rates)
     assert [row.false_alarm_rate for row in report.by_rate] == sorted(set(rates))
     found = [row.n_found for row in report.by_rate]
     assert found == sorted(found)
     for row in report.by_rate:  # a model of this rate finds as many
-        model = of_numbers(good, row.false_alarm_rate)
+        model = of_numbers(normal, row.false_alarm_rate)
         assert row.threshold == model.offset_
-        assert row.n_found == np.sum(model.predict(np.reshape(bad, (-1, 1))) == -1)
+        assert row.n_found == np.sum(
+            model.predict(np.reshape(defective, (-1, 1))) == -1
+        )
         assert row.n_found == np.sum(report.p_values <= row.false_alarm_rate + 1e-12)
 
 
 @settings(max_examples=60)
-@given(good=good_scores, bad=scores, recall=st.floats(0.01, 1))
-def test_rate_for_is_the_smallest(good, bad, recall):
-    report = report_on(good, bad)
+@given(normal=good_scores, defective=scores, recall=st.floats(0.01, 1))
+def test_rate_for_is_the_smallest(normal, defective, recall):
+    report = report_on(normal, defective)
     rate, step = report.rate_for(recall), 1 / (report.n_good + 1)
-    needed = recall * len(bad) - 1e-6
+    needed = recall * len(defective) - 1e-6
     assert np.sum(report.p_values <= rate + 1e-12) >= needed
     assert np.sum(report.p_values <= rate - step + 1e-12) < needed
     if rate <= 0.5:
-        (row,) = report_on(good, bad, false_alarm_rates=[rate]).by_rate
+        (row,) = report_on(normal, defective, false_alarm_rates=[rate]).by_rate
         assert row.n_found >= needed
     if step < rate <= 0.5:
-        (row,) = report_on(good, bad, false_alarm_rates=[rate - step]).by_rate
+        (row,) = report_on(normal, defective, false_alarm_rates=[rate - step]).by_rate
         assert row.n_found < needed
 
 
@@ -222,9 +228,9 @@ def maps(n, seed, shift=0.0):
 def test_detectors_of_features(detector):
     detector.fit(maps(40, 0))
     before = pickle.dumps(detector)
-    bad = np.concatenate([maps(8, 1, 8.0), maps(8, 2)])
-    report = recall_report(detector, bad, kinds=np.repeat(["odd", "none"], 8))
-    assert report.n_found == np.sum(detector.predict(bad) == -1)
+    defective = np.concatenate([maps(8, 1, 8.0), maps(8, 2)])
+    report = recall_report(detector, defective, kinds=np.repeat(["odd", "none"], 8))
+    assert report.n_found == np.sum(detector.predict(defective) == -1)
     assert [row.kind for row in report.by_kind] == ["none", "odd"]
     assert report.by_kind[1].recall > report.by_kind[0].recall
     assert pickle.dumps(detector) == before
@@ -240,35 +246,35 @@ def textures():
 
 
 def test_pipelines_and_searches(textures):
-    bad = textures.test[textures.y_test == -1]
+    defective = textures.test[textures.y_test == -1]
     steps = small_features(), SubspaceDetector(contamination=0.1)
     model = Pipeline(list(steps)).fit(textures.train)
-    report = recall_report(model, bad, kinds=textures.defect_types[-6:])
+    report = recall_report(model, defective, kinds=textures.defect_types[-6:])
     assert report.n_good == 24
-    assert report.n_found == np.sum(model.predict(bad) == -1)
+    assert report.n_found == np.sum(model.predict(defective) == -1)
     search = GridSearchCV(Pipeline(list(steps)), {}, scoring=lambda *_: 0.0, cv=2)
     for other in (
         sklearn.pipeline.Pipeline(model.steps),
-        Pipeline([FunctionTransformer().fit(bad), model]),
+        Pipeline([FunctionTransformer().fit(defective), model]),
         search.fit(textures.train),
     ):
-        found = recall_report(other, bad)
+        found = recall_report(other, defective)
         np.testing.assert_array_equal(found.p_values, report.p_values)
-    found = recall_report(FrozenEstimator(model), bad)
+    found = recall_report(FrozenEstimator(model), defective)
     assert found.n_found == report.n_found
 
 
 def test_regions_reach_the_features(textures):
-    bad = textures.test[textures.y_test == -1]
+    defective = textures.test[textures.y_test == -1]
     model = Pipeline([small_features(), SubspaceDetector()]).fit(textures.train)
     half = np.zeros((64, 64), bool)
     half[:, :32] = True
-    report = recall_report(model, bad, regions=[half] * 6)
+    report = recall_report(model, defective, regions=[half] * 6)
     np.testing.assert_array_equal(
-        report.p_values, model.p_value(bad, regions=[half] * 6)
+        report.p_values, model.p_value(defective, regions=[half] * 6)
     )
     with pytest.raises(ValueError, match=r"no score \(NaN\) at the positions \[1\]"):
-        recall_report(model, bad[:2], regions=[half, np.zeros((64, 64), bool)])
+        recall_report(model, defective[:2], regions=[half, np.zeros((64, 64), bool)])
 
 
 @pytest.mark.usefixtures("one_torch_thread")
@@ -290,10 +296,13 @@ def test_detectors_of_images(textures):
             return grey.max(axis=(1, 2)).astype(float), grey
 
     model = Brightest().fit(textures.train)
-    bad = [*textures.test[textures.y_test == -1], np.full((64, 64, 3), 255, np.uint8)]
-    report = recall_report(model, bad)
+    defective = [
+        *textures.test[textures.y_test == -1],
+        np.full((64, 64, 3), 255, np.uint8),
+    ]
+    report = recall_report(model, defective)
     assert report.n_good == 4  # a fifth is held out
-    assert report.n_found == np.sum(model.predict(bad) == -1)
+    assert report.n_found == np.sum(model.predict(defective) == -1)
     assert 6 not in report.missed
 
 
@@ -312,27 +321,28 @@ def test_models_without_held_out_scores():
 
 def test_scores_of_training_images_are_refused():
     in_sample = of_numbers(np.arange(30), calibration="train")
-    bad = [[99.0]]
-    with pytest.raises(ValueError, match="images it was trained on"):
-        recall_report(in_sample, bad)
+    defective = [[99.0]]
+    with pytest.raises(ValueError, match="images it learned from"):
+        recall_report(in_sample, defective)
     learned_on = of_numbers(np.arange(30), calibration="train")
-    with pytest.raises(ValueError, match="images it was trained on"):
-        recall_report(learned_on.partial_fit(np.zeros((9, 1))), bad)
+    with pytest.raises(ValueError, match="images it learned from"):
+        recall_report(learned_on.partial_fit(np.zeros((9, 1))), defective)
     merged = of_numbers(np.arange(30)).merge(in_sample)
-    with pytest.raises(ValueError, match="images it was trained on"):
-        recall_report(merged, bad)
+    with pytest.raises(ValueError, match="images it learned from"):
+        recall_report(merged, defective)
     calibrated = in_sample.calibrate(np.arange(30.0)[:, None])
-    assert recall_report(calibrated, bad).recall == 1
+    assert recall_report(calibrated, defective).recall == 1
     assert (
         recall_report(
-            learned_on.set_params(calibration="auto").fit(np.arange(30.0)[:, None]), bad
+            learned_on.set_params(calibration="auto").fit(np.arange(30.0)[:, None]),
+            defective,
         ).recall
         == 1
     )
     with pytest.warns(UserWarning, match="one training image"):
         single = of_numbers([1.0], contamination=0.5)
     with pytest.raises(ValueError, match="a single image"):
-        recall_report(single, bad)
+        recall_report(single, defective)
 
 
 def test_thresholds_set_by_hand_are_refused():
@@ -346,8 +356,8 @@ def test_thresholds_set_by_hand_are_refused():
 
 
 def test_rates_follow_the_rule_of_the_model():
-    good = np.random.default_rng(0).gamma(9, size=31)
-    model = of_numbers(good, threshold="tail")
+    normal = np.random.default_rng(0).gamma(9, size=31)
+    model = of_numbers(normal, threshold="tail")
     report = recall_report(model, [[99.0], [10.0]], false_alarm_rates=[0.1, 0.2])
     assert not report.certified
     assert "model: 5.00%, estimated" in str(report)
@@ -357,22 +367,22 @@ def test_rates_follow_the_rule_of_the_model():
 
 
 def test_bad_arguments():
-    model, bad = of_numbers(np.arange(1, 30)), [[1.0], [50.0]]
+    model, defective = of_numbers(np.arange(1, 30)), [[1.0], [50.0]]
     with pytest.raises(ValueError, match="X_defects is empty"):
         recall_report(model, np.empty((0, 1)))
     with pytest.raises(ValueError, match="NaN"):
         recall_report(model, [[np.nan]])
     with pytest.raises(ValueError, match="inconsistent numbers"):
-        recall_report(model, bad, kinds=["hole"])
+        recall_report(model, defective, kinds=["hole"])
     for confidence in (0, 1, "95 %"):
         with pytest.raises(ValueError, match="confidence="):
-            recall_report(model, bad, confidence=confidence)
+            recall_report(model, defective, confidence=confidence)
     for rate in (0.01, 0.6, np.nan):
         with pytest.raises(ValueError, match="false_alarm_rates has"):
-            recall_report(model, bad, false_alarm_rates=[rate])
+            recall_report(model, defective, false_alarm_rates=[rate])
     for recall in (0, 1.5, "all", np.nan):
         with pytest.raises(ValueError, match="recall="):
-            recall_report(model, bad).rate_for(recall)
+            recall_report(model, defective).rate_for(recall)
 
 
 # -- photographs -----------------------------------------------------------------------
@@ -390,11 +400,11 @@ def test_on_bottles(shared):
     )
     model = Pipeline([features, SubspaceDetector()]).fit(data.train)
     defective = np.flatnonzero(data.y_test == -1)
-    bad = [data.test[i] for i in defective]
+    defective = [data.test[i] for i in defective]
     kinds = [data.defect_types[i] for i in defective]
-    report = recall_report(model, bad, kinds=kinds)
+    report = recall_report(model, defective, kinds=kinds)
     assert report.n_good == len(data.train)
-    assert report.n_found == np.sum(model.predict(bad) == -1)
+    assert report.n_found == np.sum(model.predict(defective) == -1)
     assert {row.kind for row in report.by_kind} == set(kinds)
     assert sum(row.n_found for row in report.by_kind) == report.n_found
     assert report.recall > 0.8

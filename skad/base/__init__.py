@@ -1,5 +1,6 @@
-"""Base classes of the detectors: what all of them share, by what they take."""
+"""Base classes of the detectors, and helpers for a detector of one's own."""
 
+from skad._patches import image_scores, patch_maps, patch_rows
 from skad.base._detector import BaseDetector, NotHeldOutError, decide
 from skad.base._hooks import check_scores
 from skad.base._image_detector import ImageDetector
@@ -14,4 +15,7 @@ __all__ = [
     "TrainedDetector",
     "check_scores",
     "decide",
+    "image_scores",
+    "patch_maps",
+    "patch_rows",
 ]

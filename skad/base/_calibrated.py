@@ -1,4 +1,4 @@
-"""What held-out scores decide: the thresholds of images and of pixels."""
+"""Thresholds of images and of pixels, from held-out scores of normal images."""
 
 from numbers import Real
 from typing import Any, Self
@@ -70,7 +70,7 @@ class CalibratedThreshold:
         return self
 
     def _no_maps(self, n):
-        """Maps of n images that could not be read, on the grid of all others."""
+        """Maps of NaN for n images that could not be read."""
         return np.full((n, *self.calibration_maps_.shape[1:]), np.nan, np.float32)
 
     def _pixel_threshold(self, size, window):

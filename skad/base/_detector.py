@@ -520,7 +520,7 @@ def decide(decision: np.ndarray) -> np.ndarray:
 
 
 def _at(present, found):
-    """Results (m, ...) at the m places that are True of `present` (n,), else NaN."""
+    """Spread results (m, ...) of the present images over all n; NaN for the others."""
     if present.all():
         return found
     result = np.full((len(present), *found.shape[1:]), np.nan, found.dtype)

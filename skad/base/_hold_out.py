@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from skad._progress import progress
 from skad._user_warning import warn_user
 
-_SPLIT_SHARE = 5  # "split" holds out one image of so many
+_SPLIT_PARTS = 5  # "split" holds out one image of so many
 
 
 class HeldOut(NamedTuple):
@@ -83,7 +83,7 @@ def split(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     """Learn from four fifths of the samples, and score the last one."""
     n = len(samples)
     order = check_random_state(detector.random_state).permutation(n)
-    n_held_out = max(1, n // _SPLIT_SHARE)
+    n_held_out = max(1, n // _SPLIT_PARTS)
     held_out = np.sort(order[:n_held_out])
     _learn(detector, samples[np.sort(order[n_held_out:])], first)
     scores, maps = detector._score_for_calibration(samples[held_out])
@@ -105,7 +105,7 @@ HOLD_OUT: dict[str, Callable[..., HeldOut]] = {
 }
 
 
-def _learn(detector, samples, first):
+def _learn(detector: Any, samples: Any, first: bool) -> None:
     if first:
         detector._fit(samples)
     else:

@@ -1,11 +1,11 @@
-"""Checks of what the methods return that a detector of one's own defines."""
+"""Checks of the scores and maps that `_score` of a user's own detector returns."""
 
 import functools
 from typing import Any
 
 import numpy as np
 
-_EXPECTED = (
+_EXPECTED_RESULT = (
     "it must return two arrays, one anomaly score per image, (n,), and one map per "
     "image, (n, h, w), larger for more anomalous"
 )
@@ -34,7 +34,7 @@ def check_scores(found: Any, n: int | None, where: str) -> None:
         If the pair is not of shapes (n,) and (n, h, w).
     """
     if not isinstance(found, (tuple, list)) or len(found) != 2:
-        raise TypeError(f"{where} returned {type(found).__name__}; {_EXPECTED}.")
+        raise TypeError(f"{where} returned {type(found).__name__}; {_EXPECTED_RESULT}.")
     scores, maps = (np.shape(array) for array in found)
     if (
         len(scores) != 1
@@ -45,15 +45,15 @@ def check_scores(found: Any, n: int | None, where: str) -> None:
         of = "" if n is None else f" for n={n} images"
         raise ValueError(
             f"{where} returned scores of shape {scores} and maps of shape {maps}{of}; "
-            f"{_EXPECTED}."
+            f"{_EXPECTED_RESULT}."
         )
 
 
-def checked_hook(hook, owner, name):
-    """The method `name` of the class `owner`, with a check of what it returns."""
+def checked_hook(hook: Any, owner: str, name: str) -> Any:
+    """Wrap a method of a detector, such as `_score`, with a check of its results."""
 
     @functools.wraps(hook)
-    def checked(self, *args):
+    def checked(self: Any, *args: Any) -> Any:
         found = hook(self, *args)
         samples: Any = args[0] if args else None
         # The scores left out may be those of more images than the samples.

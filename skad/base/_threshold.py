@@ -13,7 +13,7 @@ _MAX_EXCESS = 3.0  # robust standard deviations; larger excesses count as this o
 _N_BEYOND_EQUAL = (
     4  # scores beyond the quantile for which they and the tail weigh alike
 )
-_ROUNDING = 1e-5  # relative error of a score that is computed in float32
+_ROUNDING_SHARE = 1e-5  # relative error of a score that is computed in float32
 _OUTLIER_EXCESS = 8.0  # robust standard deviations of an outlier above the median
 _OUTLIER_GAP = 4.0  # the same above the next score
 _MIN_SCORES_FOR_OUTLIER = 8
@@ -49,7 +49,7 @@ def conformal_rank(n: int, contamination: float) -> int:
 
 
 def certifies(n: int, contamination: float) -> bool:
-    """Whether n held-out scores have the conformal rank of a rate of false alarms."""
+    """Whether n held-out scores are enough to guarantee a rate of false alarms."""
     return conformal_rank(n, contamination) <= n
 
 
@@ -71,16 +71,16 @@ def threshold_of(scores: np.ndarray, contamination: float, rule: str = "tail") -
     -------
     threshold : float
     """
-    if len(scores) and np.ptp(scores) <= _ROUNDING * np.abs(scores).max():
+    if len(scores) and np.ptp(scores) <= _ROUNDING_SHARE * np.abs(scores).max():
         # All alike: what is like them stays on their side, whatever rounding does.
-        return float(scores.max() + _ROUNDING * np.abs(scores).max())
+        return float(scores.max() + _ROUNDING_SHARE * np.abs(scores).max())
     if rule == "rank" and certifies(len(scores), contamination):
         k = conformal_rank(len(scores), contamination)
         return float(np.partition(scores, k - 1)[k - 1])
     return _tail_quantile(scores, contamination)
 
 
-def _tail_quantile(scores, contamination):
+def _tail_quantile(scores: np.ndarray, contamination: float) -> float:
     """Quantile of new scores at a rate c, from the upper half of the known ones.
 
     Half of all scores exceed the median. Their excesses e are taken for exponential
@@ -114,7 +114,7 @@ def _tail_quantile(scores, contamination):
     return float(quantile)
 
 
-def _upper_rms(scores, median):
+def _upper_rms(scores: np.ndarray, median: float) -> float:
     """Root mean square of the excess over the median, of at most a robust multiple."""
     excess = scores[scores >= median] - median
     largest = excess[-1]
@@ -126,7 +126,7 @@ def _upper_rms(scores, median):
     return largest * np.sqrt(np.sum((excess / largest) ** 2) / (len(scores) / 2))
 
 
-def _robust_std(excess):
+def _robust_std(excess: np.ndarray) -> float:
     """Standard deviation of a normal distribution of which these are the upper half.
 
     The median of the absolute values of a standard normal variable is 1 / 1.4826.

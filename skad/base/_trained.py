@@ -218,22 +218,22 @@ class TrainedDetector:
         return 1.0
 
     def _check_training(self, data):
-        """Nothing to check."""
+        """Check the images and parameters of a training run; does nothing here."""
 
     def _prepare_training(self, data, seed):
-        """Nothing to prepare."""
+        """Prepare what the loss needs, before the first step; does nothing here."""
 
     def _finish_training(self, data, seed):
-        """Nothing to finish."""
+        """Compute what scoring needs, after the last step; does nothing here."""
 
     def _fingerprint(self, data):
         return (data.means(),)
 
     def _curve(self, losses, data):
-        """What `loss_curve_` keeps of the losses of the steps."""
+        """Convert the losses of the steps to `loss_curve_`; all of them here."""
         return losses
 
 
 def sample_rng(seed, *numbers):
-    """A NumPy generator for what is random in one sample."""
+    """Random generator of one training sample, which its numbers seed."""
     return np.random.default_rng(combined_seed(seed, *numbers))

@@ -66,7 +66,7 @@ def are_equal_to(first: np.ndarray, samples: Iterable[np.ndarray]) -> bool:
     )
 
 
-def _are_equal(samples):
+def _are_equal(samples: Any) -> bool:
     """Whether all samples, features or read one by one, are alike up to rounding."""
     read = getattr(samples, "read", samples.__getitem__)
     rest = (read(i) for i in range(1, len(samples)))

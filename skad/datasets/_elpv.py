@@ -12,7 +12,7 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from sklearn.utils import Bunch, check_random_state
 
-_KINDS = ("mono", "poly")
+_CELL_TYPES = ("mono", "poly")
 _DESCR = """\
 Electroluminescence images of solar cells (ELPV)
 ------------------------------------------------
@@ -96,7 +96,7 @@ def load_elpv(
     >>> len(data.train), len(data.test), len(data.uncertain)  # doctest: +SKIP
     (400, 501, 173)
     """
-    if kind is not None and kind not in _KINDS:
+    if kind is not None and kind not in _CELL_TYPES:
         raise ValueError(f"kind={kind!r} is not one of 'mono', 'poly' and None.")
     if not isinstance(min_probability, Real) or not 0 < min_probability <= 1:
         raise ValueError(
@@ -104,7 +104,7 @@ def load_elpv(
             "of probability 0 are the normal ones."
         )
     paths, probabilities, kinds = _table()
-    chosen = np.isin(kinds, _KINDS if kind is None else [kind])
+    chosen = np.isin(kinds, _CELL_TYPES if kind is None else [kind])
     normal = np.flatnonzero(chosen & (probabilities == 0))
     defective = chosen & (probabilities >= min_probability - 1e-9)
     uncertain = np.flatnonzero(chosen & (probabilities > 0) & ~defective)
@@ -129,7 +129,7 @@ def load_elpv(
 
 
 def _sample(normal: NDArray[np.int64], n: int, random_state: Any) -> NDArray[np.int64]:
-    """Choose some of the normal images, in the order of the data set."""
+    """Sample some of the normal images, in the order of the data set."""
     if not isinstance(n, Integral) or isinstance(n, bool) or not 0 < n <= len(normal):
         raise ValueError(
             f"n_train={n!r} must be an integer from 1 to {len(normal)}, the number of "
@@ -140,7 +140,7 @@ def _sample(normal: NDArray[np.int64], n: int, random_state: Any) -> NDArray[np.
 
 
 def _table() -> tuple[list[Path], NDArray[np.float64], NDArray[np.str_]]:
-    """Paths, defect probabilities and kinds of all cells, as the package has them."""
+    """Paths, defect probabilities and types of all cells, as the package has them."""
     package = find_spec("elpv_dataset")
     if package is None or package.origin is None:
         raise ImportError(

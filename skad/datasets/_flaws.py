@@ -13,11 +13,11 @@ from scipy import ndimage
 from skad.datasets._materials import Array, Shape, Weave, noise, undulation, unit
 
 Flawed = tuple[Array, NDArray[np.bool_]]
-_VISIBLE = 0.25  # opacity from which a pixel belongs to the mask
+_VISIBLE_CHANGE = 0.25  # opacity from which a pixel belongs to the mask
 
 
 def _center(rng: RandomState, shape: Shape, margin: float = 0.2) -> NDArray[np.float64]:
-    """A point away from the border."""
+    """Sample a point away from the border."""
     return (margin + (1 - 2 * margin) * rng.uniform(size=2)) * shape
 
 
@@ -40,7 +40,7 @@ def _blob(rng: RandomState, shape: Shape, radius: float, roughness: float) -> Ar
 
 
 def _path(rng: RandomState, shape: Shape, length: float, jitter: float) -> NDArray:
-    """Points along a slightly bent line, about one per pixel."""
+    """Sample a slightly bent line: its points, about one per pixel."""
     n = max(int(length), 4)
     heading = rng.uniform(0, 2 * np.pi) + np.linspace(-1, 1, n) * rng.normal(0, 0.35)
     if jitter:
@@ -69,8 +69,8 @@ def _mix(image: Array, opacity: Array, color: Array | float) -> Array:
 
 
 def _mask(opacity: Array) -> NDArray[np.bool_]:
-    """Pixels of visible change, never none."""
-    return opacity >= min(_VISIBLE, float(opacity.max()))
+    """Mask of the pixels that changed visibly, at least one."""
+    return opacity >= min(_VISIBLE_CHANGE, float(opacity.max()))
 
 
 def scratch(rng: RandomState, image: Array) -> Flawed:

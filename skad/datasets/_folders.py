@@ -29,10 +29,10 @@ def _existing(folder: Path, what: str) -> Path:
         return folder
     parent = folder.parent
     there = [path.name for path in _folders(parent)] if parent.is_dir() else []
-    seen = f"{parent} has the folders: {', '.join(there[:20]) or 'none'}"
+    found = f"{parent} has the folders: {', '.join(there[:20]) or 'none'}"
     if not parent.is_dir():
-        seen = f"{parent} does not exist either"
-    raise FileNotFoundError(f"{what} not found: {folder}. {seen}.")
+        found = f"{parent} does not exist either"
+    raise FileNotFoundError(f"{what} not found: {folder}. {found}.")
 
 
 def _non_empty(images: list[Path], folder: Path) -> list[Path]:
@@ -64,8 +64,10 @@ def _find_mask(masks: dict[str, list[Path]], image: Path) -> Path | None:
     return None
 
 
-def _signs(kinds: Iterable[str]) -> np.ndarray:
-    return np.array([1 if kind == "good" else -1 for kind in kinds], dtype=np.int64)
+def _labels(defect_types: Iterable[str]) -> np.ndarray:
+    return np.array(
+        [1 if name == "good" else -1 for name in defect_types], dtype=np.int64
+    )
 
 
 def load_mvtec(
@@ -81,7 +83,7 @@ def load_mvtec(
     root : path
         Folder of the data set.
     category : str
-        Folder of one kind of object in it.
+        Folder of one category of objects in it.
     require_masks : bool, default=True
         Whether each anomalous test image must have a mask. If False, those that have
         none are listed in `unmasked`, with a warning.
@@ -116,7 +118,7 @@ def load_mvtec(
     (209, 83)
     """
     base = _existing(Path(root) / category, "Category")
-    good = _existing(base / "train" / "good", "Folder of good training images")
+    good = _existing(base / "train" / "good", "Folder of normal training images")
     train = _non_empty(find_images(good), good)
     folders = _folders(_existing(base / "test", "Folder of test images"))
     pairs = [(path, folder.name) for folder in folders for path in find_images(folder)]
@@ -126,8 +128,8 @@ def load_mvtec(
     return Bunch(
         train=train,
         test=test,
-        y_train=_signs(["good"] * len(train)),
-        y_test=_signs(kinds),
+        y_train=_labels(["good"] * len(train)),
+        y_test=_labels(kinds),
         masks=masks,
         unmasked=unmasked,
         defect_types=kinds,
@@ -178,7 +180,7 @@ def load_visa(
     root : path
         Folder of the data set.
     category : str
-        One kind of object, as in the table.
+        One category of objects, as in the table.
     split : str, default="1cls"
         Name of the table. Tables that train on anomalous images are refused.
 
@@ -225,8 +227,8 @@ def load_visa(
     return Bunch(
         train=[_file(base, row, "image") for row in train],
         test=[_file(base, row, "image") for row in test],
-        y_train=_signs(["good"] * len(train)),
-        y_test=_signs(kinds),
+        y_train=_labels(["good"] * len(train)),
+        y_test=_labels(kinds),
         masks=[
             None if kind == "good" else _file(base, row, "mask")
             for row, kind in zip(test, kinds, strict=True)

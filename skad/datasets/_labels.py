@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 def to_outlier_labels(
     y: Any, anomaly: Any = 1, *, normal: Any = None
 ) -> NDArray[np.int64]:
-    """Convert labels to +1 for good and -1 for defective images.
+    """Convert labels to +1 for normal and -1 for defective images.
 
     Parameters
     ----------
     y : array-like of shape (n_images,)
-        Labels of any kind: 0/1, bool, strings.
+        Labels of any type: 0/1, bool, strings.
     anomaly : scalar or collection, default=1
-        The label, or the labels, of defective images. All others are good.
+        The label, or the labels, of defective images. All others are normal.
     normal : scalar or collection, optional
-        The label, or the labels, of good images instead: all others are defective.
+        The label, or the labels, of normal images instead: all others are defective.
 
     Returns
     -------
     y : ndarray of shape (n_images,), dtype int64
-        +1 for good, -1 for defective images.
+        +1 for normal, -1 for defective images.
 
     Raises
     ------
@@ -55,10 +55,10 @@ def to_outlier_labels(
         return np.where(_is_one_of(labels, normal, "normal", values), 1, -1)
     numeric = labels.dtype.kind in "iuf"
     if numeric and np.ndim(anomaly) == 0 and len(values) > 2:
-        shown = ", ".join(map(str, sorted(values)[:6]))
+        some = ", ".join(map(str, sorted(values)[:6]))
         raise ValueError(
-            f"y holds more than two values ({shown}): name the good ones (normal=0) or "
-            "all defective ones (anomaly=[1, 2])."
+            f"y holds more than two values ({some}): name the normal ones (normal=0) "
+            "or all defective ones (anomaly=[1, 2])."
         )
     return np.where(_is_one_of(labels, anomaly, "anomaly", values), -1, 1)
 
@@ -73,10 +73,10 @@ def _check(y: Any) -> NDArray[Any]:
     if labels.dtype.kind == "T":  # numpy's strings of any length
         labels = labels.astype(str)
     if labels.dtype.kind == "O":
-        kinds = {type(value).__name__ for value in labels}
-        if len(kinds) > 1 or kinds != {"str"}:
+        types = {type(value).__name__ for value in labels}
+        if len(types) > 1 or types != {"str"}:
             raise ValueError(
-                f"y must hold labels of one kind, got {', '.join(sorted(kinds))}."
+                f"y must hold labels of one type, got {', '.join(sorted(types))}."
             )
         return labels.astype(str)
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
@@ -90,15 +90,17 @@ def _check(y: Any) -> NDArray[Any]:
 def _is_one_of(
     labels: NDArray[Any], named: Any, argument: str, values: set[Any]
 ) -> NDArray[np.bool_]:
-    """Look for the named labels, which must occur where there is a choice."""
-    wanted = {named} if isinstance(named, str) or np.ndim(named) == 0 else set(named)
-    found = np.array([value in wanted for value in labels.tolist()])
+    """Flag the values that are among the named labels; raise if none occurs."""
+    labels_named = (
+        {named} if isinstance(named, str) or np.ndim(named) == 0 else set(named)
+    )
+    found = np.array([value in labels_named for value in labels.tolist()])
     text = labels.dtype.kind == "U"
-    mismatch = any(isinstance(name, str) != text for name in wanted)
+    mismatch = any(isinstance(name, str) != text for name in labels_named)
     if not found.any() and (len(values) > 1 or mismatch):
-        shown = ", ".join(map(repr, sorted(values)[:6]))
+        some = ", ".join(map(repr, sorted(values)[:6]))
         raise ValueError(
-            f"{argument}={named!r} does not occur in y, which holds {shown}: name the "
-            "label of defective images as anomaly, or of good ones as normal."
+            f"{argument}={named!r} does not occur in y, which holds {some}: name the "
+            "label of defective images as anomaly, or of normal ones as normal."
         )
     return found

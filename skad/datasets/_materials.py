@@ -1,4 +1,4 @@
-"""Procedural materials: each call draws another piece of the same material.
+"""Procedural materials: each call renders another piece of the same material.
 
 All lengths are in units of 1/256 of the shorter side, so that a picture of another size
 shows the same scene. Images are float32 (height, width, 3), about in [0, 1].
@@ -80,7 +80,7 @@ def undulation(rng: RandomState, shape: Shape, cells: int) -> Array:
 
 
 def rotated(rng: RandomState, shape: Shape, degrees: float) -> tuple[Array, Array]:
-    """Coordinates of a piece laid down not quite straight.
+    """Coordinates of a piece, rotated by a small random angle.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ class Weave:
         return np.where(round_ > 0, height, -2), np.clip(light, 0, 1.2), number
 
     def render(self, without: NDArray[np.bool_] | None = None) -> Array:
-        """Draw the weave.
+        """Render the weave.
 
         Parameters
         ----------
@@ -210,7 +210,7 @@ class Weave:
 
 
 def weave(rng: RandomState, shape: Shape) -> Array:
-    """Draw woven fabric.
+    """Render woven fabric.
 
     Parameters
     ----------
@@ -228,7 +228,7 @@ def weave(rng: RandomState, shape: Shape) -> Array:
 
 
 def metal(rng: RandomState, shape: Shape) -> Array:
-    """Draw brushed metal.
+    """Render brushed metal.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ def metal(rng: RandomState, shape: Shape) -> Array:
 
 
 def granite(rng: RandomState, shape: Shape) -> Array:
-    """Draw polished granite.
+    """Render polished granite.
 
     Parameters
     ----------

@@ -38,38 +38,38 @@ def make_textures(
     defect_types: Sequence[str] | None = None,
     random_state: int | RandomState | None = None,
 ) -> Bunch:
-    """Generate pictures of a material, good ones and some with defects.
+    """Generate pictures of a material, normal ones and some with defects.
 
     Every picture is another piece of the same material: place, rotation, bending,
-    light and noise vary. Defects differ in kind, size and strength.
+    light and noise vary. Defects differ in type, size and strength.
 
     Parameters
     ----------
     n_normal : int, default=60
-        Number of good images to train on.
+        Number of normal images to learn from.
     n_anomalous : int, default=20
         Number of test images with a defect.
     n_test_normal : int, optional
-        Number of good test images; by default as many as `n_anomalous`.
+        Number of normal test images; by default as many as `n_anomalous`.
     texture : {"fabric", "metal", "granite"}, default="fabric"
         The material: woven fabric, brushed metal or polished granite.
     size : int or tuple of int, default=256
         Height and width, at least 32. The scene is scaled to it.
     defect_types : sequence of str, optional
-        Kinds of defects, taken in turn. Fabric has "missing_yarn", "spots", "stain" and
+        Types of defects, taken in turn. Fabric has "missing_yarn", "spots", "stain" and
         "tear", metal "dent", "scratch", "spots" and "stain", granite "crack",
-        "scratch", "spots" and "stain". By default all kinds of the material.
+        "scratch", "spots" and "stain". By default all types of the material.
     random_state : int, RandomState instance or None, default=None
         Pass an int for the same images, bit for bit, on every call.
 
     Returns
     -------
     data : Bunch
-        `train` : uint8 array (n_normal, height, width, 3), good images;
-        `test` : uint8 array (n_test, height, width, 3), good images first;
-        `y_train`, `y_test` : +1 for good, -1 for defective images;
+        `train` : uint8 array (n_normal, height, width, 3), normal images;
+        `test` : uint8 array (n_test, height, width, 3), normal images first;
+        `y_train`, `y_test` : +1 for normal, -1 for defective images;
         `masks` : bool array (n_test, height, width), True is defective;
-        `defect_types` : list of length n_test, "good" or the kind of defect.
+        `defect_types` : list of length n_test, "good" or the type of defect.
 
     Raises
     ------
@@ -86,37 +86,39 @@ def make_textures(
     ['good', 'good', 'missing_yarn', 'spots']
     """
     shape = _check_size(size)
-    n_good = n_anomalous if n_test_normal is None else n_test_normal
+    n_normal_test = n_anomalous if n_test_normal is None else n_test_normal
     numbers = {
         "n_normal": n_normal,
         "n_anomalous": n_anomalous,
-        "n_test_normal": n_good,
+        "n_test_normal": n_normal_test,
     }
     for name, number in numbers.items():
         if not isinstance(number, Integral) or number < 0:
             raise ValueError(f"{name} must be an integer >= 0, got {number!r}.")
-    kinds = _check_kinds(texture, defect_types)
+    types = _check_defect_types(texture, defect_types)
     # One seed per image: an image does not depend on how many others there are.
     rng = check_random_state(random_state)
     seeds = [rng.randint(2**31 - 1, size=2**16 - 1) for _ in range(3)]
-    flaws = [kinds[i % len(kinds)] for i in range(n_anomalous)]
-    shown: list[tuple[int, str | None]]
-    shown = [(seeds[1][i % (2**16 - 1)], None) for i in range(n_good)]
-    shown += [(seeds[2][i % (2**16 - 1)], flaw) for i, flaw in enumerate(flaws)]
+    flaws = [types[i % len(types)] for i in range(n_anomalous)]
+    pictures: list[tuple[int, str | None]]
+    pictures = [(seeds[1][i % (2**16 - 1)], None) for i in range(n_normal_test)]
+    pictures += [(seeds[2][i % (2**16 - 1)], flaw) for i, flaw in enumerate(flaws)]
     train = np.empty((n_normal, *shape, 3), dtype=np.uint8)
     for i in range(n_normal):
         train[i], _ = _picture(seeds[0][i % (2**16 - 1)], texture, shape, None)
-    test = np.empty((len(shown), *shape, 3), dtype=np.uint8)
-    masks = np.zeros((len(shown), *shape), dtype=bool)
-    for i, (seed, flaw) in enumerate(shown):
+    test = np.empty((len(pictures), *shape, 3), dtype=np.uint8)
+    masks = np.zeros((len(pictures), *shape), dtype=bool)
+    for i, (seed, flaw) in enumerate(pictures):
         test[i], masks[i] = _picture(seed, texture, shape, flaw)
     return Bunch(
         train=train,
         test=test,
         y_train=np.ones(n_normal, dtype=np.int64),
-        y_test=np.repeat(np.array([1, -1], dtype=np.int64), [n_good, n_anomalous]),
+        y_test=np.repeat(
+            np.array([1, -1], dtype=np.int64), [n_normal_test, n_anomalous]
+        ),
         masks=masks,
-        defect_types=["good"] * n_good + flaws,
+        defect_types=["good"] * n_normal_test + flaws,
     )
 
 
@@ -127,27 +129,27 @@ def _check_size(size: Any) -> Shape:
     return height, width
 
 
-def _check_kinds(texture: str, wanted: Sequence[str] | None) -> Sequence[str]:
+def _check_defect_types(texture: str, names: Sequence[str] | None) -> Sequence[str]:
     if texture not in _MATERIALS:
         raise ValueError(
             f"texture must be one of {', '.join(_MATERIALS)}, got {texture!r}."
         )
     known = _FLAWS[texture]
-    if wanted is None:
+    if names is None:
         return known
-    unknown = [kind for kind in wanted if kind not in known]
-    if isinstance(wanted, str) or unknown or not wanted:
+    unknown = [name for name in names if name not in known]
+    if isinstance(names, str) or unknown or not names:
         raise ValueError(
             f"defect_types must be a list of names, of {', '.join(known)} for "
-            f"{texture}, got {wanted!r}."
+            f"{texture}, got {names!r}."
         )
-    return wanted
+    return names
 
 
 def _picture(
     seed: int, texture: str, shape: Shape, flaw: str | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """One photograph: material, defect, light, sensor."""
+    """Render one photograph: material, defect, light, sensor."""
     rng = RandomState(seed)
     image, mask = _scene(rng, texture, shape, flaw)
     lit = image * _light(rng, shape)[..., None]

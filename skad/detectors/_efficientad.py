@@ -27,7 +27,9 @@ from skad.networks._torch_state import torch_device
 from skad.synthesis._image import recoloured
 
 _QUANTILES = (0.9, 0.995)  # of the maps of normal images, which become 0 and 0.1
-_DECAY_AT = 0.95  # share of the steps after which the learning rate drops to a tenth
+_DECAY_AT_SHARE = (
+    0.95  # share of the steps after which the learning rate drops to a tenth
+)
 _GREY_SHARE = 0.3  # of the penalty images, which lose their colours
 
 
@@ -305,13 +307,13 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
         return networks.pdn.adam(module, self.learning_rate, self.weight_decay)
 
     def _rate(self, step, n_steps):
-        return 1.0 if step < _DECAY_AT * n_steps else 0.1
+        return 1.0 if step < _DECAY_AT_SHARE * n_steps else 0.1
 
     def _n_samples(self):
         return 1  # a whole batch, whose images share one generator
 
     def _sampler(self, images, seed):
-        """Normal images, recoloured ones, photographs for the penalty, and a seed."""
+        """Return the function that gives the batch of a step: images, and a seed."""
         n_done, size = len(self.loss_curve_), self.train_batch_size
         members, _ = _split(len(images), seed)
         read_penalty, n_penalty = self._penalty_reader()
@@ -350,7 +352,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
         self._set_quantiles([self._raw_maps(images.read(i)[None]) for i in validation])
 
     def _penalty_reader(self):
-        """How to read centres of penalty images, and how many there are."""
+        """Return a function that reads centres of penalty images, and their number."""
         if self.penalty_images is None:
             return None, 0
         height, width = self._input_size()
@@ -442,7 +444,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
             )
 
     def _scoring_networks(self, device):
-        """Teacher, student and autoencoder, made once and kept outside."""
+        """Teacher, student and autoencoder, made once and cached outside of `self`."""
 
         def prepare():
             module = networks.modules.rebuilt(self._networks, self.state_).to(device)
@@ -489,7 +491,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
 
 
 def _split(n, seed):
-    """Numbers of the images to train on, and of a tenth of all for the quantiles."""
+    """Split images at random: to train on, and a tenth for the quantiles."""
     if n == 1:
         return np.array([0]), np.array([0])
     shuffled = np.random.default_rng(seed).permutation(n)
@@ -498,19 +500,19 @@ def _split(n, seed):
 
 
 def _penalty(read, n, rng):
-    """One of n photographs, perhaps without its colours."""
+    """Read one of n penalty images, in some cases without its colours."""
     image = read(rng.integers(n))
     return colourless(image) if rng.random() < _GREY_SHARE else image
 
 
 def _augmented(image, rng):
-    """Brightness, contrast or saturation changed by up to a fifth."""
+    """Change brightness, contrast or saturation by up to a fifth."""
     change = ("brightness", "contrast", "saturation")[rng.integers(3)]
     return recoloured(image, change, np.float32(rng.uniform(0.8, 1.2)))
 
 
 def _versions(module):
-    """What changes when a module's tensors are replaced or written to."""
+    """Versions of the tensors of a module, to notice that one has changed."""
     return id(module), *(
         (id(tensor), 0 if tensor.is_inference() else tensor._version)
         for tensor in (*module.parameters(), *module.buffers())

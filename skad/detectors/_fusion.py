@@ -219,7 +219,7 @@ class FusionDetector(PatchDetector):
         return [np.ascontiguousarray(part) for part in np.split(X, ends, axis=3)]
 
     def _with_inputs(self, X):
-        """Each detector with what it scores."""
+        """Pair each detector with the features of its type."""
         for one, part in zip(self.detectors_, self._by_type(X), strict=True):
             yield one, one._check_features(part, reset=False)[0]
 
@@ -241,7 +241,7 @@ class FusionDetector(PatchDetector):
         self._standardise()
 
     def _each(self, detectors, method, arguments):
-        """The detectors, after a method of each has learned from its own argument."""
+        """Call a method of each detector with its argument; return the detectors."""
         with progress(len(detectors), "feature types", self.verbose) as bar:
             for one, argument in zip(detectors, arguments, strict=True):
                 if self.verbose:

@@ -133,7 +133,7 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     calibration : {"auto", "kfold", "split", "train"}, default="auto"
         How the scores behind the threshold are held out. "auto" is "split": a fifth
-        of the normal images is not trained on.
+        of the normal images is not learned from.
 
     threshold : {"tail", "rank"}, default="tail"
         How the threshold comes from the held-out scores: by a tail fitted to them,
@@ -176,7 +176,7 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         Loss of each step so far.
 
     n_defects_seen_ : int
-        Number of defective images that were trained on.
+        Number of defective images that were learned from.
 
     contamination_ : float
         False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
@@ -195,7 +195,7 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     See Also
     --------
-    skad.model_selection.OneClassSplit : With ``supervised=True``, folds that train on
+    skad.model_selection.OneClassSplit : With ``supervised=True``, folds that learn from
         some defects and test on others.
 
     Notes
@@ -214,19 +214,19 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
     less is learned.
 
     The background of a synthetic anomaly is a training image, and so the score of an
-    image that was trained on says little: `fit` holds images out for the threshold. Do
+    image of the training set says little: `fit` holds images out for the threshold. Do
     not test on defects that were passed to `fit`.
 
     The network and the losses of ``model="full"`` are the paper's; these defaults are
     not. AdamW takes the place of Adam; training ends after 5,000 steps, however many
     images there are; of the 16 images of a batch that show known defects, half are
-    shown as they are and half have the defect pasted into a normal image; and the
+    taken as they are and half have the defect pasted into a normal image; and the
     weights of "resnet18" are those that timm gives to that name.
 
     Unlike in the code published for PRN, normalization in the frozen network keeps its
     statistics during training, a texture is blended on the scale of the image, the
     model is that of the last step, and every batch is composed alike. As in that code,
-    labels in the focal loss are smoothed by 1e-5. Normal images are shown as they are.
+    labels in the focal loss are smoothed by 1e-5. Normal images are taken as they are.
 
     Ctrl-C ends training and keeps what was learned until then.
 
@@ -350,14 +350,14 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
             a torch tensor (n, C, H, W).
 
         y : array-like of shape (n,), optional
-            +1 for normal, -1 for defective. Defective images are trained on; they have
-            no part in the threshold.
+            +1 for normal, -1 for defective. Defective images are learned from; they
+            have no part in the threshold.
 
         masks : sequence of n masks, optional
             None for a normal image, or for a defective one whose defect nobody has
             marked; else a path, an image, or an array (H, W) that is not zero where
             defective. A mask is resized and cropped as its image is; a defect of which
-            the crop leaves nothing is not trained on.
+            the crop leaves nothing is not learned from.
 
         Returns
         -------
@@ -400,13 +400,13 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
     # -- known defects -------------------------------------------------------
 
     def _defects_to_learn_from(self, X, y, masks):
-        """Pairs of a function that reads a defective image, and its mask or None."""
+        """List known defects: a function that reads the image, and the mask or None."""
         X = self._checked_images(X)
         masks = None if masks is None else list(masks)
         if masks is not None and len(masks) != len(X):
             raise ValueError(
                 f"masks has {len(masks)} entries, but X {len(X)}; pass one for each "
-                "image, None for a good one."
+                "image, None for a normal one."
             )
         if y is None:
             if masks is not None and any(mask is not None for mask in masks):
@@ -520,13 +520,13 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         )
 
     def _keep_weights(self, encoder):
-        """Keep what is needed to build the network again where no file is at hand."""
+        """Store weights that cannot be loaded again by name."""
         if not is_reproducible(self.backbone, self.weights):
             black = np.zeros((1, *self._input_size(), 3), np.float32)
             self._encoder_weights = networks.prn_encoder.fitted_weights(encoder, black)
 
     def _known_encoder(self, device):
-        """The encoder, which must be that of the fit."""
+        """Build the encoder; refuse other weights than those of the fit."""
         encoder, known = self._encoder(device), self.weights_sha256_
         if (encoder.sha256, encoder.names) != (known, self.layers_):
             raise ValueError(
@@ -539,7 +539,7 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
     # -- scores --------------------------------------------------------------
 
     def _scoring_networks(self, device):
-        """The network and the prototypes, made once and kept outside."""
+        """Network and prototypes, made once and cached outside of `self`."""
 
         def prepare():
             network = networks.modules.rebuilt(self._networks, self.state_).to(device)
@@ -558,6 +558,6 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
 
 
 def _contents(defect):
-    """Arrays that tell a defect from others: its image, and its mask, if any."""
+    """Arrays that identify a known defect: its image, and its mask, if any."""
     read, mask = defect
     return read(), np.empty(0) if mask is None else mask

@@ -117,7 +117,7 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
         where images are few.
 
     sigma : float, default=4.0
-        Standard deviation in pixels of the Gaussian that smooths maps drawn at
+        Standard deviation in pixels of the Gaussian that smooths maps rendered at
         pixel size.
 
     random_state : int, RandomState instance or None, default=0
@@ -344,7 +344,7 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
 
     @contextmanager
     def _batches(self, X, seed):
-        """Grids, patches inside, noise and where it goes, of each step."""
+        """Return the function that gives the batch of a step: grids, and noise."""
         n_at_once, n_batches = self._n_images_at_once(X), self._n_batches(X)
         n_done = n_batches * len(self.loss_curve_)
 
@@ -380,7 +380,7 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
         return [float(epoch.mean()) for epoch in epochs if len(epoch)]
 
     def _finish_training(self, X, seed):
-        """Warn where training has not come to more than a guess."""
+        """Warn where the discriminator does no better than chance."""
         guess = 2 * (np.log(2) if self.loss == "cross_entropy" else self.margin)
         guess += np.log(2) * self.classification_head
         if self.loss_curve_[-1] > 0.95 * guess:
@@ -483,7 +483,7 @@ def _grids(X, upscale, dtype=np.float32):
 
 
 def _blobs(shape, rng):
-    """Blobs of Perlin noise in half of the cases, nothing in the others."""
+    """Sample masks of Perlin noise for half of the images, empty ones for others."""
     if rng.random() < 0.5:
         return np.zeros(shape, bool)
     return perlin_mask(shape, rng)

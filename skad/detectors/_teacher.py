@@ -25,7 +25,7 @@ from skad.networks._sampling import combined_seed, fit_seed, sample_at
 from skad.networks._torch_state import in_own_torch_state, torch_device
 from skad.synthesis._image import grey
 
-_FEATURE_BYTES = 2**31  # of features that are kept in memory
+_KEPT_FEATURE_BYTES = 2**31  # of features that are kept in memory
 _GREY_SHARE = 0.1  # of the images, which are learned from without their colours
 _FORMAT = "skad teacher 1"
 
@@ -180,16 +180,16 @@ def _read(path):
 
 
 def _as_sequential(state):
-    """Names as in `pdn`: convolution by convolution, in the order of their numbers."""
+    """Rename weights as in `pdn`, by the order of the numbers in their names."""
     names = sorted({k.rsplit(".", 1)[0] for k in state}, key=_number)
     positions = [0, 3, 6, 8, 10, 12]
     if any(f"{n}.weight" not in state for n in names) or len(names) > len(positions):
         return state
     return {
-        f"{position}.{kind}": state[f"{name}.{kind}"]
+        f"{position}.{part}": state[f"{name}.{part}"]
         for name, position in zip(names, positions, strict=False)
-        for kind in ("weight", "bias")
-        if f"{name}.{kind}" in state
+        for part in ("weight", "bias")
+        if f"{name}.{part}" in state
     }
 
 
@@ -200,7 +200,7 @@ def _number(name):
 
 @in_own_torch_state
 def _layout(state):
-    """Which of the layouts the shapes are those of."""
+    """Name of the network, "small", "medium" or "tiny", that has these shapes."""
     shapes = {k: v.shape for k, v in state.items()}
     if not shapes or len(shapes[list(shapes)[-1]]) != 1:
         return None
@@ -303,18 +303,14 @@ def distill_teacher(
     >>> teacher.loss_curve[-1] < teacher.loss_curve[0]
     True
     """
-    size = check_size(image_size, "image_size", allow_int=True)
-    _check_distillation(model, max_steps, train_batch_size, image_size, size)
+    size = _checked_size(model, max_steps, train_batch_size, image_size)
     seed, place = fit_seed(random_state), torch_device(device)
     X = check_images(X)
     features = _fitted(features, X)
     grid = networks.pdn.pdn_grid(size, padding=True)
     targets = _Targets(features, X, grid, seed, verbose)
-    module = networks.modules.seeded(
-        lambda: networks.pdn.pdn(model, targets.n_channels, padding=True), seed
-    )
-    module = networks.modules.placed(module, place).train()
-    options = {
+    module = _untrained(model, targets.n_channels, seed, place)
+    provenance = _provenance(features) | {
         "n_images": len(X),
         "image_size": list(size),
         "max_steps": int(max_steps),
@@ -323,8 +319,11 @@ def distill_teacher(
         "weight_decay": float(weight_decay),
         "seed": seed,
     }
-    provenance = {**_provenance(features), **options}
-    settings = (model, sorted(provenance.items()), targets.mean, targets.std)
+    checkpoint = networks.training.checkpoint_file(
+        checkpoint_dir,
+        "teacher",
+        *(model, sorted(provenance.items()), targets.mean, targets.std),
+    )
     losses = networks.training.train(
         _distillation_loss(module, X, size, targets, train_batch_size, seed, place),
         module,
@@ -332,14 +331,20 @@ def distill_teacher(
         max_steps,
         label="distillation",
         verbose=verbose,
-        checkpoint=networks.training.checkpoint_file(
-            checkpoint_dir, "teacher", *settings
-        ),
+        checkpoint=checkpoint,
     )
     teacher = _trained_teacher(model, module, targets, provenance, losses)
     if path is not None:
         teacher.save(path)
     return teacher
+
+
+def _untrained(model, n_channels, seed, device):
+    """A network with random weights on a device, ready to be trained."""
+    module = networks.modules.seeded(
+        lambda: networks.pdn.pdn(model, n_channels, padding=True), seed
+    )
+    return networks.modules.placed(module, device).train()
 
 
 def _trained_teacher(model, module, targets, provenance, losses):
@@ -355,8 +360,9 @@ def _trained_teacher(model, module, targets, provenance, losses):
     )
 
 
-def _check_distillation(model, max_steps, train_batch_size, image_size, size):
-    """Raise ValueError for a parameter that is out of range."""
+def _checked_size(model, max_steps, train_batch_size, image_size):
+    """Height and width of the images; ValueError for a parameter out of range."""
+    size = check_size(image_size, "image_size", allow_int=True)
     known = networks.pdn.PDN
     if model not in known:
         raise ValueError(f"model={model!r} is unknown; choose from {', '.join(known)}.")
@@ -366,10 +372,11 @@ def _check_distillation(model, max_steps, train_batch_size, image_size, size):
             raise ValueError(f"{name}={value!r} must be a positive integer.")
     if min(size) < 32:
         raise ValueError(f"image_size={image_size!r} is below 32 pixels.")
+    return size
 
 
 def _distillation_loss(module, X, size, targets, n_images, seed, device):
-    """A function from the number of a step to its loss."""
+    """Return the function from the number of a step to its loss."""
     # Images are read twice: at the size of the teacher, and at that of the features.
     read = remembered(ImageReader(X, size, None, "raise", n_threads(None)))
     mean, std = networks.modules.tensors([targets.mean, targets.std], device)
@@ -428,7 +435,7 @@ class _Targets:
         first = self._extract([0])
         self.n_channels = first.shape[3]
         self._kept = None
-        n_sample = min(len(X), max(1, _FEATURE_BYTES // (2 * first.size)))
+        n_sample = min(len(X), max(1, _KEPT_FEATURE_BYTES // (2 * first.size)))
         sample = np.linspace(0, len(X) - 1, n_sample).astype(np.intp)
         found = np.empty((n_sample, *first.shape[1:]), np.float16)
         with progress(n_sample, "targets", verbose) as bar:
@@ -459,12 +466,12 @@ class _Targets:
 
 
 def _perhaps_grey(image, seed, index):
-    """The image; a tenth of all images, which the seed chooses, without colours."""
+    """Take the colours from a tenth of the images, which the seed chooses."""
     if np.random.default_rng(combined_seed(seed, 1, int(index))).random() < _GREY_SHARE:
         return colourless(image)
     return image
 
 
 def colourless(image):
-    """An image (H, W, 3) without its colours."""
+    """Convert an image (H, W, 3) to grey, in three equal channels."""
     return np.repeat(grey(image)[..., None], 3, axis=-1)

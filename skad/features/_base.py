@@ -256,7 +256,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
 
         What a detector keeps of each image then stands in that order, too.
         """
-        if not Cache.is_wanted(self):
+        if not Cache.is_configured(self):
             yield from self._feature_batches(images, regions, extract, indices)
             return
         step = self._images_at_once()
@@ -343,7 +343,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         missing = list(range(len(images)) if indices is None else indices)
         n_images, keys = len(missing), {}
         cut = self.regions(regions, len(images))
-        cache = Cache.of(self) if Cache.is_wanted(self) else None
+        cache = Cache.of(self) if Cache.is_configured(self) else None
         with progress(n_images, "features", self.verbose) as bar:
             if cache is not None:
                 keys = cache.keys(images, missing)

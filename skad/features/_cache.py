@@ -1,4 +1,4 @@
-"""Features on disk: each image is extracted once, whoever asks."""
+"""Cache of features on disk, so that each image is extracted once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Cache:
     Parameters
     ----------
     folder : Path
-        Where the files are; made when it is needed.
+        Where the files are; created when it is needed.
 
     signature : str
         All that features depend on beside the content of the image.
@@ -35,8 +35,8 @@ class Cache:
         self.gone = False  # whether the folder cannot be written to
 
     @staticmethod
-    def is_wanted(transformer: Any) -> bool:
-        """Whether a transformer keeps features on disk."""
+    def is_configured(transformer: Any) -> bool:
+        """Whether a transformer has a folder for features."""
         return getattr(transformer, "cache_dir", None) is not None
 
     @classmethod
@@ -47,7 +47,7 @@ class Cache:
     def keys(self, images: ImageReader, indices: Iterable[int]) -> dict[int, str]:
         """Key of every image that can be read, by index."""
 
-        def content_of(i):
+        def content_of(i: int) -> str | None:
             item, where = images.item(i)
             return content_key(item, where=where)
 
@@ -77,7 +77,7 @@ class Cache:
     def store(
         self, rows: NDArray[np.float32], indices: Iterable[int], keys: dict[int, str]
     ) -> None:
-        """Keep the rows; a folder that cannot be written to is no reason to stop."""
+        """Write the rows to files; a folder that cannot be written to is no error."""
         if self.gone:
             return
         try:

@@ -1,10 +1,12 @@
-"""Two kinds of patch features as one, each with its say in the distance.
+"""Patch features of two transformers side by side, weighted.
 
 A pretrained network knows the edges and parts of photographs; filters learned from
-the good images know their texture. What one does not see the other often does.
+the normal images know their texture. One often finds what the other does not.
 """
 
+from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from sklearn.base import clone
@@ -13,15 +15,16 @@ from sklearn.utils._param_validation import Interval
 from skad._checks import normal_positions
 from skad._moments import Moments
 from skad._patch_array import PatchArray
-from skad.features._base import PatchFeatureTransformer
+from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._network import PatchFeatures
-from skad.features._pcanet import NO_VARIANCE, PCANetFeatures
+from skad.features._pcanet import MIN_VARIANCE, PCANetFeatures
+from skad.images._batches import ImageReader
 
 _KEPT_BYTES = 2**28  # of features that need not be extracted again
-_N_IMAGES = 100  # good images behind the variance of each kind
+_N_VARIANCE_IMAGES = 100  # normal images that give the variance of each type
 
 
-def _as_first(name):
+def _as_first(name: str) -> Any:
     return property(lambda self: getattr(self._members()[0], name))
 
 
@@ -29,11 +32,11 @@ class FusedFeatures(PatchFeatureTransformer):
     """Patch features of two transformers side by side.
 
     Both extract the same grid of patches; a fused patch has the channels of both.
-    Each kind is divided by the root of its total variance over good patches, so that
-    `share` says how much of the squared distance between two patches is the second's.
+    Each type is divided by the root of its total variance over normal patches, so that
+    the second contributes `share` of the squared distance between two patches.
 
     By default those are the network that comes with skad and filters learned from the
-    good images: nothing to download.
+    normal images: nothing to download.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ class FusedFeatures(PatchFeatureTransformer):
         Fitted copies of the two.
 
     variances_ : (float, float)
-        Total variance of good patches in the features of each.
+        Total variance of normal patches in the features of each.
 
     grid_shape_ : (int, int)
         Rows and columns of the patch grid.
@@ -70,14 +73,14 @@ class FusedFeatures(PatchFeatureTransformer):
     See Also
     --------
     PatchFeatures : Features of a pretrained network alone; faster.
-    PCANetFeatures : Filters learned from the good images alone.
+    PCANetFeatures : Filters learned from the normal images alone.
     FusionDetector : A detector for each of the two, their scores summed.
 
     Notes
     -----
     Images are read for each of the two in `fit`, once in `transform`. `cache_dir` and
     `pooled` of either have no effect: what describes a whole image, for SPADE, is the
-    mean of its patches. `FusionDetector` and SPADE tell the two kinds apart.
+    mean of its patches. `FusionDetector` and SPADE tell the two feature types apart.
 
     Examples
     --------
@@ -113,8 +116,8 @@ class FusedFeatures(PatchFeatureTransformer):
         self.second = second
         self.share = share
 
-    def _members(self):
-        """The two, unfitted."""
+    def _members(self) -> tuple[Any, Any]:
+        """Both transformers, unfitted."""
         first, second = self.first, self.second
         if first is None:
             size = {}
@@ -127,21 +130,21 @@ class FusedFeatures(PatchFeatureTransformer):
             )
         return first, second
 
-    def _images_at_once(self):
+    def _images_at_once(self) -> int:
         return self._members()[0]._images_at_once()
 
-    def _n_channels(self):
+    def _n_channels(self) -> int:
         return self._members()[0]._n_channels()
 
-    def _validated_reader(self, X):
+    def _validated_reader(self, X: Any) -> ImageReader:
         self._validate_params()
         self._check_members()
         images = self._checked_reader(X)
         self._fit_region()
         return images
 
-    def _fit_images(self, images, y):
-        """Fit both; returns how to extract the features of the same images."""
+    def _fit_images(self, images: Any, y: Any) -> Extract:
+        """Fit both; returns a function that extracts the same images."""
         members = [clone(member) for member in self._members()]
         # Images that one of the two skips are skipped for both.
         if "on_error" in members[1].get_params(deep=False):
@@ -150,23 +153,27 @@ class FusedFeatures(PatchFeatureTransformer):
         self.first_, self.second_ = members
         self._check_grids()
 
-        def extract(index, batch):
+        def extract(index: np.ndarray, batch: np.ndarray) -> list[np.ndarray]:
             # A network works in the batch's own memory.
             return [one(index, batch.copy()) for one in extractions]
 
         kept = self._learn_variances(images, normal_positions(images, y), extract)
 
-        def side_by_side(index, batch):
+        def side_by_side(index: np.ndarray, batch: np.ndarray) -> np.ndarray:
             parts = kept.pop(tuple(index.tolist()), None)  # each is asked for once
             return self._side_by_side(parts or extract(index, batch))
 
         return side_by_side
 
-    def _learn_variances(self, images, normal, extract):
+    def _learn_variances(
+        self, images: Any, normal: np.ndarray, extract: Callable[..., list[np.ndarray]]
+    ) -> dict[tuple[int, ...], list[np.ndarray]]:
         """Set the variances; returns the features of batches by their indices."""
         images = images[np.arange(len(images))]  # what it skips, the others report
         sampled = normal[
-            np.linspace(0, len(normal) - 1, min(len(normal), _N_IMAGES)).astype(int)
+            np.linspace(
+                0, len(normal) - 1, min(len(normal), _N_VARIANCE_IMAGES)
+            ).astype(int)
         ]
         both, kept, room = [Moments(), Moments()], {}, _KEPT_BYTES
         for index, batch in images.indexed_batches(self._images_at_once(), sampled):
@@ -183,16 +190,17 @@ class FusedFeatures(PatchFeatureTransformer):
         self.variances_ = tuple(float(np.trace(m.covariance)) for m in both)
         return kept
 
-    def _extract(self, batch):
+    def _extract(self, batch: np.ndarray) -> np.ndarray:
         return self._side_by_side(
             [member._extract(batch.copy()) for member in (self.first_, self.second_)]
         )
 
-    def _side_by_side(self, parts):
+    def _side_by_side(self, parts: Sequence[np.ndarray]) -> PatchArray:
         shares = 1 - self.share, self.share
         patches = np.concatenate(
             [
-                np.asarray(part) * np.float32(np.sqrt(share / (variance + NO_VARIANCE)))
+                np.asarray(part)
+                * np.float32(np.sqrt(share / (variance + MIN_VARIANCE)))
                 for part, share, variance in zip(
                     parts, shares, self.variances_, strict=True
                 )
@@ -201,7 +209,7 @@ class FusedFeatures(PatchFeatureTransformer):
         )
         return PatchArray(patches, patches.mean(axis=(1, 2)), self._own_levels)
 
-    def _check_members(self):
+    def _check_members(self) -> None:
         first, second = self._members()
         if first._frame() != second._frame():
             raise ValueError(
@@ -220,7 +228,7 @@ class FusedFeatures(PatchFeatureTransformer):
                 "holds for both."
             )
 
-    def _check_grids(self):
+    def _check_grids(self) -> None:
         grids = self.first_.grid_shape_, self.second_.grid_shape_
         if grids[0] != grids[1]:
             raise ValueError(
@@ -234,7 +242,7 @@ class FusedFeatures(PatchFeatureTransformer):
         self._own_levels = tuple((count, self.grid_shape_) for count in counts)
 
 
-def _fitted_extraction(member, images, y):
-    """Fit a member; returns how it extracts the features of the same images."""
+def _fitted_extraction(member: PatchFeatureTransformer, images: Any, y: Any) -> Extract:
+    """Fit a transformer; returns a function that extracts the same images."""
     images = member._validated_reader(images.X)
     return member._fit_images(images, y) or member._extraction()

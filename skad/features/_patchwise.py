@@ -62,7 +62,7 @@ class Patchwise(Portable, TransformerMixin, BaseEstimator):
 
     _parameter_constraints = {"transformer": [HasMethods(["fit", "transform"]), None]}
 
-    def __init__(self, transformer: Any = None):
+    def __init__(self, transformer: Any = None) -> None:
         self.transformer = transformer
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
@@ -132,7 +132,7 @@ class Patchwise(Portable, TransformerMixin, BaseEstimator):
             result[inside] = self.transformer_.transform(patches[inside])
         return result
 
-    def _checked(self, X, *, reset):
+    def _checked(self, X: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         """X as an array (n, h, w, d) or (n, d), and which of its patches to look at."""
         if getattr(X, "ndim", 2) != 4:
             X = validate_data(self, X, dtype=_FLOATS, reset=reset)

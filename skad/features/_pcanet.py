@@ -1,4 +1,4 @@
-"""Patch features learned from the good images themselves, with nothing to download.
+"""Patch features learned from the normal images themselves, with nothing to download.
 
 Filters are principal components of image patches, cascaded over three scales
 (PCANet). Their rectified, pooled responses are standardised per position,
@@ -6,7 +6,9 @@ which is what tells a normal edge from one in the wrong place, and reduced to
 few whitened channels.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from numbers import Integral, Real
 from typing import Any
@@ -17,24 +19,24 @@ from sklearn.utils._param_validation import Interval
 
 from skad._moments import Moments
 from skad._progress import progress
-from skad.features._base import PatchFeatureTransformer
+from skad.features._base import Extract, PatchFeatureTransformer
 
 STRIDE = 8  # pixels from patch to patch
 _KEPT_BYTES = 2**29  # of responses that a second pass finds
-_N_PATCHES = 50_000  # patches behind the filters of one stage
-_QUANTISATION = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
+_N_FILTER_PATCHES = 50_000  # patches from which a stage learns its filters
+_QUANTISATION_VARIANCE = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
 _PRIOR_IMAGES = 20  # that the common variance counts for, against a position's own
-NO_VARIANCE = 1e-6  # of responses to values in [0, 1]: no signal
+MIN_VARIANCE = 1e-6  # of responses to values in [0, 1]: no signal
 
 
 class PCANetFeatures(PatchFeatureTransformer):
     """Patch features by cascaded PCA filters, learned in `fit`.
 
     No network, no weights, no download. Each stage filters its input with the
-    leading principal components of the patches of good images, splits the
+    leading principal components of the patches of normal images, splits the
     responses by sign and halves the resolution. The responses of all stages
     meet in one grid, where they are standardised at every position by the mean
-    and the spread that good images have there, and whitened.
+    and the standard deviation that normal images have there, and whitened.
 
     Parameters
     ----------
@@ -64,7 +66,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         whitening: larger values trust weak components less.
 
     max_images : int, default=100
-        Good images, drawn at random, that the filters are learned from. The
+        Normal images, sampled at random, that the filters are learned from. The
         statistics of each position come from all images.
 
     batch_size : int, default=16
@@ -78,7 +80,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         Threads that read images; None is up to four.
 
     random_state : int, RandomState instance or None, default=0
-        Draws the images and patches that filters are learned from.
+        Samples the images and patches that filters are learned from.
 
     verbose : bool, default=False
         Report progress on the standard error stream.
@@ -89,7 +91,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         Filters of each stage.
 
     position_mean_, position_scale_ : ndarray of shape (h, w, n_responses), float32
-        Mean and spread of good responses at each position of the grid.
+        Mean and standard deviation of normal responses at each position of the grid.
 
     whitening_ : ndarray of shape (n_responses, n_components), float32
         Projection of standardised responses to features.
@@ -181,12 +183,12 @@ class PCANetFeatures(PatchFeatureTransformer):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _fit_images(self, images, y):
-        """Fit; returns how to extract the same images as if they were new."""
+    def _fit_images(self, images: Any, y: Any) -> Extract:
+        """Fit; returns a function that extracts the same images as if they were new."""
         everyone = self._fit_normal(images, y)
         learned = np.ones(len(images), bool) if y is None else np.asarray(y) == 1
 
-        def extract(index, batch):
+        def extract(index: np.ndarray, batch: np.ndarray) -> np.ndarray:
             responses = self._responses(batch)
             standardised = self._standardise(responses)
             for i in np.flatnonzero(learned[index]):
@@ -197,7 +199,7 @@ class PCANetFeatures(PatchFeatureTransformer):
 
         return extract
 
-    def _fit(self, images):
+    def _fit(self, images: Any) -> Positions:
         self._check_stages()
         rng = check_random_state(self.random_state)
         sampled = np.sort(rng.permutation(len(images))[: self.max_images])
@@ -210,9 +212,16 @@ class PCANetFeatures(PatchFeatureTransformer):
                 self.filters_.append(_filters(covariance, size, n, first))
         return self._learn_positions(images)
 
-    def _patch_covariance(self, images, sampled, kernel_size, rng, bar):
+    def _patch_covariance(
+        self,
+        images: Any,
+        sampled: np.ndarray,
+        kernel_size: int,
+        rng: np.random.RandomState,
+        bar: Any,
+    ) -> np.ndarray:
         """Covariance of random patches of the input of the next stage."""
-        patches, per_image = Moments(), max(1, _N_PATCHES // len(sampled))
+        patches, per_image = Moments(), max(1, _N_FILTER_PATCHES // len(sampled))
         for _, batch in images.indexed_batches(self.batch_size, sampled):
             stage_input = self._stages(_to_tensor(batch))[0]
             rows = _random_patches(stage_input, kernel_size, per_image, rng)
@@ -220,8 +229,8 @@ class PCANetFeatures(PatchFeatureTransformer):
             bar.update(len(batch))
         return patches.covariance
 
-    def _learn_positions(self, images):
-        """Statistics of each position, then the whitening of what they leave."""
+    def _learn_positions(self, images: Any) -> Positions:
+        """Learn statistics of each position, then the whitening of the standardised."""
         positions, every_batch = Positions(), self._twice(images)
         left, n_passes = Moments(), 2
         bar = progress(n_passes * len(images), "positions", self.verbose, unit="image")
@@ -235,22 +244,22 @@ class PCANetFeatures(PatchFeatureTransformer):
                 left = left.with_rows(standardised.reshape(-1, responses.shape[-1]))
                 bar.update()
         values, vectors, mean = _leading(left.covariance, self.n_components)
-        spread = np.sqrt(values + self.shrinkage * mean + NO_VARIANCE)
+        spread = np.sqrt(values + self.shrinkage * mean + MIN_VARIANCE)
         self.whitening_ = _in_order(vectors / spread)
         self.position_mean_, self.position_scale_ = positions.mean, positions.scale
         self.grid_shape_ = positions.mean.shape[:2]
         self.n_features_out_ = self.whitening_.shape[1]
         return positions
 
-    def _twice(self, images):
-        """Responses of all images in batches, which a second pass need not compute.
+    def _twice(self, images: Any) -> Callable[[], Iterator[np.ndarray]]:
+        """Yield responses of all images in batches, in two passes; some are kept.
 
         It keeps as many as fit into half a gigabyte.
         """
         kept: list[np.ndarray] = []
         done, room = 0, _KEPT_BYTES
 
-        def every_batch():
+        def every_batch() -> Iterator[np.ndarray]:
             nonlocal done, room
             yield from list(kept)
             rest = range(done, len(images))
@@ -264,13 +273,13 @@ class PCANetFeatures(PatchFeatureTransformer):
 
         return every_batch
 
-    def _extract(self, batch):
+    def _extract(self, batch: np.ndarray) -> np.ndarray:
         return self._standardise(self._responses(batch)) @ self.whitening_
 
-    def _standardise(self, responses):
+    def _standardise(self, responses: np.ndarray) -> np.ndarray:
         return (responses - self.position_mean_) / self.position_scale_
 
-    def _responses(self, batch):
+    def _responses(self, batch: np.ndarray) -> np.ndarray:
         """Responses of all stages on the final grid, (b, h, w, n_responses)."""
         import torch
         from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
@@ -289,7 +298,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         padded = torch.nn.functional.pad(stacked, (1, 1, 1, 1), mode="replicate")
         return avg_pool2d(padded, 3, 1).permute(0, 2, 3, 1).numpy()
 
-    def _stages(self, x):
+    def _stages(self, x: Any) -> tuple[Any, list[Any]]:
         """Input of the next stage, and the outputs of the stages so far."""
         outputs = []
         for stage, filters in enumerate(self.filters_):
@@ -297,7 +306,7 @@ class PCANetFeatures(PatchFeatureTransformer):
             outputs.append(x)
         return x, outputs
 
-    def _check_stages(self):
+    def _check_stages(self) -> None:
         sizes, counts = list(self.kernel_sizes), list(self.n_filters)
         if len(sizes) != len(counts) or not sizes:
             raise ValueError(
@@ -305,15 +314,15 @@ class PCANetFeatures(PatchFeatureTransformer):
                 "need one entry per stage, the same number of both."
             )
         for name, values in (("kernel_sizes", sizes), ("n_filters", counts)):
-            odd = name == "kernel_sizes"
+            must_be_odd = name == "kernel_sizes"
             for value in values:
                 if (
                     not isinstance(value, Integral)
                     or value < 1
-                    or (odd and value % 2 == 0)
+                    or (must_be_odd and value % 2 == 0)
                 ):
-                    kind = "odd positive integers" if odd else "positive integers"
-                    raise ValueError(f"{name}={tuple(values)!r} must be {kind}.")
+                    allowed = "odd " * must_be_odd + "positive integers"
+                    raise ValueError(f"{name}={tuple(values)!r} must be {allowed}.")
         smallest = 2 ** len(sizes) * max(sizes)
         if min(self._input_size()) < smallest:
             raise ValueError(
@@ -323,19 +332,19 @@ class PCANetFeatures(PatchFeatureTransformer):
 
 
 class Positions:
-    """Running mean and spread of responses at every position, in float64."""
+    """Running mean and variance of responses at every position, in float64."""
 
-    def __init__(self, n=0, total=0.0, squares=0.0):
+    def __init__(self, n: int = 0, total: Any = 0.0, squares: Any = 0.0) -> None:
         self.n, self.total, self.squares = n, total, squares
 
-    def add(self, responses):
+    def add(self, responses: np.ndarray) -> None:
         responses = responses.astype(np.float64)
         self.n += len(responses)
         self.total = self.total + responses.sum(axis=0)
         self.squares = self.squares + (responses**2).sum(axis=0)
 
-    def without(self, responses):
-        """The statistics of all images but one; of that one where it is alone."""
+    def without(self, responses: np.ndarray) -> Positions:
+        """Remove one image from the statistics; a single one stays."""
         if self.n == 1:
             return self
         responses = responses.astype(np.float64)
@@ -344,30 +353,30 @@ class Positions:
         )
 
     @property
-    def mean(self):
+    def mean(self) -> np.ndarray:
         return (self.total / self.n).astype(np.float32)
 
     @property
-    def scale(self):
-        """Standard deviations, drawn towards the common one where images are few."""
+    def scale(self) -> np.ndarray:
+        """Standard deviations, shrunk towards the common one where images are few."""
         variance = np.maximum(self.squares / self.n - (self.total / self.n) ** 2, 0)
         common = variance.mean(axis=(0, 1))
         share = self.n / (self.n + _PRIOR_IMAGES)
         variance = share * variance + (1 - share) * common
-        return np.sqrt(variance + NO_VARIANCE).astype(np.float32)
+        return np.sqrt(variance + MIN_VARIANCE).astype(np.float32)
 
-    def standardise(self, responses):
+    def standardise(self, responses: np.ndarray) -> np.ndarray:
         return (responses - self.mean) / self.scale
 
 
-def _to_tensor(batch):
+def _to_tensor(batch: np.ndarray) -> Any:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))) - 0.5
 
 
-def _stage(x, filters, first):
-    """Filter, split responses by sign, halve the resolution."""
+def _stage(x: Any, filters: np.ndarray, first: bool) -> Any:
+    """Apply a stage: filter, split responses by sign, halve the resolution."""
     import torch
     from torch.nn.functional import avg_pool2d, conv2d, pad
 
@@ -380,7 +389,9 @@ def _stage(x, filters, first):
     return avg_pool2d(torch.cat(parts, dim=1), 2)
 
 
-def _random_patches(x, kernel_size, per_image, rng):
+def _random_patches(
+    x: Any, kernel_size: int, per_image: int, rng: np.random.RandomState
+) -> np.ndarray:
     """Random k x k patches of every image of a batch, flattened."""
     views = np.lib.stride_tricks.sliding_window_view(
         x.numpy(), (kernel_size, kernel_size), axis=(2, 3)
@@ -392,7 +403,9 @@ def _random_patches(x, kernel_size, per_image, rng):
     return views[images, :, rows, cols].reshape(len(views) * per_image, -1)
 
 
-def _filters(covariance, kernel_size, n_filters, first):
+def _filters(
+    covariance: np.ndarray, kernel_size: int, n_filters: int, first: bool
+) -> np.ndarray:
     """Leading principal components, scaled to unit variance, as filters."""
     window = kernel_size**2
     if first:  # the mean of a patch over its window travels as its own channel
@@ -401,13 +414,15 @@ def _filters(covariance, kernel_size, n_filters, first):
         projector = np.kron(np.eye(channels), centre)
         covariance = projector @ covariance @ projector
     values, vectors, _ = _leading(covariance, n_filters)
-    floor = _QUANTISATION if first else NO_VARIANCE
+    floor = _QUANTISATION_VARIANCE if first else MIN_VARIANCE
     scaled = vectors / np.sqrt(np.maximum(values, floor))
     filters = scaled.T.reshape(len(values), -1, kernel_size, kernel_size)
     return _in_order(filters)
 
 
-def _leading(covariance, n):
+def _leading(
+    covariance: np.ndarray, n: int | None
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Leading variances and principal components, and the mean of all variances.
 
     Directions in which nothing varies, as in equal images, are all alike: those among
@@ -416,7 +431,7 @@ def _leading(covariance, n):
     """
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    silent = values <= 1e-10 * max(values[0], NO_VARIANCE)
+    silent = values <= 1e-10 * max(values[0], MIN_VARIANCE)
     leading = _signed(vectors[:, :n])
     n_mixed = np.sum(silent[:n])
     if n_mixed:
@@ -426,12 +441,12 @@ def _leading(covariance, n):
     return values[:n], leading, values.mean()
 
 
-def _in_order(values):
-    """In float32 and C order, as a pickle gives it back: order changes last bits."""
+def _in_order(values: np.ndarray) -> np.ndarray:
+    """Convert to float32 in C order, as after a pickle: order changes last bits."""
     return np.ascontiguousarray(values, np.float32)
 
 
-def _signed(vectors):
+def _signed(vectors: np.ndarray) -> np.ndarray:
     """Eigenvectors with their largest entry positive: the sign is arbitrary."""
     largest = np.abs(vectors).argmax(axis=0)
     return vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])

@@ -1,4 +1,4 @@
-"""Regions of interest: what lies outside is neither learned from nor scored."""
+"""Regions of interest: patches outside are neither learned from nor scored."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Regions:
         return inside
 
 
-def _covered(mask, grid, window):
+def _covered(mask: np.ndarray, grid: tuple[int, ...], window: Any) -> np.ndarray:
     """Cells of a grid of which at least half the area is True.
 
     A box filter of Pillow averages the mask over each cell; cells need not begin or

@@ -1,6 +1,6 @@
 """SPD (Zou et al., ECCV 2022): a pretrained network that learns to spot differences.
 
-It is trained on, without labels, so that an image is near its versions of other colours
+It is fine-tuned, without labels, so that an image is near its versions of other colours
 and crops, and far from those of which a small part was changed.
 """
 
@@ -90,7 +90,7 @@ class SPDPatchFeatures(PatchFeatures):
         depend on it.
 
     random_state : int, RandomState instance or None, default=0
-        Draws views, the order of images, and whatever starts at random. Checkpoints
+        Samples views, the order of images, and whatever starts at random. Checkpoints
         need an int.
 
     verbose : bool, default=False
@@ -133,7 +133,7 @@ class SPDPatchFeatures(PatchFeatures):
     Notes
     -----
     The paper pre-trains on ImageNet; here, a network that is pretrained already is
-    trained on with the images at hand, for which the paper makes no claim. Sizes and
+    fine-tuned on the images at hand, for which the paper makes no claim. Sizes and
     strengths of the views are not in it, either.
 
     Batch normalization of the network keeps the statistics that it came with, since
@@ -276,7 +276,7 @@ class SPDPatchFeatures(PatchFeatures):
                 self.backbone, self.weights, kwargs, self._seed, device, fold=False
             )
         # The module of one's own is told from others by its weights.
-        key = self.weights_sha256_, repr(sorted(kwargs.items())), *self._wanted()
+        key = self.weights_sha256_, repr(sorted(kwargs.items())), *self._module_names()
         name = type(self.backbone).__name__ if own else self.backbone
 
         def build():
@@ -288,7 +288,7 @@ class SPDPatchFeatures(PatchFeatures):
                     module.to(device), IMAGENET_MEAN, IMAGENET_STD
                 )
             return networks.frozen.with_trained_weights(
-                self.backbone, kwargs, self.state_, device, self._wanted()
+                self.backbone, kwargs, self.state_, device, self._module_names()
             )
 
         return networks.frozen.tuned_backbone((name, *key), build, device)
@@ -313,7 +313,7 @@ class SPDPatchFeatures(PatchFeatures):
         ).sha256
 
     def _keep_weights(self, backbone, probe):
-        """All weights are in `state_`."""
+        """Store nothing: all weights are in `state_`."""
 
     def _train(self, backbone, last, images):
         """Fine-tune the module of `backbone` in place; the loss of each step."""
@@ -368,7 +368,7 @@ class SPDPatchFeatures(PatchFeatures):
         return n_images
 
     def _sampler(self, read, readable, members):
-        """A function from the numbers of a step and of an image to its views."""
+        """Return the function from a step and the number of an image to its views."""
 
         def views(step, k):
             rng = np.random.default_rng(combined_seed(self._seed, 1, step, k))
@@ -429,5 +429,5 @@ class _Members:
 
 
 def spd_views(image, rng):
-    """An image (H, W, C), a weakly changed view, and another with a changed part."""
+    """Make two augmented views of an image, the second with a pasted part."""
     return image, weak_view(image, rng), smooth_blend(weak_view(image, rng), rng)[0]

@@ -26,7 +26,9 @@ from skad.images._batches import ImageReader, NamedImages, n_threads
 from skad.images._errors import Source
 from skad.images._read import as_path
 
-_BATCHES = 4  # full batches of tiles that the images read at once are enough for
+_BATCHES_AT_ONCE = (
+    4  # full batches of tiles that the images read at once are enough for
+)
 _KEPT_IMAGES = 2  # that tiles to learn from are cut from
 
 
@@ -173,7 +175,7 @@ class TiledFeatures(PatchFeatureTransformer):
     def _images_at_once(self) -> int:
         """Images whose tiles fill some batches."""
         batch = self.features_._images_at_once()
-        return -(-_BATCHES * batch // self._tiling.n_tiles)
+        return -(-_BATCHES_AT_ONCE * batch // self._tiling.n_tiles)
 
     def _validated_reader(self, X: Any) -> ImageReader:
         self._validate_params()

@@ -1,4 +1,4 @@
-"""Reading images and masks of every supported kind.
+"""Reading images and masks from files, arrays, tensors and images of Pillow.
 
 The normal form of one image is an array (H, W, C) of uint8, or of float32 in [0, 1];
 C is 1 or 3 unless another number is asked for. Nothing here needs torch; tensors are

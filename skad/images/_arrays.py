@@ -30,7 +30,7 @@ def is_tensor(x: object) -> bool:
 
 
 def accepted_channels(n_channels: int | None) -> tuple[int, ...]:
-    """Numbers of channels of an array where `n_channels`, or any, are wanted."""
+    """Numbers of channels of an array where `n_channels`, or any, are asked for."""
     if n_channels is None or n_channels in CONVERTED:
         return CHANNELS
     return (n_channels,)
@@ -112,13 +112,14 @@ def _check_array_channels(
 
 def check_channels(array: NDArray[Any], source: Source, n_channels: int) -> None:
     """Refuse pixels (H, W, C) that do not become `n_channels` channels."""
-    seen = array.shape[2]
-    if n_channels in CONVERTED or seen == n_channels:
+    found = array.shape[2]
+    if n_channels in CONVERTED or found == n_channels:
         return
     raise source.error(
-        f"the image has {seen} channel{'s' if seen > 1 else ''}, expected {n_channels}",
+        f"the image has {found} channel{'s' if found > 1 else ''}, "
+        f"expected {n_channels}",
         f"pass an array (H, W, {n_channels}) or a .npy file of one, or take a network "
-        f"for {seen} (in_chans={seen})",
+        f"for {found} (in_chans={found})",
     )
 
 

@@ -24,7 +24,7 @@ from skad.images._errors import Source
 from skad.images._files import list_images
 from skad.images._read import as_path, refuse_item
 
-_EXPECTED = (
+_EXPECTED_X = (
     "a list of images (paths, PIL images, arrays or tensors), one array (n, H, W) "
     "or (n, H, W, 1|3|4), or one torch tensor (n, C, H, W)"
 )
@@ -127,14 +127,14 @@ def _container_problem(X: Any) -> str:
     if has_base(kind, "pandas", "DataFrame"):
         return "a DataFrame; pass its column of paths or images"
     if kind.__module__.startswith("scipy.sparse"):
-        return f"a sparse matrix; pass {_EXPECTED}"
+        return f"a sparse matrix; pass {_EXPECTED_X}"
     if isinstance(X, Mapping):
         return f"a {kind.__name__}; pass one of its values, or a list of them"
     if isinstance(X, Set):
         return f"a {kind.__name__}, which has no order; pass it sorted, as a list"
     if isinstance(X, Iterator):
         return f"a {kind.__name__}, which can be read only once; pass a list of it"
-    return f"{'None' if X is None else f'of type {kind.__name__}'}; pass {_EXPECTED}"
+    return f"{'None' if X is None else f'of type {kind.__name__}'}; pass {_EXPECTED_X}"
 
 
 def _empty(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Files without their pixels: folders listed, sizes and keys told."""
+"""List folders of images; sizes and keys of files, without decoding pixels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from skad.images._read import (
 )
 
 # Pillow recognises files of these kinds, but needs other programs to decode them.
-_NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+_UNDECODED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def list_images(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:
@@ -77,7 +77,7 @@ def list_images(folder: str | os.PathLike[str], *, nested: bool = False) -> list
 
 
 def find_images(folder: Path, *, nested: bool = False) -> list[Path]:
-    """Do the same for a folder that exists, but may hold no image."""
+    """List the images of a folder that exists, but may hold none."""
     suffixes = image_suffixes()
     found: list[Path] = []
     seen: set[str] = set()
@@ -103,7 +103,9 @@ def _raised(error: OSError) -> None:
 def image_suffixes() -> frozenset[str]:
     """Endings of the files that `read_image` reads, in lower case, with their dot."""
     known = Image.registered_extensions().items()
-    readable = {s for s, kind in known if kind in Image.OPEN and kind not in _NO_PIXELS}
+    readable = {
+        s for s, kind in known if kind in Image.OPEN and kind not in _UNDECODED_FORMATS
+    }
     return frozenset(readable | {".npy"})
 
 

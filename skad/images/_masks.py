@@ -1,4 +1,24 @@
-"""Ground-truth masks: True is anomalous."""
+"""Ground-truth masks and regions of interest: what a mask may be, and how it is read.
+
+All of skad reads masks by `read_mask`: those of metrics, of known defects in training
+and synthesis, and regions of interest. A mask is
+
+- a file that Pillow can open, or an array of NumPy in a file whose name ends in .npy;
+- an image of Pillow;
+- an array (H, W) or (H, W, 1|3|4), or a nested list (H, W);
+- a tensor of torch, (H, W) or (C, H, W);
+
+with whole numbers from 0 on, in any dtype: bool, integers, or floats without a
+fraction. Zero is normal (or outside of the region), every other value is anomalous (or
+inside). So 0 and 1, 0 and 255, and one number for each type of defect mean the same.
+Channels must be equal; a fourth one, transparency, is ignored. A palette image is
+anomalous where its colour is not black. EXIF orientation is applied, as to images.
+Height and width are those of the image as passed, where the caller knows them.
+
+Refused, with an error that names the mask, are values that could be read in two ways:
+fractions (probabilities or anomaly maps), NaN, negative numbers, differing channels,
+JPEG files with values between 0 and 255, other shapes, and another size than the image.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +47,7 @@ def read_mask(
     """Read a mask: every value other than zero is anomalous.
 
     A mask holds whole numbers from 0 on, in any dtype, and only zero is normal: 0 and
-    1, 0 and 255, one value for each kind of defect, or grey values along a smoothed
+    1, 0 and 255, one value for each type of defect, or grey values along a smoothed
     edge. The same values give the same mask, whatever holds them. What could be read
     in two ways is refused.
 

@@ -29,7 +29,7 @@ def resize_image(
     image : ndarray of shape (H, W, C)
         Normal form: uint8 or float32 in [0, 1]; see `read_image`.
     size : tuple of int
-        Wanted (H, W).
+        Height and width of the result.
     resample : {"bilinear", "bicubic", "lanczos", "nearest"}, default="bilinear"
         Filter of Pillow. Float results are clipped to [0, 1].
 
@@ -80,7 +80,7 @@ def resize_short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
     size : tuple of int
         (H, W) of the image.
     short : int
-        Wanted length of the short side.
+        Length of the short side.
 
     Returns
     -------
@@ -151,7 +151,7 @@ def to_float(image: NDArray[Any], n_channels: int = 3) -> NDArray[np.float32]:
         Normal form: uint8 or float32 in [0, 1], C 1 or `n_channels`; see
         `read_image`.
     n_channels : int, default=3
-        Wanted number of channels.
+        Number of channels.
 
     Returns
     -------

@@ -104,7 +104,12 @@ def find_defects(
     return sorted(kept, key=lambda defect: (-defect.area, defect.bbox))
 
 
-def _defect(labels, number, box, anomaly_map):
+def _defect(
+    labels: np.ndarray,
+    number: int,
+    box: tuple[slice, slice],
+    anomaly_map: np.ndarray | None,
+) -> Defect:
     inside = labels[box] == number
     rows, columns = np.nonzero(inside)
     top, left = box[0].start, box[1].start

@@ -125,7 +125,9 @@ def explain(model: Any, X: Any) -> list[Explanation | None]:
     ]
 
 
-def _explanation(index, found, grid, window, size):
+def _explanation(
+    index: int, found: Any, grid: Any, window: Any, size: Any
+) -> Explanation:
     worst, nearest = found[:2].astype(int)
     image, nearest = divmod(nearest, grid[0] * grid[1])
     patch, training_patch = _place(worst, grid), _place(nearest, grid)
@@ -140,13 +142,13 @@ def _explanation(index, found, grid, window, size):
     )
 
 
-def _place(position, grid):
+def _place(position: Any, grid: Any) -> tuple[int, int]:
     """Row and column of a position among the flattened patches of a grid."""
     row, column = np.unravel_index(position, grid)
     return int(row), int(column)
 
 
-def _region(patch, grid, window):
+def _region(patch: Any, grid: Any, window: Any) -> tuple[float, float, float, float]:
     """Top, left, bottom and right of a patch, as shares of the sides of an image."""
     edges = []
     for place, n_cells, (start, stop) in zip(patch, grid, window, strict=True):
@@ -156,7 +158,7 @@ def _region(patch, grid, window):
     return top, left, bottom, right
 
 
-def _bbox(region, size):
+def _bbox(region: Any, size: Any) -> tuple[int, int, int, int]:
     """Pixels of an image of a size that a region touches, at least one."""
     top, left, bottom, right = region
     height, width = size

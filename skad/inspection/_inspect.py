@@ -1,4 +1,4 @@
-"""All that a model says of an image, from one pass of the network and one search."""
+"""All results of a model for an image, from one pass of the network and one search."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FEATURES_AT_ONCE = 256  # images whose features are scored together
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What a model says of one image.
+    """All results of a model for one image.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def inspect(
     size: tuple[int, int] | None = None,
     maps: bool | Literal["rejected"] = True,
 ) -> Iterator[Inspection]:
-    """Say all that a model knows of images, one image after the other.
+    """Compute all results of a model, one image after the other.
 
     Label, decision, p-value, map, mask and defects come from one pass of the network
     and one search, and memory does not grow with the number of images. The model
@@ -165,7 +165,7 @@ def inspect(
     return _inspections(_Inspector(chain, size, maps), X)
 
 
-def _check_iterable(X):
+def _check_iterable(X: Any) -> None:
     """Refuse what gives no images one after the other, and what is empty."""
     if isinstance(X, (str, bytes)) or not hasattr(X, "__iter__"):
         raise TypeError(
@@ -183,16 +183,16 @@ def _inspections(inspector: Any, X: Any) -> Iterator[Inspection]:
         start += len(part)
 
 
-def _parts(X, n):
+def _parts(X: Any, n: int) -> Iterator[Sequence[Any]]:
     """Yield X in parts of n images; of an iterator, single images."""
-    if not isinstance(X, Sized):
+    if not hasattr(X, "__len__"):
         for item in X:
             yield [item]
     elif hasattr(X, "shape") and hasattr(X, "__getitem__") and len(X.shape) > 1:
         for lo in range(0, len(X), n):
             yield X[lo : lo + n]
     else:
-        images: Iterator[Any] = iter(X)  # type: ignore[call-overload]
+        images: Iterator[Any] = iter(X)
         while part := list(islice(images, n)):
             yield part
 
@@ -212,7 +212,9 @@ class _Inspector:
         As of `inspect`.
     """
 
-    def __init__(self, chain, size, maps):
+    def __init__(
+        self, chain: Chain, size: tuple[int, int] | None, maps: bool | str
+    ) -> None:
         self.chain, self.size = chain, size
         self.maps = maps if maps == "rejected" else bool(maps)
         self.detector = chain.final
@@ -257,7 +259,7 @@ class _Inspector:
                 **found,
             )
 
-    def _entered(self, part, start):
+    def _entered(self, part: Sequence[Any], start: int) -> Any:
         """Reader of a part, or what enters the step that reads images by itself."""
         images = self.chain.entering(part)
         if not hasattr(self.image_step, "_reader"):
@@ -267,7 +269,7 @@ class _Inspector:
         reader.on_error = "report"
         return reader
 
-    def _size_of(self, images, i):
+    def _size_of(self, images: Any, i: int) -> tuple[int, int] | None:
         """Size of the map of an image: its own, or None for features."""
         if isinstance(images, ImageReader):
             return images.original_size(i)  # known, for the image has been read
@@ -275,7 +277,7 @@ class _Inspector:
 
     # -- scores and patch grids ----------------------------------------------
 
-    def _scores_and_grids(self, images):
+    def _scores_and_grids(self, images: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Scores of images, and their patch scores, or None."""
         if not isinstance(images, ImageReader):
             return self._of_features(self.chain._after_entering(images, None))
@@ -287,7 +289,7 @@ class _Inspector:
         scores, grids = self.detector._score(images)
         return -scores, filled(grids)
 
-    def _of_feature_parts(self, images):
+    def _of_feature_parts(self, images: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Scores and patch scores by way of features, some images at a time."""
         scores, grids = np.full(len(images), np.nan), None
         for index, features in self.chain.images._scoring_parts(images):
@@ -301,7 +303,7 @@ class _Inspector:
             grids[index] = some
         return scores, grids
 
-    def _of_features(self, X):
+    def _of_features(self, X: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Scores and patch scores of what the detector takes."""
         if self.maps is True:
             return self.detector._scores_and_maps(X)
@@ -316,7 +318,9 @@ class _Inspector:
 
     # -- maps ------------------------------------------------------------------
 
-    def _map_mask_defects(self, grid, size):
+    def _map_mask_defects(
+        self, grid: np.ndarray, size: tuple[int, int] | None
+    ) -> dict[str, Any]:
         """Map, mask and defects of one image, from its patch scores."""
         anomaly_map = self._rendered(grid[None], size)[0]
         if size not in self._thresholds:
@@ -328,7 +332,7 @@ class _Inspector:
             "defects": find_defects(mask, anomaly_map),
         }
 
-    def _rendered(self, grids, size):
+    def _rendered(self, grids: np.ndarray, size: Any) -> Any:
         """Patch scores as maps of a size; as they are where it is None."""
         if self.image_step is None:
             return grids if size is None else self.detector._render(grids, size)
@@ -340,11 +344,11 @@ class _Inspector:
 class _Numbered:
     """Images of a part, by their positions in X."""
 
-    def __init__(self, images, start):
+    def __init__(self, images: Any, start: int) -> None:
         self._images, self._start = images, start
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: int) -> Any:
         return self._images[position - self._start]

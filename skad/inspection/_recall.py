@@ -1,10 +1,10 @@
 """How many known defects a model finds that learned from normal images.
 
 The threshold comes from held-out normal images alone, and stays. Defects only tell
-how many of their kind it finds, and which rate of false alarms would find more.
+how many of their type it finds, and which rate of false alarms would find more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -140,7 +140,7 @@ class RecallReport(RecallRow):
         needed = int(np.ceil(recall * self.n_defects - 1e-9))
         return float(np.sort(self.p_values)[max(needed, 1) - 1])
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         name = f"model: {self.false_alarm_rate:.2%}"
         rows: list[tuple[str, RecallRow]] = [
             (name if self.certified else f"{name}, estimated", self)
@@ -156,7 +156,7 @@ class RecallReport(RecallRow):
             lines += ["", *self._table("kind, by the model", kinds)]
         return "\n".join(lines)
 
-    def _table(self, title, rows):
+    def _table(self, title: str, rows: Any) -> Iterator[str]:
         width = max(len(title), *(len(name) for name, _ in rows))
         level = f"{100 * self.confidence:g} % interval"
         yield f"{title:<{width}}  {'found':>9}  recall  {level}"
@@ -231,7 +231,7 @@ def recall_report(
     `set_contamination` would set them. p-values, and `rate_for`, are those of the
     conformal rank.
 
-    The intervals hold for defects drawn at random from those to come, which a
+    The intervals hold for defects sampled at random from those to come, which a
     collection of known ones seldom is. Kinds that are not among them may be found
     always or never.
 
@@ -299,7 +299,7 @@ def recall_report(
     )
 
 
-def _scores_of_defects(model, X_defects, regions):
+def _scores_of_defects(model: Any, X_defects: Any, regions: Any) -> np.ndarray:
     """Scores (n_defects,), larger for more normal; each defect must have one."""
     scores = Chain(model).ask("score_samples", X_defects, regions)
     if np.isnan(scores).any():
@@ -311,7 +311,9 @@ def _scores_of_defects(model, X_defects, regions):
     return scores
 
 
-def _row(kind, rate, threshold, scores, confidence):
+def _row(
+    kind: Any, rate: float, threshold: float, scores: np.ndarray, confidence: float
+) -> RecallRow:
     """How many of some scores lie beyond a threshold."""
     n_found = int(np.sum(scores < threshold))
     interval = binomtest(n_found, len(scores)).proportion_ci(confidence, "exact")
@@ -319,11 +321,11 @@ def _row(kind, rate, threshold, scores, confidence):
     return RecallRow(kind, rate, threshold, len(scores), n_found, (low, high))
 
 
-def _is_number(value):
+def _is_number(value: Any) -> bool:
     return isinstance(value, Real)
 
 
-def _final(model):
+def _final(model: Any) -> Any:
     """The fitted detector that gives the scores."""
     check_is_fitted(model)
     detector = Chain(model).final
@@ -331,7 +333,7 @@ def _final(model):
     return detector
 
 
-def _held_out_scores(detector):
+def _held_out_scores(detector: Any) -> np.ndarray:
     name = type(detector).__name__
     if not hasattr(detector, "calibration_scores_"):
         raise TypeError(
@@ -340,9 +342,9 @@ def _held_out_scores(detector):
         )
     if detector._in_sample:
         raise ValueError(
-            f"the calibration_scores_ of this {name} are of images it was trained on "
+            f"the calibration_scores_ of this {name} are of images it learned from "
             "(calibration='train', or a single image), which say nothing about new "
-            "ones. Fit with another calibration, or call calibrate with other good "
+            "ones. Fit with another calibration, or call calibrate with other normal "
             "images."
         )
     held_out, rate = detector.calibration_scores_, detector.contamination_
@@ -356,7 +358,7 @@ def _held_out_scores(detector):
     return held_out
 
 
-def _checked_rates(rates, n, own):
+def _checked_rates(rates: Any, n: int, own: float) -> list[float]:
     least = 1 / (n + 1)
     if rates is None:
         rates = [least, *(rate for rate in _USUAL_RATES if rate > least)]

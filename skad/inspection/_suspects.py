@@ -10,8 +10,8 @@ from sklearn.utils.validation import check_is_fitted
 from skad._chain import Chain
 from skad.base import BaseDetector
 
-_N_DEVIATIONS = 3
-_TO_STANDARD_DEVIATION = 1.4826  # of a normal distribution, per MAD
+_N_ROBUST_STDS = 3
+_STD_PER_MAD = 1.4826  # of a normal distribution, per MAD
 
 
 def suspects(model: Any, X: Any, y: ArrayLike | None = None) -> Bunch:
@@ -116,8 +116,8 @@ def suspects(model: Any, X: Any, y: ArrayLike | None = None) -> Bunch:
     )
 
 
-def _check_holds_out_all(detector):
-    """Refuse a model that keeps scores of images that it has seen, or of a part."""
+def _check_holds_out_all(detector: Any) -> None:
+    """Refuse a model that keeps scores of images that it learned from, or of a part."""
     way = detector._resolved_calibration()
     if detector._in_sample or way in ("train", "split"):
         what = "holds out a part of the images only"
@@ -130,7 +130,7 @@ def _check_holds_out_all(detector):
         )
 
 
-def _learned_from(chain, X, y):
+def _learned_from(chain: Chain, X: Any, y: Any) -> np.ndarray:
     """Positions of the images of X that the model has learned from."""
     n_learned = chain.final.n_samples_seen_
     learned = np.broadcast_to(chain.final._not_anomalous(X, y), len(X))
@@ -145,7 +145,7 @@ def _learned_from(chain, X, y):
     return np.flatnonzero(learned)
 
 
-def _why_not_all(detector):
+def _why_not_all(detector: Any) -> str:
     if hasattr(detector, "calibration_size"):
         return f"Raise calibration_size={detector.calibration_size} and fit again."
     return (
@@ -154,8 +154,8 @@ def _why_not_all(detector):
     )
 
 
-def _limit(scores):
+def _limit(scores: np.ndarray) -> float:
     """Score below which an image is flagged."""
     median = np.median(scores)
     mad = np.median(np.abs(scores - median))
-    return median - _N_DEVIATIONS * _TO_STANDARD_DEVIATION * mad
+    return median - _N_ROBUST_STDS * _STD_PER_MAD * mad

@@ -1,15 +1,17 @@
-"""A picture of what a detector sees: image, heat map, and ground truth."""
+"""Plots of images, their anomaly maps, and ground truth."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from skad.images import check_images, image_size, read_image, read_mask, to_float
 
-_INCHES = 2.3  # side of a picture in a new figure
-_SHARPER = 2  # pixels of a picture per pixel of the screen, for print and zoom
-_AT_ONCE = 2**26  # pixels of maps that are made together
+_AXES_INCHES = 2.3  # side of a picture in a new figure
+_SCREEN_PIXEL_PIXELS = 2  # pixels of a picture per pixel of the screen, for print
+_PIXELS_AT_ONCE = 2**26  # pixels of maps that are made together
 
 
 class AnomalyMapDisplay:
@@ -105,7 +107,7 @@ class AnomalyMapDisplay:
         figure: Any = None,
         cmap: str = "RdBu_r",
     ) -> Self:
-        """Plot what a fitted estimator sees in images.
+        """Plot images and the anomaly maps of a fitted estimator.
 
         Parameters
         ----------
@@ -174,7 +176,7 @@ class AnomalyMapDisplay:
         figure: Any = None,
         cmap: str = "RdBu_r",
     ) -> Self:
-        """Plot images with maps that are at hand.
+        """Plot images with given anomaly maps.
 
         Parameters
         ----------
@@ -267,7 +269,7 @@ class AnomalyMapDisplay:
         most = _largest_side(n_rows, n_columns, figure)
         # Whatever is wrong with an image shows before there is a figure.
         rows = [self._row(i, most) for i in range(n_rows)]
-        norm, shown = self._norm([row["heat"].values for row in rows]), None
+        norm, heat_image = self._norm([row["heat"].values for row in rows]), None
         figure, axes = _figure_and_axes(plt, figure, n_rows, n_columns)
         for i, row in enumerate(rows):
             left, middle = axes[i, 0], axes[i, 1]
@@ -276,7 +278,9 @@ class AnomalyMapDisplay:
             grey = row["picture"].mean(axis=2)
             middle.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
             heat = row["heat"].values
-            shown = middle.imshow(heat, cmap=cmap, norm=norm, alpha=0.7, extent=extent)
+            heat_image = middle.imshow(
+                heat, cmap=cmap, norm=norm, alpha=0.7, extent=extent
+            )
             if self.thresholds is not None and (heat > 0).any() and (heat < 0).any():
                 at = row["heat"].centres
                 middle.contour(*at, heat, levels=[0], colors="black", linewidths=1)
@@ -296,12 +300,12 @@ class AnomalyMapDisplay:
         label = "anomaly score"
         if self.thresholds is not None:
             label += ", zero is the threshold"
-        self.colorbar_ = figure.colorbar(shown, label=label, **_bar(figure, axes))
+        self.colorbar_ = figure.colorbar(heat_image, label=label, **_bar(figure, axes))
         self.figure_, self.axes_ = figure, axes
         return self
 
-    def _row(self, i, most):
-        """What is shown of an image: nothing larger than its place."""
+    def _row(self, i: int, most: int) -> dict[str, Any]:
+        """Shrink an image, its map and masks to what the figure can show."""
         image = read_image(self.images[i], where=f"images[{i}]")
         size = image.shape[:2]
         heat = self.maps[i]
@@ -309,7 +313,7 @@ class AnomalyMapDisplay:
             heat = _Shrunk(np.asarray(heat), most, np.fmax)
         if self.thresholds is not None:
             heat = heat.above(self.thresholds[i])
-        row = {"heat": heat, "mask": None, "outside": None}
+        row: dict[str, Any] = {"heat": heat, "mask": None, "outside": None}
         row["picture"] = to_float(_mean_shrunk(image, most))
         if self.masks is not None:
             row["mask"] = np.zeros(heat.values.shape, bool)
@@ -323,7 +327,7 @@ class AnomalyMapDisplay:
             row["outside"][~inside] = 0.5, 0.5, 0.5, 0.7
         return row
 
-    def _norm(self, heats):
+    def _norm(self, heats: list[np.ndarray]) -> Any:
         from matplotlib.colors import Normalize
 
         known = [heat for heat in heats if np.isfinite(heat).any()]
@@ -335,7 +339,7 @@ class AnomalyMapDisplay:
         return Normalize(low, high)
 
 
-def _check_lengths(n_images, **each):
+def _check_lengths(n_images: int, **each: Any) -> None:
     """Refuse arguments, by their names, that have not one entry per image."""
     for name, values in each.items():
         if values is not None and len(values) != n_images:
@@ -350,27 +354,27 @@ class _Shrunk:
     Each takes what `combine` makes of those below it.
     """
 
-    def __init__(self, array, most, combine):
+    def __init__(self, array: np.ndarray, most: int, combine: np.ufunc) -> None:
         self.shape = array.shape
         self.values = array
         for axis, starts in enumerate(_starts(array.shape, most)):
             if len(starts) < array.shape[axis]:
                 self.values = combine.reduceat(self.values, starts, axis=axis)
 
-    def above(self, threshold):
+    def above(self, threshold: float) -> _Shrunk:
         """The distances above a threshold."""
         other = object.__new__(_Shrunk)
         other.shape, other.values = self.shape, self.values - threshold
         return other
 
     @property
-    def extent(self):
+    def extent(self) -> tuple[float, float, float, float]:
         """Borders in pixels of the whole array, as for ``imshow``."""
         height, width = self.shape
         return -0.5, width - 0.5, height - 0.5, -0.5
 
     @property
-    def centres(self):
+    def centres(self) -> Any:
         """Column and row of the centre of each pixel, in those of the whole array."""
         (height, width), (n, m) = self.shape, self.values.shape
         return (
@@ -379,7 +383,7 @@ class _Shrunk:
         )
 
 
-def _starts(size, most):
+def _starts(size: Sequence[int], most: int) -> list[np.ndarray]:
     """Where the pixels of a smaller array begin, along both axes."""
     factor = max(1.0, max(size) / most)
     counts = [max(1, round(side / factor)) for side in size]
@@ -389,7 +393,7 @@ def _starts(size, most):
     ]
 
 
-def _mean_shrunk(image, most):
+def _mean_shrunk(image: np.ndarray, most: int) -> np.ndarray:
     """Means over the pixels (H, W, C) below each of a smaller image, in its dtype."""
     dtype = image.dtype
     for axis, starts in enumerate(_starts(image.shape[:2], most)):
@@ -403,24 +407,29 @@ def _mean_shrunk(image, most):
     return image.astype(dtype, copy=False)
 
 
-def _largest_side(n_rows, n_columns, figure):
+def _largest_side(n_rows: int, n_columns: int, figure: Any) -> int:
     """Pixels along the longer side of a picture that a figure can show."""
     plt = _pyplot()
-    inches, dpi = (_INCHES, _INCHES), plt.rcParams["figure.dpi"]
+    inches, dpi = (_AXES_INCHES, _AXES_INCHES), plt.rcParams["figure.dpi"]
     if figure is not None:
         width, height = figure.bbox.width, figure.bbox.height
         dpi = figure.dpi
         inches = width / dpi / n_columns, height / dpi / n_rows
-    return max(32, round(_SHARPER * max(inches) * dpi))
+    return max(32, round(_SCREEN_PIXEL_PIXELS * max(inches) * dpi))
 
 
-def _figure_and_axes(plt, figure, n_rows, n_columns):
+def _figure_and_axes(
+    plt: Any, figure: Any, n_rows: int, n_columns: int
+) -> tuple[Any, Any]:
     """A grid of axes, in a figure of fitting size or in the given one."""
     if figure is not None:
         figure.clear()
         return figure, figure.subplots(n_rows, n_columns, squeeze=False)
     left, right, bottom, top = 0.3, 1.2, 0.1, 0.35  # margins in inches
-    width, height = _INCHES * n_columns + left + right, _INCHES * n_rows + bottom + top
+    width, height = (
+        _AXES_INCHES * n_columns + left + right,
+        _AXES_INCHES * n_rows + bottom + top,
+    )
     figure = plt.figure(figsize=(width, height))
     # Laid out by hand: a solver takes seconds for a hundred axes.
     place = {
@@ -434,7 +443,7 @@ def _figure_and_axes(plt, figure, n_rows, n_columns):
     return figure, figure.subplots(n_rows, n_columns, squeeze=False, gridspec_kw=place)
 
 
-def _bar(figure, axes):
+def _bar(figure: Any, axes: Any) -> dict[str, Any]:
     """Where the colour bar goes: beside the first rows, however many there are."""
     if figure.get_layout_engine() is not None or axes[0, 0].get_gridspec().left is None:
         return {"ax": axes, "shrink": 0.8}
@@ -445,30 +454,30 @@ def _bar(figure, axes):
     return {"cax": figure.add_axes(place)}
 
 
-def _parts(images, regions):
+def _parts(images: Any, regions: Any) -> Iterator[tuple[Any, Any]]:
     """The images, and their regions, some at a time: few where they are large."""
     first, n_pixels = 0, 0
     for i in range(len(images)):
         height, width = image_size(images[i], where=f"X[{i}]")
-        if i > first and n_pixels + height * width > _AT_ONCE:
+        if i > first and n_pixels + height * width > _PIXELS_AT_ONCE:
             yield _part(images, regions, first, i)
             first, n_pixels = i, 0
         n_pixels += height * width
     yield _part(images, regions, first, len(images))
 
 
-def _part(images, regions, first, last):
+def _part(images: Any, regions: Any, first: int, last: int) -> tuple[Any, Any]:
     own = None if regions is None else regions[first:last]
     return images[first:last], own
 
 
-def _maps(estimator, images, regions):
+def _maps(estimator: Any, images: Any, regions: Any) -> Any:
     from skad.pipeline import anomaly_map
 
     return anomaly_map(estimator, images, regions=regions)
 
 
-def _pyplot():
+def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

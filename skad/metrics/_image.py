@@ -23,8 +23,8 @@ def _defects_and_scores(
     """Which images are defective, and anomaly scores; None after a warning."""
     is_defective, anomaly = check_labels_and_scores(y, scores)
     if is_defective.all() or not is_defective.any():
-        kind = "defective" if is_defective.all() else "normal"
-        warn_undefined(metric, f"y has {kind} images only")
+        only = "defective" if is_defective.all() else "normal"
+        warn_undefined(metric, f"y has {only} images only")
         return None
     return is_defective, anomaly
 
@@ -46,7 +46,7 @@ def image_auroc(y: Any, scores: Any) -> float:
     -------
     auroc : float
         1 where all defective images have lower scores than all normal ones. NaN, with a
-        warning, where `y` has one kind of image only.
+        warning, where `y` has one class only.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def image_average_precision(y: Any, scores: Any) -> float:
     Returns
     -------
     average_precision : float
-        In (0, 1]. NaN, with a warning, where `y` has one kind of image only.
+        In (0, 1]. NaN, with a warning, where `y` has one class only.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def image_f1_max(
     Returns
     -------
     f1 : float
-        In (0, 1]. NaN, with a warning, where `y` has one kind of image only.
+        In (0, 1]. NaN, with a warning, where `y` has one class only.
     threshold : float
         Images with scores up to it are called defective. Returned only if
         `return_threshold=True`; of several with the same F1, the one that calls most

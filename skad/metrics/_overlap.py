@@ -262,8 +262,8 @@ def aupimo_score(
     normal = pairs.only(defective=False)
     per_image = np.full(len(pairs), np.nan)
     if not pixels.images.size or not normal:
-        kind = "normal" if not normal else "defective"
-        value = warn_undefined("aupimo_score", f"no image is {kind}")
+        missing = "normal" if not normal else "defective"
+        value = warn_undefined("aupimo_score", f"no image is {missing}")
         return value if average == "mean" else per_image
     counts = thresholds.with_counts(count_normal(thresholds.values, normal))
     scores = pimo_per_image(pixels, counts, bounds)

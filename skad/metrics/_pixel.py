@@ -30,7 +30,7 @@ _NAN = float("nan")
 
 
 def _counts(metric: str, masks: Any, maps: Any) -> ThresholdCounts | None:
-    """Pixels at every threshold; None, after a warning, where one kind is missing."""
+    """Pixels at every threshold; None, after a warning, where one class is missing."""
     pairs = check_pairs(masks, maps)
     thresholds = Thresholds.of(defect_pixels(pairs).scores)
     counts = thresholds.with_counts(count_normal(thresholds.values, pairs))
@@ -44,7 +44,7 @@ def _counts(metric: str, masks: Any, maps: Any) -> ThresholdCounts | None:
 def pixel_auroc(masks: Any, maps: Any) -> float:
     """Area under the ROC curve over the pixels of all images.
 
-    Good images belong in it: their pixels are normal ones.
+    Normal images belong in it: their pixels are normal ones.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def pixel_auroc(masks: Any, maps: Any) -> float:
     -------
     auroc : float
         1 where all defective pixels have higher values than all normal ones; a tie
-        counts one half. NaN, with a warning, where one of the two kinds is missing.
+        counts one half. NaN, with a warning, where one of the two classes is missing.
 
     Raises
     ------

@@ -19,7 +19,7 @@ from skad.metrics._overlap import aupimo_score, pro_score, spro_score
 from skad.metrics._pixel import pixel_auroc, pixel_average_precision, pixel_f1_max
 from skad.metrics._validation import read_masks
 
-_HOW = (
+_ROUTING_HINT = (
     "In a search, call sklearn.set_config(enable_metadata_routing=True) first, then "
     "pass masks=masks to fit of the search, or params={'masks': masks} to "
     "cross_validate, beside the labels y. To score one model, call "
@@ -117,9 +117,11 @@ def _masks_of(y: Any, masks: Any) -> list[Any]:
     if masks is not None:
         return read_masks(masks)
     if y is None:
-        raise ValueError(f"masks is missing: a pixel scorer needs masks. {_HOW}")
+        raise ValueError(
+            f"masks is missing: a pixel scorer needs masks. {_ROUTING_HINT}"
+        )
     if np.ndim(y) == 1 and np.asarray(y).dtype.kind in "iufb":
-        raise ValueError(f"y holds image labels and masks is missing. {_HOW}")
+        raise ValueError(f"y holds image labels and masks is missing. {_ROUTING_HINT}")
     return read_masks(y, name="y")
 
 

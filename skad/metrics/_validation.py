@@ -18,7 +18,7 @@ from skad.images._arrays import is_tensor, tensor_to_numpy
 from skad.images._errors import Source
 from skad.images._read import opened_array
 
-_FILE = (str, os.PathLike)
+_FILE_TYPES = (str, os.PathLike)
 
 
 class Pair(NamedTuple):
@@ -50,7 +50,7 @@ def warn_undefined(metric: str, reason: str) -> float:
 
 
 def why_undefined(n_defective: int, n_normal: int) -> str | None:
-    """Say what a pixel metric lacks.
+    """Explain why a pixel metric has no value.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def _load_map(item: Any, i: int) -> Any:
     """Open a map that is a file; its pixels are read where they are looked at."""
     if is_tensor(item):
         return tensor_to_numpy(item, Source(f"maps[{i}]"))
-    if not isinstance(item, _FILE):
+    if not isinstance(item, _FILE_TYPES):
         return item
     source = Source(f"maps[{i}]", os.fspath(item))
     try:
@@ -319,7 +319,7 @@ def check_pairs(masks: Any, maps: Any, *, stacks: bool = False) -> Pairs:
         array = _check_map(_load_map(items[i], i), i)
         dtypes.add(array.dtype)
         shapes.append(array.shape)
-        kept_maps.append(items[i] if isinstance(items[i], _FILE) else array)
+        kept_maps.append(items[i] if isinstance(items[i], _FILE_TYPES) else array)
         if not in_memory:
             kept_maps.clear()
     if len(marks) != len(items):
@@ -330,7 +330,7 @@ def check_pairs(masks: Any, maps: Any, *, stacks: bool = False) -> Pairs:
     is_defective = np.zeros(len(items), dtype=bool)
     for i, shape in enumerate(shapes):
         mask = _read_mask(marks[i], f"masks[{i}]", stacks)
-        kept_masks.append(marks[i] if isinstance(marks[i], _FILE) else mask)
+        kept_masks.append(marks[i] if isinstance(marks[i], _FILE_TYPES) else mask)
         if mask is None:
             continue
         if mask.shape[-2:] != shape:

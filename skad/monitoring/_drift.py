@@ -1,4 +1,4 @@
-"""An alarm for scores that are no longer what they were, with a promise.
+"""An alarm for changed scores, with a guaranteed rate of false alarms.
 
 Three steps lead from scores to the alarm.
 
@@ -18,6 +18,7 @@ Three steps lead from scores to the alarm.
 """
 
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,7 +29,7 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 from skad.monitoring._ranked import RankedScores
 
 # Beta densities of p to bet on.
-_BETAS = [
+_BETA_PARAMETERS = [
     (0.5, 1.0),  # p is small: the scores have sunk
     (1.0, 1.6),
     (1.0, 3.0),
@@ -40,8 +41,8 @@ _BETAS = [
 ]
 # A small share of the scores is far from all others: (1 - share) + share * Beta.
 _RARE_SHARE, _RARE_POWER = 0.1, 0.2
-_STAKED_AT_ONCE = 0.25  # share of the capital that bets from the first score on
-_SLOWNESS = 100  # scores over which the first part of the rest is staked
+_FIRST_STAKE_SHARE = 0.25  # share of the capital that bets from the first score on
+_STAKING_SCORES = 100  # scores over which the first part of the rest is staked
 _SMALLEST_P = 2.0**-53
 
 
@@ -137,7 +138,7 @@ class DriftMonitor:
 
     What has changed becomes usual: new scores are ranked among all earlier ones, so
     that with few calibration scores a change right at the start is soon part of what is
-    known. The monitor sees a change best after some hundreds of scores.
+    known. The monitor detects a change best after some hundreds of scores.
 
     After an alarm, look at the images since then, fit or calibrate again, and start a
     new monitor, which has a promise of its own.
@@ -169,7 +170,7 @@ class DriftMonitor:
         *,
         false_alarm: float = 0.01,
         random_state: int | np.random.RandomState | None = None,
-    ):
+    ) -> None:
         validate_parameter_constraints(
             {
                 "false_alarm": [Interval(Real, 0, 1, closed="neither")],
@@ -198,7 +199,7 @@ class DriftMonitor:
         self.n_skipped_: int = 0
         self._ranked = RankedScores(known)
         self._rng = check_random_state(random_state)
-        self._log_accounts = np.full(len(_BETAS) + 2, -np.inf)
+        self._log_accounts = np.full(len(_BETA_PARAMETERS) + 2, -np.inf)
 
     def update(self, scores: ArrayLike) -> "DriftMonitor":
         """Take in the scores of images, in the order in which they came.
@@ -243,7 +244,7 @@ class DriftMonitor:
             f"n_scores_seen={self.n_scores_seen_}, n_skipped={self.n_skipped_})"
         )
 
-    def _p_values(self, scores):
+    def _p_values(self, scores: np.ndarray) -> np.ndarray:
         """Rank of each score among it and all earlier ones, as a share in (0, 1).
 
         A score below which b others lie, and which e others equal, has a place that is
@@ -255,7 +256,7 @@ class DriftMonitor:
         p = (below + u * (equal + 1)) / (earlier + 1)
         return np.clip(p, _SMALLEST_P, 1 - _SMALLEST_P)
 
-    def _log_capital(self, p):
+    def _log_capital(self, p: np.ndarray) -> np.ndarray:
         """Capital after each bet, in logarithms; the accounts move on to the last.
 
         For cumulative products F(t) = f(p_1) ... f(p_t), the recursion
@@ -272,23 +273,27 @@ class DriftMonitor:
         return np.logaddexp(np.log(cash[1:]), np.logaddexp.reduce(log_accounts, axis=1))
 
 
-def _cash(t):
+def _cash(t: np.ndarray) -> np.ndarray:
     """Share of the initial capital that is not staked after t scores."""
-    share = (1 - _STAKED_AT_ONCE) * np.log(_SLOWNESS) / np.log(_SLOWNESS + t)
+    share = (
+        (1 - _FIRST_STAKE_SHARE) * np.log(_STAKING_SCORES) / np.log(_STAKING_SCORES + t)
+    )
     return np.where(t == 0, 1.0, share)
 
 
-def _log_bets(p):
+def _log_bets(p: np.ndarray) -> np.ndarray:
     """Logarithms of the densities at p, of shape (n, m)."""
     log_p, log_q = np.log(p), np.log1p(-p)
-    bets = [(a - 1) * log_p + (b - 1) * log_q - betaln(a, b) for a, b in _BETAS]
+    bets = [
+        (a - 1) * log_p + (b - 1) * log_q - betaln(a, b) for a, b in _BETA_PARAMETERS
+    ]
     for log_side in (log_p, log_q):
         rare = _RARE_POWER * np.exp((_RARE_POWER - 1) * log_side)
         bets.append(np.log(1 - _RARE_SHARE + _RARE_SHARE * rare))
     return np.stack(bets, axis=1)
 
 
-def _checked(scores, name):
+def _checked(scores: Any, name: str) -> np.ndarray:
     """Scores as a float64 array of shape (n,)."""
     scores = check_array(
         scores,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-_CHUNK = 256  # scores of one call that are compared with each other directly
+_CHUNK_SCORES = 256  # scores of one call that are compared with each other directly
 
 
 class RankedScores:
@@ -18,13 +18,13 @@ class RankedScores:
         Finite scores, in any order.
     """
 
-    def __init__(self, scores):
+    def __init__(self, scores: np.ndarray) -> None:
         self._runs = [np.sort(scores)]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return sum(len(run) for run in self._runs)
 
-    def insert(self, scores):
+    def insert(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Insert scores one after the other, and tell where each one stood.
 
         Parameters
@@ -39,12 +39,12 @@ class RankedScores:
         """
         earlier = len(self) + np.arange(len(scores))
         below, equal = np.zeros((2, len(scores)), np.int64)
-        for start in range(0, len(scores), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
+        for start in range(0, len(scores), _CHUNK_SCORES):
+            chunk = slice(start, start + _CHUNK_SCORES)
             below[chunk], equal[chunk] = self._insert_chunk(scores[chunk])
         return below, equal, earlier
 
-    def _insert_chunk(self, scores):
+    def _insert_chunk(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         came_before = np.tri(len(scores), k=-1, dtype=bool)
         below = (came_before & (scores < scores[:, None])).sum(axis=1)
         equal = (came_before & (scores == scores[:, None])).sum(axis=1)
@@ -55,7 +55,7 @@ class RankedScores:
         self._append(np.sort(scores))
         return below, equal
 
-    def _append(self, run):
+    def _append(self, run: np.ndarray) -> None:
         while self._runs and len(self._runs[-1]) <= 2 * len(run):
             run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")
         self._runs.append(run)

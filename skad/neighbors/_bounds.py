@@ -40,7 +40,7 @@ _KEPT_VARIANCE = 0.96  # share of the variance along the kept directions
 _MIN_DIRECTIONS = 32  # fewer make a product no faster
 _MAX_KEPT_SHARE = 0.6  # of the directions; from there on all columns are used
 _PRODUCT_COLUMNS = 64  # of a partial product, which rounds little
-_UNIT = 2.0**-24  # relative error of one rounding in float32
+_ROUNDING_SHARE = 2.0**-24  # relative error of one rounding in float32
 _MAX_COORDINATE = 2.0**40  # of scaled rows; larger ones are cut
 _CHUNK_ENTRIES = 2**18  # of a temporary: it stays in the cache
 
@@ -156,7 +156,7 @@ class Bounds:
             points = points.clip(-_MAX_COORDINATE, _MAX_COORDINATE)
             lengths = _lengths(points)
         if self._directions is None:
-            return points, _UNIT * 4 * lengths
+            return points, _ROUNDING_SHARE * 4 * lengths
         columns, slack = self._projected(points)
         return columns, slack * lengths
 
@@ -178,7 +178,7 @@ class Bounds:
         columns[:, :-1] = inside
         columns[:, -1] = self._shared(_lengths(rest))
         n_terms = 2 * (_PRODUCT_COLUMNS + n / _PRODUCT_COLUMNS + 4) + n_kept
-        return columns, _UNIT * (n_kept**0.5 * n_terms + n + 4)
+        return columns, _ROUNDING_SHARE * (n_kept**0.5 * n_terms + n + 4)
 
     def _shared(self, values):
         """The array for PyTorch where that multiplies: threads of two would clash."""
@@ -199,7 +199,7 @@ class Bounds:
         """Bound on the rounding inside of the product, and of lengths."""
         n_columns = len(self._origin) + 8
         reach = lengths + getattr(self, "_length", 0.0)
-        return 4 * n_columns * _UNIT * reach**2
+        return 4 * n_columns * _ROUNDING_SHARE * reach**2
 
     def _bits(self, squared):
         """Integers above those of all bounds up to some squared distances."""

@@ -20,7 +20,7 @@ from skad.neighbors._distances import squared_distances, upper_bounds
 _CANDIDATE_ROWS = 256, 2048  # fewest and most that a round looks at
 _CANDIDATE_BYTES = 1.2e7  # for these and their distances, or a tenth of X
 _STALE_GROUPS = 4
-_CHUNK = 2**18  # entries of a temporary
+_CHUNK_ENTRIES = 2**18  # entries of a temporary
 
 
 def greedy_coreset(
@@ -141,7 +141,7 @@ class _Traversal:
         self.picked[: len(starts)] = starts
         self.n_picked = len(starts)
         self.n_candidates = _n_candidates(X)
-        step = max(1, _CHUNK // X.shape[1])
+        step = max(1, _CHUNK_ENTRIES // X.shape[1])
         for lo in range(0, len(X), step):
             rows = np.arange(lo, min(lo + step, len(X)))
             self._refresh(rows, self._rows(rows))
@@ -207,7 +207,7 @@ class _Traversal:
         for part in np.array_split(order, _STALE_GROUPS):
             if len(part) == 0:
                 continue
-            step = max(1, _CHUNK // max(len(part), self.X.shape[1]))
+            step = max(1, _CHUNK_ENTRIES // max(len(part), self.X.shape[1]))
             for lo in range(seen[index[part[0]]], self.n_picked, step):
                 yield part, self.picked[lo : min(lo + step, self.n_picked)]
 

@@ -8,7 +8,7 @@ wherever its rounding could matter the difference itself is taken, in float64.
 
 import numpy as np
 
-_CHUNK = 2**16  # entries of a float64 temporary: it stays in the cache
+_CHUNK_ENTRIES = 2**16  # entries of a float64 temporary: it stays in the cache
 
 
 def squared_norms(rows):
@@ -41,7 +41,7 @@ def direct(left, right, left_index, right_index, dtype=np.float64):
     In float32 they are off by no more than `n_features` + 4 roundings, in less time.
     """
     result = np.empty(len(left_index))
-    step = max(1, _CHUNK // left.shape[1])
+    step = max(1, _CHUNK_ENTRIES // left.shape[1])
     for lo in range(0, len(left_index), step):
         pairs = slice(lo, lo + step)
         gap = left.take(left_index[pairs], axis=0).astype(dtype, copy=False)

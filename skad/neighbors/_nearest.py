@@ -18,7 +18,7 @@ from skad.neighbors._distances import direct
 
 _BLOCK_ENTRIES = 2**23  # of one block of bounds
 _GROUP_ROWS = 16  # of these, only the one with the smallest bound is looked at
-_TINY = 1e-30  # above all that underflow takes from a squared distance
+_UNDERFLOW_MARGIN = 1e-30  # above all that underflow takes from a squared distance
 
 # What speeds up the search of each bank: the number of rows looked up so far, the plan
 # that they pay for, and the bounds by it. It stands outside of the banks, and with that
@@ -183,7 +183,7 @@ class Bank:
             kth = np.full(len(queries), np.inf)
             kth[found] = rough[order[np.searchsorted(rows, found) + k - 1]]
             margin = 1 + 2 * (queries.shape[1] + 4) * np.finfo(np.float32).eps
-            kept = rough <= (kth * margin)[rows] + _TINY
+            kept = rough <= (kth * margin)[rows] + _UNDERFLOW_MARGIN
             rows, cols = rows[kept], cols[kept]
         exact, order = self._measure(queries, rows, cols, np.float64)
         best = order[np.searchsorted(rows, found)[:, None] + np.arange(k)]

@@ -16,8 +16,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 from timm.models import adapt_input_conv, load_state_dict
 from torch.overrides import TorchFunctionMode
 
+from skad.networks._default_dtype import leaves
 from skad.networks._small import WEIGHTS  # makes the name known to timm
-from skad.networks._torch_state import leaves, running
+from skad.networks._torch_state import running
 from skad.networks._weights import identity
 
 
@@ -91,7 +92,7 @@ def used_arrays(module, run):
 
 
 class _Arguments(TorchFunctionMode):
-    """Identities of all that is passed to any function of torch."""
+    """Record the identity of each argument of every function of torch."""
 
     def __init__(self):
         super().__init__()
@@ -140,7 +141,7 @@ def _recorded(module):
 
 
 def _source(name, file, n_channels):
-    """Where timm takes the weights from: a file, or what is made of it.
+    """Tell timm which weights to load: a file, or its arrays.
 
     timm takes the first convolution of any file for one of three channels, starts
     it at random where it cannot adapt that, and rounds the result to the type in

@@ -4,6 +4,8 @@ The classifier tells normal images from those in which a part was pasted (Equati
 what the backbone gives before it describes an image (Section 2.3).
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -13,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from skad.networks._backbone import build
 from skad.networks._input import normalized
 
-_HIDDEN = (512, 128)  # widths of the hidden layers between features and classes
+_HIDDEN_UNITS = (512, 128)  # widths of the hidden layers between features and classes
 
 
-def cutpaste_network(name, weights, n_classes):
+def cutpaste_network(name: str, weights: Any, n_classes: int) -> nn.ModuleDict:
     """A convolutional network of timm and a classifier, with random weights.
 
     Parameters
@@ -41,7 +43,7 @@ def cutpaste_network(name, weights, n_classes):
     backbone.reset_classifier(0)
     layers: list[nn.Module] = []
     n_in = backbone.num_features
-    for n_out in _HIDDEN:
+    for n_out in _HIDDEN_UNITS:
         layers += [
             nn.Linear(n_in, n_out, bias=False),
             nn.BatchNorm1d(n_out),
@@ -52,21 +54,21 @@ def cutpaste_network(name, weights, n_classes):
     return nn.ModuleDict({"backbone": backbone, "head": nn.Sequential(*layers)})
 
 
-def freeze_statistics(module):
+def freeze_statistics(module: Any) -> None:
     """Let batch normalization use the statistics that came with the weights."""
     for part in module.modules():
         if isinstance(part, _BatchNorm):
             part.eval()
 
 
-def sgd(module, learning_rate, weight_decay):
+def sgd(module: Any, learning_rate: float, weight_decay: float) -> torch.optim.SGD:
     """Stochastic gradient descent with a momentum of 0.9."""
     return torch.optim.SGD(
         module.parameters(), learning_rate, momentum=0.9, weight_decay=weight_decay
     )
 
 
-def classification_loss(network, device, versions):
+def classification_loss(network: Any, device: Any, versions: Any) -> torch.Tensor:
     """Cross-entropy of telling which version of an image each is (Equation 1).
 
     Parameters
@@ -91,13 +93,13 @@ def classification_loss(network, device, versions):
 
 
 @torch.inference_mode()
-def feature_maps(network, images, device):
+def feature_maps(network: Any, images: np.ndarray, device: Any) -> np.ndarray:
     """Features before pooling, float64 (b, h, w, d), of images (b, H, W, 3)."""
     maps = _maps(network["backbone"], normalized(images, device))
     return maps.permute(0, 2, 3, 1).cpu().double().numpy()
 
 
-def _maps(backbone, images):
+def _maps(backbone: Any, images: torch.Tensor) -> torch.Tensor:
     """What a network gives before pooling, (b, d, h, w)."""
     maps = backbone.forward_features(images)
     if maps.ndim != 4 or maps.shape[1] != backbone.num_features:

@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from skad.networks._torch_state import leaves
-
 # Their dtype is the default one unless they are told another.
 _BY_DEFAULT = {
     *(torch.empty, torch.zeros, torch.ones, torch.eye, torch.rand, torch.randn),
@@ -70,3 +68,12 @@ def _as_float32(arg, numbers):
     if numbers and isinstance(arg, float):
         return torch.tensor(arg, dtype=torch.float32)
     return arg
+
+
+def leaves(value):
+    """All that is not a container, in nested tuples, lists and dicts."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return [value]
+    return [leaf for part in value for leaf in leaves(part)]

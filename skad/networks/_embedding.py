@@ -6,6 +6,7 @@ neighbours in a fixed order is a grouped convolution with fixed weights, which
 needs no unfolded copy.
 """
 
+from collections.abc import Sequence
 from math import gcd
 
 import numpy as np
@@ -15,7 +16,13 @@ from torch.nn.functional import avg_pool2d, conv2d, interpolate
 from skad._kept import byte_bounded
 
 
-def mean1d(levels, grid, patch_size, pretrain_dim, target_dim):
+def mean1d(
+    levels: Sequence[torch.Tensor],
+    grid: tuple[int, int],
+    patch_size: int,
+    pretrain_dim: int,
+    target_dim: int,
+) -> torch.Tensor:
     """Embedding of the official PatchCore implementation.
 
     Every level's p x p patches are average-pooled to `pretrain_dim` entries,
@@ -46,7 +53,9 @@ def mean1d(levels, grid, patch_size, pretrain_dim, target_dim):
     return conv2d(stacked, weight, groups=groups)
 
 
-def concat(levels, grid, patch_size):
+def concat(
+    levels: Sequence[torch.Tensor], grid: tuple[int, int], patch_size: int
+) -> torch.Tensor:
     """Channels of all levels, each averaged over p x p patches.
 
     The zero padding counts in the average at the border, as in the official
@@ -61,21 +70,23 @@ def concat(levels, grid, patch_size):
     )
 
 
-def replicate(levels, grid):
+def replicate(levels: Sequence[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
     """Channels of all levels, coarse ones repeated to the grid (PaDiM)."""
     return torch.cat(
         [interpolate(level, size=grid, mode="nearest") for level in levels], dim=1
     )
 
 
-def _to_grid(level, grid):
+def _to_grid(level: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     if tuple(level.shape[2:]) == tuple(grid):
         return level
     return interpolate(level, size=grid, mode="bilinear", align_corners=False)
 
 
 @byte_bounded(2**26)
-def _pooling(n_channels, patch_size, n_out, joined=1):
+def _pooling(
+    n_channels: int, patch_size: int, n_out: int, joined: int = 1
+) -> tuple[np.ndarray, int]:
     """Adaptive average pooling over flattened patches, as convolution weights.
 
     Of n = `n_out` * `joined` outputs, output i averages the entries from

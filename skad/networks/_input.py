@@ -1,5 +1,7 @@
 """Images as tensors: normalised channel by channel, with the channels in front."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -7,14 +9,14 @@ from skad.networks._weights import IMAGENET_MEAN, IMAGENET_STD
 
 
 def normalized(
-    images,
-    device="cpu",
-    mean=IMAGENET_MEAN,
-    std=IMAGENET_STD,
+    images: np.ndarray,
+    device: Any = "cpu",
+    mean: Any = IMAGENET_MEAN,
+    std: Any = IMAGENET_STD,
     *,
-    dtype=torch.float32,
-    in_place=False,
-):
+    dtype: torch.dtype = torch.float32,
+    in_place: bool = False,
+) -> torch.Tensor:
     """Images as a network takes them: ``(images - mean) / std`` in a tensor.
 
     Parameters

@@ -19,7 +19,7 @@ from skad.networks._torch_state import running
 
 _known: "WeakKeyDictionary[Any, dict[tuple, tuple]]" = WeakKeyDictionary()
 _lock = threading.Lock()
-_BANDS = 3  # of rows and of columns that are changed
+_N_BANDS = 3  # of rows and of columns that are changed
 # Correlation of positions with the bands that they react to. Networks with their
 # positions in order have 0.89 or more, also on grids of 4 x 4; others 0.4 or less.
 _SMALLEST_CORRELATION = 0.6
@@ -31,12 +31,12 @@ def probes(size, n_channels):
     """An image of noise, and the same with other bands: (1 + 6, H, W, c), float32."""
     height, width = size
     plain, noise = np.random.default_rng(0).random((2, *size, n_channels), np.float32)
-    images = np.repeat(plain[None], 1 + 2 * _BANDS, axis=0)
-    for k in range(_BANDS):
-        rows = slice(k * height // _BANDS, (k + 1) * height // _BANDS)
-        columns = slice(k * width // _BANDS, (k + 1) * width // _BANDS)
+    images = np.repeat(plain[None], 1 + 2 * _N_BANDS, axis=0)
+    for k in range(_N_BANDS):
+        rows = slice(k * height // _N_BANDS, (k + 1) * height // _N_BANDS)
+        columns = slice(k * width // _N_BANDS, (k + 1) * width // _N_BANDS)
         images[1 + k, rows] = noise[rows]
-        images[1 + _BANDS + k, :, columns] = noise[:, columns]
+        images[1 + _N_BANDS + k, :, columns] = noise[:, columns]
     return images
 
 
@@ -105,7 +105,7 @@ def _candidates(shape, module, image_size):
         for extra in (own, *others):
             for grid in _grids(n - extra, image_size):
                 # What is too small to be measured must be as the network says.
-                if min(grid) < _BANDS and (extra != own or order == "NCL"):
+                if min(grid) < _N_BANDS and (extra != own or order == "NCL"):
                     continue
                 found = certain if _has_one_stride(grid, image_size) else possible
                 found.append(Layout(order, extra, grid))
@@ -155,10 +155,10 @@ def _agreement(maps):
     found = []
     for axis, part in enumerate(np.split(changes, 2)):
         n = part.shape[1 + axis]
-        if n < _BANDS:
+        if n < _N_BANDS:
             continue
         reacted = np.maximum(part.sum(axis=0), 1e-30)
-        centre = np.tensordot(np.arange(_BANDS), part, axes=1) / reacted
+        centre = np.tensordot(np.arange(_N_BANDS), part, axes=1) / reacted
         position = np.arange(n)[:, None] if axis == 0 else np.arange(n)[None]
         position = np.broadcast_to(position, centre.shape)
         if np.ptp(centre) == 0:

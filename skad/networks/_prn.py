@@ -18,7 +18,7 @@ from torch.nn import functional
 from skad.networks._modules import tensors
 
 _DIVISIONS = (1, 2, 4, 8)  # how many patches there are along a side
-_SMOOTHING = 1e-5  # of the labels, and what keeps the logarithm finite
+_LABEL_SMOOTHING = 1e-5  # of the labels, and what keeps the logarithm finite
 _TOP_PIXELS = 100  # that make the score of an image
 _TINY_CHANNELS = (16, 32, 64, 64)  # of the feature maps of the tiny network
 _MAP_STRIDE = 4  # pixels of the image along a side of one of a map that is kept
@@ -38,8 +38,8 @@ class _Upsample(nn.Module):
 class Fusion(nn.Module):
     """Multi-scale fusion: to each feature map, those of all other scales are added.
 
-    A coarse map is upsampled and its channels mixed; a fine one goes through a strided
-    convolution of each channel apart.
+    A coarse map is upsampled and its channels combined; a fine one goes through a
+    strided convolution of each channel apart.
 
     Parameters
     ----------
@@ -426,8 +426,8 @@ def segmentation_loss(logits, mask, focal_weight=5.0):
 def focal_loss(logits, mask, alpha=0.5, gamma=4):
     """Focal loss with one-hot labels smoothed by 1e-5, as in PRN's published code."""
     p = torch.sigmoid(logits)
-    label = mask.clamp(_SMOOTHING, 1 - _SMOOTHING)
-    known = label * p + (1 - label) * (1 - p) + _SMOOTHING
+    label = mask.clamp(_LABEL_SMOOTHING, 1 - _LABEL_SMOOTHING)
+    known = label * p + (1 - label) * (1 - p) + _LABEL_SMOOTHING
     return (-alpha * (1 - known) ** gamma * known.log()).mean()
 
 
@@ -438,13 +438,13 @@ def image_scores(maps):
 
 
 def _resized(x, size):
-    """Maps at another size, bilinearly, corner on corner."""
+    """Resize maps bilinearly, with the corner pixels kept in place."""
     size = tuple(size)
     return functional.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def _patches(x, size):
-    """Patches (b, n, c * h * w) of a feature map (b, c, H, W)."""
+    """Split a feature map (b, c, H, W) into patches (b, n, c * h * w)."""
     b, c, height, width = x.shape
     rows, columns = height // size[0], width // size[1]
     x = x.reshape(b, c, rows, size[0], columns, size[1])
@@ -452,7 +452,7 @@ def _patches(x, size):
 
 
 def _whole(patches, shape, size):
-    """The feature map of `shape` that patches make."""
+    """Assemble the feature map of `shape` from its patches."""
     b, c, height, width = shape
     rows, columns = height // size[0], width // size[1]
     x = patches.reshape(b, rows, columns, c, *size)

@@ -19,7 +19,9 @@ References
 """
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
@@ -31,7 +33,7 @@ class SkadSmall(nn.Module):
 
     output_fmt = "NCHW"
 
-    def __init__(self, in_chans=3, num_classes=0):
+    def __init__(self, in_chans: int = 3, num_classes: int = 0) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 96
@@ -61,24 +63,24 @@ class SkadSmall(nn.Module):
             {"module": "layer3", "num_chs": 96, "reduction": 16},
         ]
 
-    def levels(self, x):
-        """Both maps."""
+    def levels(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feature maps at strides 8 and 16."""
         level2 = self.layer2(self.layer1(self.layer0(self.stem(x))))
         return level2, self.layer3(level2)
 
-    def reset_classifier(self, num_classes, global_pool=None):
-        """There is none."""
+    def reset_classifier(self, num_classes: int, global_pool: Any = None) -> None:
+        """Do nothing: the network has no classifier."""
         self.num_classes = num_classes
 
-    def forward_features(self, x):
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """The map at stride 16."""
         return self.levels(x)[1]
 
-    def forward_head(self, x, pre_logits=True):
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = True) -> torch.Tensor:
         """The mean over its positions."""
         return x.mean(dim=(2, 3))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """One vector per image."""
         return self.forward_head(self.forward_features(x))
 
@@ -86,7 +88,7 @@ class SkadSmall(nn.Module):
 class _Bottleneck(nn.Module):
     """Many channels, each filtered by itself, and few again: Table 1 of [1]_."""
 
-    def __init__(self, n_in, n_out, width, stride=1):
+    def __init__(self, n_in: int, n_out: int, width: int, stride: int = 1) -> None:
         super().__init__()
         kernel = 4 if stride == 2 else 3
         self.residual = stride == 1 and n_in == n_out
@@ -96,13 +98,20 @@ class _Bottleneck(nn.Module):
             _layer(width, n_out, 1),
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.body(x)
         return x + y if self.residual else y
 
 
-def _layer(n_in, n_out, kernel, stride=1, groups=1, act=False):
-    """A convolution, its normalization, and what comes after."""
+def _layer(
+    n_in: int,
+    n_out: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    act: bool = False,
+) -> nn.Sequential:
+    """A convolution, its normalization, and an activation."""
     padding = (kernel - 1) // 2
     return nn.Sequential(
         nn.Conv2d(n_in, n_out, kernel, stride, padding, groups=groups, bias=False),
@@ -128,6 +137,6 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def skad_small(pretrained=False, **kwargs):
+def skad_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A small network for 224 x 224 pixels, 0.6 million weights."""
     return build_model_with_cfg(SkadSmall, "skad_small", pretrained, **kwargs)

@@ -6,13 +6,15 @@ SPot-the-Difference adds a loss to a self-supervised one: SimSiam (Chen and He, 
 """
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
-_MOMENTUM = 0.99  # of MoCo's key encoder
-_QUEUE_LENGTH = 256  # embeddings that MoCo remembers
+_KEY_MOMENTUM = 0.99  # of MoCo's key encoder
+_QUEUE_ROWS = 256  # embeddings that MoCo remembers
 
 
 class SPDNetworks(nn.Module):
@@ -38,7 +40,14 @@ class SPDNetworks(nn.Module):
     queue: torch.Tensor
     queued: torch.Tensor
 
-    def __init__(self, network, base, n_features, projection_dim, n_images):
+    def __init__(
+        self,
+        network: Any,
+        base: str | None,
+        n_features: int,
+        projection_dim: int,
+        n_images: int,
+    ) -> None:
         super().__init__()
         self.network = network
         if base == "supervised":
@@ -52,13 +61,13 @@ class SPDNetworks(nn.Module):
         if base == "moco":
             self.key_network = copy.deepcopy(network).requires_grad_(False)
             self.key_projection = copy.deepcopy(self.projection).requires_grad_(False)
-            length = max(1, _QUEUE_LENGTH // n_images) * n_images
+            length = max(1, _QUEUE_ROWS // n_images) * n_images
             queue = normalize(torch.randn(length, projection_dim))
             self.register_buffer("queue", queue)
             # Which image each row of the queue is of; none at first.
             self.register_buffer("queued", torch.full((length,), -1))
 
-    def update_keys(self):
+    def update_keys(self) -> None:
         """Let MoCo's key encoder follow the one that is trained (its Equation 2)."""
         pairs = (
             (self.key_network, self.network),
@@ -69,16 +78,16 @@ class SPDNetworks(nn.Module):
                 for key, query in zip(
                     keys.parameters(), queries.parameters(), strict=True
                 ):
-                    key.lerp_(query, 1 - _MOMENTUM)
+                    key.lerp_(query, 1 - _KEY_MOMENTUM)
 
-    def enqueue(self, keys, members, step):
+    def enqueue(self, keys: torch.Tensor, members: Any, step: int) -> None:
         """Replace the oldest rows of MoCo's queue by keys (n, d) of images (n,)."""
         first = step * len(keys) % len(self.queue)
         self.queue[first : first + len(keys)] = normalize(keys)
         self.queued[first : first + len(keys)] = members
 
 
-def _mlp(n_in, n_hidden, n_out):
+def _mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(n_in, n_hidden, bias=False),
         nn.BatchNorm1d(n_hidden),
@@ -88,12 +97,14 @@ def _mlp(n_in, n_hidden, n_out):
 
 
 @torch.no_grad()
-def n_pooled(pooled, network, images):
+def n_pooled(pooled: Callable[..., torch.Tensor], network: Any, images: Any) -> int:
     """Channels of the pooled features that ``pooled(network, images)`` gives."""
     return pooled(network, images).shape[1]
 
 
-def sgd(module, learning_rate, weight_decay):
+def sgd(
+    module: Any, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
     """Stochastic gradient descent with a momentum of 0.9 for all that is trained."""
     optimizer = torch.optim.SGD(
         [p for p in module.parameters() if p.requires_grad],
@@ -121,11 +132,18 @@ class SPDLoss:
     spd_weight, temperature : float
     """
 
-    def __init__(self, module, pooled, base, spd_weight, temperature):
+    def __init__(
+        self,
+        module: Any,
+        pooled: Callable[..., torch.Tensor],
+        base: str | None,
+        spd_weight: float,
+        temperature: float,
+    ) -> None:
         self.module, self.pooled, self.base = module, pooled, base
         self.spd_weight, self.temperature = spd_weight, temperature
 
-    def __call__(self, views, members, step):
+    def __call__(self, views: Any, members: Any, step: int) -> torch.Tensor:
         """The loss for images, an ndarray (n,) of their numbers, in a step.
 
         `views` are (v * n, c, H, W), view by view: for "supervised" two, the weak one
@@ -147,7 +165,13 @@ class SPDLoss:
             return simclr_loss(z[3], z[4], self.temperature) + spd
         return self._moco(z[3], views[4 * n :], members, step) + spd
 
-    def _moco(self, queries, key_views, members, step):
+    def _moco(
+        self,
+        queries: torch.Tensor,
+        key_views: torch.Tensor,
+        members: Any,
+        step: int,
+    ) -> torch.Tensor:
         module = self.module
         with torch.no_grad():
             keys = module.key_projection(self.pooled(module.key_network, key_views))
@@ -159,23 +183,27 @@ class SPDLoss:
         return loss
 
 
-def spd_per_sample(z, z_pos, z_neg):
+def spd_per_sample(
+    z: torch.Tensor, z_pos: torch.Tensor, z_neg: torch.Tensor
+) -> torch.Tensor:
     """cos(z, z-) - cos(z, z+) of each row: small where a change shows."""
     return cosine_similarity(z, z_neg) - cosine_similarity(z, z_pos)
 
 
-def spd_loss(z, z_pos, z_neg):
+def spd_loss(z: torch.Tensor, z_pos: torch.Tensor, z_neg: torch.Tensor) -> torch.Tensor:
     """SPD's loss of embeddings of images, weakly augmented views and changed views."""
     return spd_per_sample(z, z_pos, z_neg).mean()
 
 
-def simsiam_loss(p1, p2, z1, z2):
+def simsiam_loss(
+    p1: torch.Tensor, p2: torch.Tensor, z1: torch.Tensor, z2: torch.Tensor
+) -> torch.Tensor:
     """Predictions from each view against the other's embedding, held fixed."""
     both = cosine_similarity(p1, z2.detach()) + cosine_similarity(p2, z1.detach())
     return -both.mean() / 2
 
 
-def simclr_loss(z1, z2, temperature):
+def simclr_loss(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Tensor:
     """InfoNCE of the embeddings of two views among all others of the batch."""
     z = normalize(torch.cat([z1, z2]))
     same = torch.eye(len(z), dtype=torch.bool, device=z.device)
@@ -185,7 +213,13 @@ def simclr_loss(z1, z2, temperature):
     )
 
 
-def moco_loss(queries, keys, queue, same, temperature):
+def moco_loss(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    queue: torch.Tensor,
+    same: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
     """InfoNCE of queries and keys (n, d) against a queue (m, d).
 
     `same`, bool (n, m), tells which rows of the queue are of the query's own image,

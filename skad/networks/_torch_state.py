@@ -1,4 +1,4 @@
-"""Networks give the same bits whatever the process has set in torch.
+"""Make networks independent of what the caller has set in torch.
 
 A default dtype of float64, another default device, inference mode, disabled gradients
 or autocast are choices of the code around skad. `own_torch_state` makes every network
@@ -9,8 +9,10 @@ which is one for the whole process, stays as it is, also while a network runs.
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from typing import Any
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 _first_process = os.getpid()
@@ -27,7 +29,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def own_torch_state():
+def own_torch_state() -> Iterator[None]:
     """Build, train or run a network independently of the caller's settings of torch.
 
     Inside, gradients are recorded, inference mode and autocast are off, and tensors
@@ -42,9 +44,9 @@ def own_torch_state():
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for kind in _AUTOCAST:
-            if _autocasts(torch, kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        for device in _AUTOCAST:
+            if _autocasts(torch, device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         if torch.empty(0).device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
         if torch.get_default_dtype() != torch.float32:
@@ -55,26 +57,26 @@ def own_torch_state():
         yield
 
 
-def _autocasts(torch, kind):
+def _autocasts(torch: Any, device: str) -> bool:
     try:
-        return torch.is_autocast_enabled(kind)
-    except TypeError:  # before torch 2.4, each kind of device has a function
+        return torch.is_autocast_enabled(device)
+    except TypeError:  # before torch 2.4, each type of device has a function
         names = {"cuda": "is_autocast_enabled", "cpu": "is_autocast_cpu_enabled"}
-        return kind in names and getattr(torch, names[kind])()
+        return device in names and getattr(torch, names[device])()
 
 
-def in_own_torch_state(function):
+def in_own_torch_state(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a function, but no generator, to run in `own_torch_state`."""
 
     @wraps(function)
-    def guarded(*args, **kwargs):
+    def guarded(*args: Any, **kwargs: Any) -> Any:
         with own_torch_state():
             return function(*args, **kwargs)
 
     return guarded
 
 
-def _after_fork(torch):
+def _after_fork(torch: Any) -> None:
     """Use one thread in a process that was forked.
 
     The threads of OpenMP do not survive a fork; a child that wants to share work with
@@ -86,16 +88,7 @@ def _after_fork(torch):
         _first_process = os.getpid()
 
 
-def leaves(value):
-    """All that is not a container, in nested tuples, lists and dicts."""
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (tuple, list)):
-        return [value]
-    return [leaf for part in value for leaf in leaves(part)]
-
-
-def torch_device(name):
+def torch_device(name: Any) -> Any:
     """The device that "auto" or a name stands for.
 
     Parameters

@@ -4,7 +4,11 @@ An autoencoder restores images, and a U-Net compares what it restored with what 
 Sections and equations are those of the paper.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +26,7 @@ _DISCRIMINATIVE = (
 _WIDTHS = {"full": (128, 64), "tiny": (16, 8)}
 
 
-def draem_networks(model):
+def draem_networks(model: str) -> nn.ModuleDict:
     """Both networks, ``reconstructive`` and ``discriminative``.
 
     Parameters
@@ -42,7 +46,7 @@ def draem_networks(model):
     )
 
 
-def reconstructive(width=128):
+def reconstructive(width: int = 128) -> Hourglass:
     """Images (b, 3, H, W) to images of that size, through a sixteenth of it.
 
     Parameters
@@ -57,7 +61,7 @@ def reconstructive(width=128):
     return Hourglass(3, 3, width, *_RECONSTRUCTIVE, skip_connections=False)
 
 
-def discriminative(width=64):
+def discriminative(width: int = 64) -> Hourglass:
     """Pairs of images (b, 6, H, W) to logits of two classes (b, 2, H, W).
 
     Parameters
@@ -94,7 +98,16 @@ class Hourglass(nn.Module):
         size on the way up, as in a U-Net.
     """
 
-    def __init__(self, n_in, n_out, width, down, up, *, skip_connections):
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        width: int,
+        down: Sequence[int],
+        up: Any,
+        *,
+        skip_connections: bool,
+    ) -> None:
         super().__init__()
         self.skip_connections = skip_connections
         widths = [n_in, *(width * k for k in down)]
@@ -109,7 +122,7 @@ class Hourglass(nn.Module):
         self.last = nn.Conv2d(n, n_out, 3, padding=1)
         self.apply(_initialize)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Feature maps (b, n_in, H, W) to maps (b, n_out, H, W)."""
         maps = []
         for i, block in enumerate(self.down):
@@ -125,7 +138,7 @@ class Hourglass(nn.Module):
         return self.last(x)
 
 
-def _convolutions(n_in, *widths):
+def _convolutions(n_in: int, *widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for n_out in widths:
         layers += [
@@ -137,7 +150,7 @@ def _convolutions(n_in, *widths):
     return nn.Sequential(*layers)
 
 
-def _initialize(module):
+def _initialize(module: nn.Module) -> None:
     """Initial weights as in the code that the authors published."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
@@ -148,7 +161,9 @@ def _initialize(module):
 # -- what the networks give ------------------------------------------------------
 
 
-def restore_and_compare(networks, images):
+def restore_and_compare(
+    networks: Any, images: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The images as restored, and logits of normal and anomalous for each pixel.
 
     Parameters
@@ -169,20 +184,22 @@ def restore_and_compare(networks, images):
     return restored, networks["discriminative"](torch.cat([restored, images], dim=1))
 
 
-def channels_first(images, device):
+def channels_first(images: np.ndarray, device: Any) -> torch.Tensor:
     """Images (b, H, W, 3) of NumPy as a tensor (b, 3, H, W), as they are."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
 
 
 @torch.inference_mode()
-def restored_images(networks, images, device):
+def restored_images(networks: Any, images: np.ndarray, device: Any) -> np.ndarray:
     """Images (b, H, W, 3) in [0, 1] as the first network restores them."""
     restored, _ = restore_and_compare(networks, channels_first(images, device))
     return restored.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
 
 @torch.inference_mode()
-def scores_and_maps(networks, images, device):
+def scores_and_maps(
+    networks: Any, images: np.ndarray, device: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores (b,), float64, and maps at a quarter of the size, float32.
 
     Parameters
@@ -205,12 +222,12 @@ def scores_and_maps(networks, images, device):
     _, logits = restore_and_compare(networks, channels_first(images, device))
     maps = logits.softmax(dim=1)[:, 1]
     scores = largest_mean(maps)
-    size = tuple(-(-side // 4) for side in maps.shape[1:])
+    size = -(-maps.shape[1] // 4), -(-maps.shape[2] // 4)
     maps = functional.adaptive_avg_pool2d(maps, size)
     return scores.cpu().double().numpy(), maps.cpu().numpy()
 
 
-def largest_mean(maps):
+def largest_mean(maps: torch.Tensor) -> torch.Tensor:
     """Largest mean over 21 x 21 pixels of each map (b, H, W), zeros around it."""
     means = functional.avg_pool2d(maps[:, None], 21, stride=1, padding=10)
     return means.amax(dim=(1, 2, 3))
@@ -219,12 +236,12 @@ def largest_mean(maps):
 # -- losses ----------------------------------------------------------------------
 
 
-def adam(networks, learning_rate):
+def adam(networks: Any, learning_rate: float) -> torch.optim.Adam:
     """The optimizer of both networks."""
     return torch.optim.Adam(networks.parameters(), learning_rate)
 
 
-def training_loss(networks, device, samples):
+def training_loss(networks: Any, device: Any, samples: Any) -> torch.Tensor:
     """Loss of a training step, for samples (normal image, augmented image, mask)."""
     normal, augmented, masks = (
         torch.from_numpy(np.stack(part)).to(device)
@@ -234,7 +251,9 @@ def training_loss(networks, device, samples):
     return draem_loss(networks, normal, augmented, masks)
 
 
-def draem_loss(networks, normal, augmented, masks):
+def draem_loss(
+    networks: Any, normal: torch.Tensor, augmented: torch.Tensor, masks: torch.Tensor
+) -> torch.Tensor:
     """Loss of restoration and of segmentation (Equation 5).
 
     Parameters
@@ -264,7 +283,7 @@ def draem_loss(networks, normal, augmented, masks):
     )
 
 
-def ssim(a, b):
+def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean structural similarity of images (b, c, H, W) in [0, 1] (Equation 1).
 
     A Gaussian window of 11 pixels and sigma 1.5, with zeros outside of the images. As
@@ -283,7 +302,7 @@ def ssim(a, b):
     return (similar / ((squares + c1) * (square_a + square_b - squares + c2))).mean()
 
 
-def _smoothing(n, like):
+def _smoothing(n: int, like: torch.Tensor) -> torch.Tensor:
     """A matrix (n, n) whose rows are the window at each position, cut at the borders.
 
     Of the dtype and on the device of the tensor `like`.
@@ -295,7 +314,12 @@ def _smoothing(n, like):
     return (window * (at[:, None, None] + offsets == at[:, None])).sum(dim=2)
 
 
-def focal_loss(probabilities, masks, gamma=2.0, smooth=1e-5):
+def focal_loss(
+    probabilities: torch.Tensor,
+    masks: torch.Tensor,
+    gamma: float = 2.0,
+    smooth: float = 1e-5,
+) -> torch.Tensor:
     """Focal loss of class probabilities (b, 2, H, W) for masks (b, H, W).
 
     Labels are clipped to `smooth` from 0 and 1.

@@ -4,6 +4,7 @@ This module does not need torch.
 """
 
 from pathlib import Path
+from typing import Any
 
 # Mean and standard deviation of ImageNet's photographs, channels red, green and blue
 # in [0, 1]: what networks that were trained on ImageNet take their images by.
@@ -11,7 +12,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def identity(weights, seed):
+def identity(weights: Any, seed: Any) -> str:
     """A text that tells the weights of a network from others within a process.
 
     Raises
@@ -41,6 +42,6 @@ def identity(weights, seed):
     return f"{Path(weights).resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def is_reproducible(name, weights):
+def is_reproducible(name: str, weights: Any) -> bool:
     """Whether a name and a seed are all it takes to build the network anywhere."""
     return weights is False or (weights is None and name.split(".")[0] == "skad_small")

@@ -1,4 +1,4 @@
-"""Parts that are done, in files, for a job that is cut off."""
+"""Checkpoints of a job on many workers: its fitted parts, in files."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Checkpoint:
         return saved["value"]
 
     def save(self, key: str, value: Any) -> None:
-        """Save an object under a key; a reader sees all of the file or none."""
+        """Save an object under a key; a reader finds all of the file or none."""
         if self.folder is None:
             return
         handle, partial = tempfile.mkstemp(dir=self.folder, suffix=".partial")

@@ -30,7 +30,7 @@ from skad.parallel._worker import (
     fit_transformers,
 )
 
-_RETRIES = 3  # rounds without a new part after workers died
+_MAX_RETRIES = 3  # rounds without a new part after workers died
 _PARTS_PER_WORKER = 8  # at once, where joblib's backend gives results all together
 _CONSTRAINTS: dict[str, list[Any]] = {
     "part_size": [Interval(Integral, 2, None, closed="left")],
@@ -300,7 +300,7 @@ class _Job:
                     yield outcome
             except BrokenExecutor as error:
                 retries = 0 if len(waiting) < n_before else retries + 1
-                if retries == _RETRIES:
+                if retries == _MAX_RETRIES:
                     raise RuntimeError(
                         f"workers died {retries} times in a row while they fitted "
                         f"{len(waiting)} parts. If memory ran out, use a smaller "

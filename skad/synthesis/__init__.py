@@ -1,4 +1,4 @@
-"""Anomalies made from good images, and views that are none."""
+"""Synthetic anomalies, and augmented views of images, which hold no anomaly."""
 
 from skad.synthesis._cutpaste import cutpaste, cutpaste_scar
 from skad.synthesis._draem import changed_texture, draem, procedural_texture

@@ -123,20 +123,20 @@ def cutpaste_scar(
     )
     source = random_corner(image.shape, box, rng)
     patch = image[source[0] : source[0] + box[0], source[1] : source[1] + box[1]]
-    patch, shown = turned(
+    patch, covered = turned(
         jittered(patch, rng, jitter), rng.uniform(-rotation, rotation)
     )
-    patch, shown = patch[:height, :wide], shown[:height, :wide]
-    top, left = random_corner(image.shape, shown.shape, rng)
+    patch, covered = patch[:height, :wide], covered[:height, :wide]
+    top, left = random_corner(image.shape, covered.shape, rng)
     changed, mask = image.copy(), np.zeros((height, wide), bool)
-    inside = slice(top, top + shown.shape[0]), slice(left, left + shown.shape[1])
-    mask[inside] = shown
-    changed[mask] = patch[shown]
+    inside = slice(top, top + covered.shape[0]), slice(left, left + covered.shape[1])
+    mask[inside] = covered
+    changed[mask] = patch[covered]
     return changed, mask
 
 
-def turned(patch, degrees):
-    """A patch, turned without losing corners, and where it is (nearest pixels)."""
+def turned(patch: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """Turn a patch, on a larger canvas that keeps its corners; and its mask (h, w)."""
     from PIL import Image
 
     angle = float(degrees)
@@ -145,5 +145,5 @@ def turned(patch, degrees):
         for c in range(patch.shape[2])
     ]
     whole = Image.fromarray(np.ones(patch.shape[:2], np.float32))
-    shown = np.asarray(whole.rotate(angle, expand=True)) > 0
-    return np.stack(channels, axis=-1), shown
+    covered = np.asarray(whole.rotate(angle, expand=True)) > 0
+    return np.stack(channels, axis=-1), covered

@@ -28,12 +28,12 @@ def draem(
 
     texture : ndarray of shape (H, W, C), default=None
         What shows through, such as a photograph of a texture, changed by
-        `changed_texture`, or another good image: heterologous and homologous
-        anomalies of PRN. None draws one with `procedural_texture`.
+        `changed_texture`, or another normal image: heterologous and homologous
+        anomalies of PRN. None generates one with `procedural_texture`.
 
     mask : ndarray of shape (H, W), bool, default=None
-        Where it shows. None draws one with `perlin_mask`, up to ten times until it is
-        not empty.
+        Where it shows. None generates one with `perlin_mask`, up to ten times until
+        it is not empty.
 
     foreground : ndarray of shape (H, W), bool, default=None
         Where on the image it may show at all; None is everywhere.
@@ -83,8 +83,8 @@ def draem(
         if found.any():
             break
     weight = np.float32(rng.uniform(*opacity))
-    shown = found[..., None].astype(np.float32) * weight
-    return (1 - shown) * image + shown * texture, found
+    alpha = found[..., None].astype(np.float32) * weight
+    return (1 - alpha) * image + alpha * texture, found
 
 
 def changed_texture(
@@ -128,10 +128,10 @@ def changed_texture(
 def procedural_texture(
     shape: tuple[int, int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw a texture where no photographs of some are at hand.
+    """Generate a random texture, for use without photographs of textures.
 
-    Perlin noise on several scales in each of three hidden channels, mixed to colours
-    at random, with waves or spots in some.
+    Perlin noise on several scales in each of three hidden channels, combined to
+    random colours, with waves or spots in some.
 
     Parameters
     ----------
@@ -163,10 +163,10 @@ def procedural_texture(
             columns = min(int(scale), max(1, width // 2))
             field += weight * perlin_noise((height, width), (rows, columns), rng)
             weight *= rng.uniform(0.4, 1)
-        kind = rng.integers(3)
-        if kind == 1:  # waves, as of wood
+        pattern = rng.integers(3)
+        if pattern == 1:  # waves, as of wood
             field = np.sin(rng.uniform(3, 12) * field)
-        elif kind == 2:  # spots
+        elif pattern == 2:  # spots
             field = np.abs(field)
         fields.append(field)
     colours = np.stack(fields, axis=-1) @ rng.normal(size=(3, n_channels))
@@ -175,45 +175,45 @@ def procedural_texture(
     return np.clip(colours, 0, 1).astype(np.float32)
 
 
-def _gamma(image, rng):
+def _gamma(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image ** rng.uniform(0.5, 2)
 
 
-def _brightness(image, rng):
+def _brightness(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image * rng.uniform(0.8, 1.2) + rng.uniform(-30, 30) / 255
 
 
-def _sharpness(image, rng):
+def _sharpness(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     blurred = gaussian_filter(image, (1, 1, 0))
     return image + rng.uniform(0.5, 3) * (image - blurred)
 
 
-def _saturation(image, rng):
+def _saturation(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     shifted = recoloured(image, "saturation", np.float32(rng.uniform(0, 2)))
     return np.roll(shifted, rng.integers(image.shape[2]), axis=2)
 
 
-def _solarized(image, rng):
+def _solarized(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(image > rng.uniform(0.13, 0.5), 1 - image, image)
 
 
-def _posterized(image, rng):
+def _posterized(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     levels = 2 ** int(rng.integers(2, 6))
     return np.floor(image * (levels - 1e-4)) / levels
 
 
-def _inverted(image, rng):
+def _inverted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 1 - image
 
 
-def _stretched(image, rng):
+def _stretched(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     low, high = image.min(axis=(0, 1)), image.max(axis=(0, 1))
     return (image - low) / np.maximum(high - low, 1e-6)
 
 
-def _equalized(image, rng):
+def _equalized(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     result = np.empty_like(image)
     for c in range(image.shape[2]):
         values = image[..., c].ravel()
@@ -222,7 +222,7 @@ def _equalized(image, rng):
     return result
 
 
-def _turned(image, rng):
+def _turned(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     angle = rng.uniform(-45, 45)
     return rotate(image, angle, reshape=False, order=1, mode="reflect")
 

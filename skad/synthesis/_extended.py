@@ -1,4 +1,4 @@
-"""Extended anomalies (Zhang et al., CVPR 2023): seen defects, moved to good images."""
+"""Extended anomalies (Zhang et al., CVPR 2023): known defects on normal images."""
 
 import numpy as np
 from scipy.ndimage import affine_transform, binary_fill_holes, label
@@ -17,12 +17,12 @@ def extended_anomaly(
     scale: tuple[float, float] = (0.7, 1.4),
     jitter: float = 0.1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paste a seen defect into a good image, turned, scaled and moved.
+    """Paste a known defect into a normal image, turned, scaled and moved.
 
     Parameters
     ----------
     image : ndarray of shape (H, W, C)
-        A good image: uint8, or floats in [0, 1].
+        A normal image: uint8, or floats in [0, 1].
 
     defect : ndarray of shape (h, w, C)
         An image with a defect.
@@ -34,7 +34,7 @@ def extended_anomaly(
         Source of all randomness.
 
     foreground : ndarray of shape (H, W), bool, default=None
-        Where on the good image the defect may lie; the centre of it does. None is
+        Where on the normal image the defect may lie; the centre of it does. None is
         everywhere.
 
     rotation : float, default=45.0
@@ -68,10 +68,11 @@ def extended_anomaly(
     --------
     >>> import numpy as np
     >>> from skad.synthesis import extended_anomaly
-    >>> good, bad = np.full((64, 64, 3), 0.5), np.zeros((64, 64, 3))
+    >>> normal, defective = np.full((64, 64, 3), 0.5), np.zeros((64, 64, 3))
     >>> where = np.zeros((64, 64), bool)
     >>> where[10:20, 30:45] = True
-    >>> changed, mask = extended_anomaly(good, bad, where, np.random.default_rng(0))
+    >>> rng = np.random.default_rng(0)
+    >>> changed, mask = extended_anomaly(normal, defective, where, rng)
     >>> bool(changed[mask].max() < 0.5), bool(np.all(changed[~mask] == 0.5))
     (True, True)
     """
@@ -96,7 +97,7 @@ def extended_anomaly(
         defect, part = defect[:, ::-1], part[:, ::-1]
     centre = np.argwhere(part).mean(axis=0)
     target = places[rng.integers(len(places))]
-    # From where in the good image to where in the defective one.
+    # From where in the normal image to where in the defective one.
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turn /= factor
     offset = centre - turn @ target
@@ -151,8 +152,8 @@ def foreground_mask(image: np.ndarray, *, least: float = 0.1) -> np.ndarray:
     return mask if least <= mask.mean() <= 1 - least else np.ones_like(mask)
 
 
-def _otsu(values):
-    """The threshold that parts values into the two groups that differ most."""
+def _otsu(values: np.ndarray) -> np.float64:
+    """Otsu's threshold: it parts values into the two groups that differ most."""
     counts, edges = np.histogram(values, bins=256)
     centres = (edges[:-1] + edges[1:]) / 2
     below, total = np.cumsum(counts), np.cumsum(counts * centres)

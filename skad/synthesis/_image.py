@@ -1,17 +1,19 @@
-"""What the syntheses share: images as floats, boxes, and colours that are changed."""
+"""Helpers of all synthetic anomalies: float images, random boxes, colour jitter."""
+
+from typing import Any
 
 import numpy as np
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def as_float(image, name="image"):
-    """An image as float32 (H, W, C) in [0, 1].
+def as_float(image: Any, name: str = "image") -> np.ndarray:
+    """Convert an image to float32 (H, W, C) in [0, 1].
 
     Raises
     ------
     ValueError
-        If it is anything else.
+        If it is anything else than uint8, or floats in [0, 1], of shape (H, W, C).
     """
     image = np.asarray(image)
     if image.ndim != 3 or 0 in image.shape:
@@ -31,10 +33,15 @@ def as_float(image, name="image"):
     return image.astype(np.float32)
 
 
-def random_box(shape, rng, area, aspect):
-    """Height and width of a box that covers a share of an image.
+def random_box(
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> tuple[int, int]:
+    """Sample height and width of a box that covers a share of an image.
 
-    `aspect` bounds height over width, drawn evenly among upright and lying boxes.
+    `aspect` bounds height over width, sampled evenly among upright and lying boxes.
     """
     height, width = shape[:2]
     n_pixels = rng.uniform(*area) * height * width
@@ -47,34 +54,40 @@ def random_box(shape, rng, area, aspect):
     )
 
 
-def random_corner(shape, box, rng):
-    """Where a box lies that is inside of an image."""
-    return tuple(int(rng.integers(s - b + 1)) for s, b in zip(shape, box, strict=False))
+def random_corner(
+    shape: tuple[int, ...], box: tuple[int, ...], rng: np.random.Generator
+) -> tuple[int, int]:
+    """Sample the top left corner of a box that lies inside of an image."""
+    return int(rng.integers(shape[0] - box[0] + 1)), int(
+        rng.integers(shape[1] - box[1] + 1)
+    )
 
 
-def jittered(image, rng, strength):
-    """Brightness, contrast and saturation changed by random factors, in that order.
+def jittered(
+    image: np.ndarray, rng: np.random.Generator, strength: float
+) -> np.ndarray:
+    """Change brightness, contrast and saturation by random factors, in that order.
 
     Each factor is uniform in 1 - `strength` to 1 + `strength`.
     """
-    for kind in ("brightness", "contrast", "saturation"):
+    for change in ("brightness", "contrast", "saturation"):
         factor = np.float32(rng.uniform(max(0, 1 - strength), 1 + strength))
-        image = recoloured(image, kind, factor)
+        image = recoloured(image, change, factor)
     return image
 
 
-def recoloured(image, kind, factor):
-    """An image whose brightness, contrast or saturation is multiplied."""
-    origin = np.float32(0)
-    if kind == "contrast":
+def recoloured(image: np.ndarray, change: str, factor: np.float32) -> np.ndarray:
+    """Multiply "brightness", "contrast" or "saturation" of an image by a factor."""
+    origin: Any = np.float32(0)
+    if change == "contrast":
         origin = grey(image).mean()
-    elif kind == "saturation":
+    elif change == "saturation":
         origin = grey(image)[..., None]
     return np.clip(origin + factor * (image - origin), 0, 1)
 
 
-def grey(image):
+def grey(image: np.ndarray) -> np.ndarray:
     """Luminance (H, W) of an image of any number of channels."""
     if image.shape[-1] == 3:
         return image @ _LUMINANCE
-    return image.mean(axis=-1)
+    return np.asarray(image.mean(axis=-1))

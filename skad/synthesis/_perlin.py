@@ -10,10 +10,10 @@ from skad._checks import check_size
 def perlin_noise(
     shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator | ArrayLike
 ) -> np.ndarray:
-    """Draw a field of Perlin noise.
+    """Generate a field of Perlin noise.
 
     A random unit vector stands at every corner of a lattice; the field interpolates
-    what the vectors at the four corners of a cell say of a position in it.
+    the scalar products of a position with the vectors at the corners of its cell.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def perlin_noise(
     j, x = _cells(shape[1], cells[1])
     i, y = i[:, None], y[:, None]
 
-    def from_corner(di, dj):
+    def from_corner(di: int, dj: int) -> np.ndarray:
         corner = i + di, j + dj
         return down[corner] * (y - di) + right[corner] * (x - dj)
 
@@ -83,7 +83,7 @@ def perlin_mask(
     threshold: float = 0.5,
     max_scale: int = 5,
 ) -> np.ndarray:
-    """Draw blobs: where rotated Perlin noise exceeds a threshold.
+    """Generate blobs: where rotated Perlin noise exceeds a threshold.
 
     Parameters
     ----------
@@ -128,13 +128,13 @@ def perlin_mask(
     return rotate(noise, angle, reshape=False, order=1, mode="constant") > threshold
 
 
-def _cells(n, n_cells):
-    """The cell of each of n positions, and where in it that is, in [0, 1)."""
+def _cells(n: int, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cell of each of n positions, and where in it that is, in [0, 1)."""
     position = np.arange(n) * (n_cells / n)
     cell = np.minimum(position.astype(np.intp), n_cells - 1)
     return cell, position - cell
 
 
-def _between(a, b, t):
-    """From a to b with derivatives of zero at both ends."""
+def _between(a: np.ndarray, b: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Interpolate from a (t = 0) to b (t = 1), flat at both ends."""
     return a + (b - a) * (t**3 * (t * (6 * t - 15) + 10))

@@ -68,8 +68,14 @@ def smooth_blend(
     return changed, alpha > 0.5
 
 
-def blended(image, patch, corner, sigma, halo=False):
-    """An image with a patch at a corner, and how much of it shows at each pixel."""
+def blended(
+    image: np.ndarray,
+    patch: np.ndarray,
+    corner: tuple[int, int],
+    sigma: float,
+    halo: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blend a patch into an image; returns that, and the opacity (H, W)."""
     inside = tuple(
         slice(c, c + n) for c, n in zip(corner, patch.shape[:2], strict=True)
     )

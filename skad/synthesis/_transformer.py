@@ -1,4 +1,4 @@
-"""The syntheses as one transformer: good images in, the same with defects out."""
+"""A transformer that puts a synthetic anomaly into every image."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -32,14 +32,14 @@ _SYNTHESES: dict[str, Callable] = {
     "extended": extended_anomaly,
 }
 _SET_HERE = {"texture", "mask", "foreground"}  # keyword arguments that are no options
-_TRIES = 100
+_MAX_TRIES = 100  # per image, until an anomaly is visible
 
 
 class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEstimator):
-    """Put a made defect into every image, and tell where it is.
+    """Put a synthetic anomaly into every image, and tell where it is.
 
     For a look at the anomalies that some detectors train on, and for a test set with
-    masks where no defect was ever seen.
+    masks where no real defect is known.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
 "extended"}, default="cutpaste"
         The first three paste a part of the image elsewhere, by the functions of these
         names. "perlin" lets a texture show through blobs of noise, as DRAEM does (a
-        heterologous anomaly of PRN); "homologous" lets a good image do so that was
-        changed. "extended" moves seen defects.
+        heterologous anomaly of PRN); "homologous" lets an augmented normal image
+        show through. "extended" moves known defects.
 
     options : dict, default=None
         Keyword arguments for the function behind the method, such as
@@ -56,7 +56,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
 
     texture_images : sequence of images or path of a folder, default=None
         What shows through with "perlin". Of a folder, images in the folders in it
-        count, too. None draws textures.
+        count, too. None generates textures.
 
     defects : sequence of images, default=None
         Images with defects, for "extended". They are pasted at their own scale.
@@ -71,8 +71,8 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         it. None is the whole image.
 
     random_state : int, RandomState instance or None, default=0
-        Another value, another draw. Beside it, the anomaly of an image depends on
-        nothing but the image and its position in X.
+        Another value gives other anomalies. Beside it, the anomaly of an image depends
+        on nothing but the image and its position in X.
 
     Attributes
     ----------
@@ -81,7 +81,8 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
 
     sources_ : sequence of images or None
         What anomalies are taken from: textures, defects, or, with "homologous", the
-        good images of `fit`. None where they come from the image itself, or are drawn.
+        normal images of `fit`. None where they come from the image itself, or are
+        generated.
 
     masks_ : list of (H, W) arrays of bool, or None
         Where the defects are.
@@ -93,7 +94,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
 
     Notes
     -----
-    Anomalies that are made are not defects: that a model finds them says little about
+    Synthetic anomalies are not defects: that a model finds them says little about
     which defects it will find. They serve to compare settings, roughly.
 
     References
@@ -109,8 +110,9 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
     --------
     >>> from skad.datasets import make_textures
     >>> from skad.synthesis import SyntheticAnomalies
-    >>> good = make_textures(n_normal=4, n_anomalous=0, size=64, random_state=0).train
-    >>> changed, masks = SyntheticAnomalies("perlin").fit(good).make(good)
+    >>> data = make_textures(n_normal=4, n_anomalous=0, size=64, random_state=0)
+    >>> synthetic = SyntheticAnomalies("perlin").fit(data.train)
+    >>> changed, masks = synthetic.make(data.train)
     >>> changed.shape, masks.shape, masks.any(axis=(1, 2)).tolist()
     ((4, 64, 64, 3), (4, 64, 64), [True, True, True, True])
     """
@@ -147,12 +149,12 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         self.random_state = random_state
 
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
-        """Check the settings, and draw the seed.
+        """Check the settings, and sample the seed.
 
         Parameters
         ----------
         X : sequence of images
-            Good images: paths, `PIL.Image`, arrays (H, W[, C]), one array
+            Normal images: paths, `PIL.Image`, arrays (H, W[, C]), one array
             (n, H, W[, C]) or a torch tensor (n, C, H, W). "homologous" keeps them, to
             take anomalies from.
 
@@ -176,9 +178,9 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         self._check_options()
         self.sources_, self.masks_ = None, None
         if self.method == "homologous":
-            good = normal_positions(X, y)
+            normal = normal_positions(X, y)
             self.sources_ = NamedImages(
-                [X[i] for i in good], [f"X[{i}] of fit" for i in good]
+                [X[i] for i in normal], [f"X[{i}] of fit" for i in normal]
             )
         elif self.texture_images is not None:
             self.sources_ = images_or_folder(self.texture_images, "texture_images")
@@ -230,31 +232,34 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         """
         check_is_fitted(self)
         X = check_images(X)
-        pairs = [self._changed(self._read(X, i), i) for i in range(len(X))]
+        pairs = [self._with_anomaly(self._read(X, i), i) for i in range(len(X))]
         images, masks = (_stacked(part) for part in zip(*pairs, strict=True))
         return images, masks
 
-    def _read(self, X, i):
+    def _read(self, X: Sequence[Any], i: int) -> np.ndarray:
         with self._limited():
             return read_image(X[i], where=f"X[{i}]")
 
-    def _changed(self, image, i):
+    def _with_anomaly(self, image: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Try synthetic anomalies until one is visible; returns image and mask."""
         image = as_float(image)
         rng = np.random.default_rng((self.seed_, i))
         allowed = foreground_mask(image) if self.foreground == "auto" else True
-        for _ in range(_TRIES):
-            changed, mask = self._drawn(image, rng, allowed)
+        for _ in range(_MAX_TRIES):
+            changed, mask = self._synthesised(image, rng, allowed)
             if mask.any() and 2 * np.sum(mask & allowed) >= mask.sum():
                 return changed, mask
         raise ValueError(
             f"X[{i}], {image.shape[0]} x {image.shape[1]} pixels, has no room for an "
-            f"anomaly of method={self.method!r}: {_TRIES} draws were empty or lay "
+            f"anomaly of method={self.method!r}: {_MAX_TRIES} tries were empty or lay "
             "outside of the foreground. Use a larger image, other options, or "
             "foreground=None."
         )
 
-    def _drawn(self, image, rng, allowed):
-        """One draw, which may be empty or lie elsewhere."""
+    def _synthesised(
+        self, image: np.ndarray, rng: np.random.Generator, allowed: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Synthesise an anomaly, which may be empty or outside of `allowed`."""
         options, n_channels = self.options or {}, image.shape[2]
         foreground = None if allowed is True else allowed
         if self.method == "extended":
@@ -271,8 +276,8 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
             texture = changed_texture(resize_image(texture, image.shape[:2]), rng)
         return draem(image, rng, texture=texture, foreground=foreground, **options)
 
-    def _source(self, k, n_channels):
-        """A texture, a good image or a defect, with as many channels as the image."""
+    def _source(self, k: int, n_channels: int) -> np.ndarray:
+        """Read a texture, normal image or defect, with the channels of the image."""
         if isinstance(self.sources_, NamedImages):
             where = self.sources_.names[k]
         else:
@@ -285,7 +290,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
 
     # -- checks ----------------------------------------------------------------------
 
-    def _check_options(self):
+    def _check_options(self) -> None:
         known = [
             name
             for name, parameter in inspect.signature(
@@ -312,12 +317,12 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
                 )
             if not given and self.method == method == "extended":
                 raise ValueError(
-                    "method='extended' moves seen defects, but "
+                    "method='extended' moves known defects, but "
                     f"{argument}=None; pass defects=, images, and masks=, where the "
                     "defects are on them."
                 )
 
-    def _masks_of_defects(self):
+    def _masks_of_defects(self) -> list[np.ndarray]:
         if len(self.masks) != len(self.sources_):
             raise ValueError(
                 f"masks has {len(self.masks)} entries, but defects "
@@ -335,7 +340,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
                 )
         return masks
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
@@ -343,7 +348,7 @@ class SyntheticAnomalies(CarriesPixelLimit, Portable, TransformerMixin, BaseEsti
         return tags
 
 
-def _stacked(arrays):
-    """One array where shapes agree, else a list."""
+def _stacked(arrays: Sequence[np.ndarray]) -> Any:
+    """Stack arrays of one shape; a list of them where shapes differ."""
     alike = len({array.shape for array in arrays}) == 1
     return np.stack(arrays) if alike else list(arrays)

@@ -1,4 +1,4 @@
-"""Views: other photographs, as it were, of the same thing. They make no anomaly."""
+"""Augmented views of an image, as if it were photographed again: no anomalies."""
 
 import math
 
@@ -46,7 +46,7 @@ def weak_view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def strong_view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Take any part of an image, in any colours, as self-supervised learning does.
+    """Crop and recolour an image strongly, as self-supervised learning does.
 
     A crop of 20 % of the area or more, mirrored in half of the cases, with brightness,
     contrast and saturation times 0.6 to 1.4, blurred in half of the cases, and grey in
@@ -84,8 +84,10 @@ def strong_view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return view
 
 
-def _view(image, rng, least, strength):
-    """Crop of at least a share of an image, flip, jitter of colours, and blur."""
+def _view(
+    image: np.ndarray, rng: np.random.Generator, least: float, strength: float
+) -> np.ndarray:
+    """Crop at least a share of an image; flip, recolour and blur it at random."""
     height, width = image.shape[:2]
     ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     share = rng.uniform(least, 1)

@@ -360,6 +360,6 @@ def test_features_that_do_not_fit_into_memory(data, teacher, monkeypatch):
         "train_batch_size": 2,
     }
     kept = distill_teacher(**arguments)
-    monkeypatch.setattr(_teacher, "_FEATURE_BYTES", 10**5)
+    monkeypatch.setattr(_teacher, "_KEPT_FEATURE_BYTES", 10**5)
     again = distill_teacher(**arguments)
     np.testing.assert_allclose(again.loss_curve, kept.loss_curve, rtol=0.2)

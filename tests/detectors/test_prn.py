@@ -169,7 +169,7 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def seen(data):
+def known_defects(data):
     """Good images, eight defects and their masks; and what is left for a test."""
     X = [*data.train, *data.test[-8:]]
     y = np.r_[np.ones(30, int), -np.ones(8, int)]
@@ -191,10 +191,10 @@ def tiny(**options):
 
 
 @pytest.fixture(scope="module")
-def fitted(seen):
+def fitted(known_defects):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a fixture of this scope comes before that of the module
-    detector = tiny(max_steps=60, random_state=0).fit(*seen)
+    detector = tiny(max_steps=60, random_state=0).fit(*known_defects)
     torch.set_num_threads(threads)
     return detector
 
@@ -209,12 +209,16 @@ def test_losses_fall(fitted):
 
 
 @pytest.mark.slow
-def test_defects_are_found(data, seen, shared):
+def test_defects_are_found(data, known_defects, shared):
     file = shared / "weights" / "mobilenetv2_100_imagenet.safetensors"
-    detector = tiny(backbone="mobilenetv2_100", weights=file, max_steps=150).fit(*seen)
+    detector = tiny(backbone="mobilenetv2_100", weights=file, max_steps=150).fit(
+        *known_defects
+    )
     losses = np.array(detector.loss_curve_)
     assert losses[-20:].mean() < 0.6 * losses[:20].mean()
-    scores = detector.score_samples(data.test[:-8])  # those that it has not seen
+    scores = detector.score_samples(
+        data.test[:-8]
+    )  # those that it has not learned from
     assert image_auroc(data.y_test[:-8], scores) > 0.7
     maps = detector.anomaly_map(data.test[16:-8])
     masks = data.masks[16:-8]
@@ -236,16 +240,20 @@ def test_scores_maps_and_decisions(data, fitted):
     np.testing.assert_allclose(one_by_one, scores[:3], rtol=1e-4)
 
 
-def test_without_defects_it_learns_from_made_ones(data, seen):
+def test_without_defects_it_learns_from_synthetic_ones(data, known_defects):
     detector = tiny().fit(data.train)
     assert detector.n_defects_seen_ == 0
     labelled = tiny().fit(data.train, np.ones(30, int), [None] * 30)
     assert labelled.loss_curve_ == detector.loss_curve_
-    assert tiny().fit(*seen).loss_curve_ != detector.loss_curve_
+    assert tiny().fit(*known_defects).loss_curve_ != detector.loss_curve_
 
 
-@pytest.mark.parametrize(("seen_too", "expected"), [(True, (8, 4, 4)), (False, (8, 8))])
-def test_every_batch_is_composed_alike(data, seen, monkeypatch, seen_too, expected):
+@pytest.mark.parametrize(
+    ("with_known", "expected"), [(True, (8, 4, 4)), (False, (8, 8))]
+)
+def test_every_batch_is_composed_alike(
+    data, known_defects, monkeypatch, with_known, expected
+):
     made = []
 
     def counting(name):
@@ -259,7 +267,9 @@ def test_every_batch_is_composed_alike(data, seen, monkeypatch, seen_too, expect
 
     for name in ("known", "synthetic"):
         monkeypatch.setattr(Samples, name, counting(name))
-    tiny(train_batch_size=16, max_steps=2).fit(*(seen if seen_too else (data.train,)))
+    tiny(train_batch_size=16, max_steps=2).fit(
+        *(known_defects if with_known else (data.train,))
+    )
     counts = [made.count(name) // 2 for name in ("known", "synthetic")]
     assert (16 - sum(counts), *(n for n in counts if n)) == expected
     assert composition(64, True) == (32, 16, 16)
@@ -267,9 +277,9 @@ def test_every_batch_is_composed_alike(data, seen, monkeypatch, seen_too, expect
     assert composition(3, True) == (1, 1, 1)
 
 
-def test_labels_without_masks_raise_scores(data, seen):
+def test_labels_without_masks_raise_scores(data, known_defects):
     """An unmarked defect adds to the loss, and training on it makes it stand out."""
-    X, y, _ = seen
+    X, y, _ = known_defects
     options = {"max_steps": 30}
     with_labels = tiny(**options).fit(X, y)
     assert with_labels.n_defects_seen_ == 8
@@ -282,7 +292,7 @@ def test_labels_without_masks_raise_scores(data, seen):
     assert margins[0] > margins[1]
 
 
-def test_defects_have_no_part_in_the_threshold(seen, monkeypatch):
+def test_defects_have_no_part_in_the_threshold(known_defects, monkeypatch):
     scored = []
     score = PRNDetector._score_batch
 
@@ -293,8 +303,8 @@ def test_defects_have_no_part_in_the_threshold(seen, monkeypatch):
     monkeypatch.setattr(PRNDetector, "_score_batch", spy)
     for calibration in ("split", "train", "kfold"):
         scored.clear()
-        tiny(max_steps=1, calibration=calibration).fit(*seen)
-        good = [image.astype(np.float32) / 255 for image in seen[0][:30]]
+        tiny(max_steps=1, calibration=calibration).fit(*known_defects)
+        good = [image.astype(np.float32) / 255 for image in known_defects[0][:30]]
         assert len(scored) == {"split": 6, "train": 30, "kfold": 30}[calibration]
         for image in scored:
             assert any(np.allclose(image, g, atol=1e-6) for g in good)
@@ -321,7 +331,7 @@ def test_masks_are_flipped_with_their_images(data):
     assert corners >= {(3, 5), (3, 44), (25, 5), (25, 44)}
 
 
-def test_the_learning_rate_falls_along_a_cosine(seen, monkeypatch):
+def test_the_learning_rate_falls_along_a_cosine(known_defects, monkeypatch):
     rates = []
     step = torch.optim.AdamW.step
 
@@ -331,10 +341,10 @@ def test_the_learning_rate_falls_along_a_cosine(seen, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
     detector = tiny(max_steps=4, schedule="cosine", learning_rate=1.0, warm_start=True)
-    detector.fit(*seen)
+    detector.fit(*known_defects)
     expected = [1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]
     np.testing.assert_allclose(rates, expected)
-    detector.fit(*seen)  # goes on with a cycle of its own
+    detector.fit(*known_defects)  # goes on with a cycle of its own
     np.testing.assert_allclose(rates[4:], expected)
 
 
@@ -370,8 +380,8 @@ def test_masks_are_resized_with_their_images(data, tmp_path):
     assert resized_mask(thin, size, crop).sum() == 0
 
 
-def test_the_frozen_network_stays_as_it_is(seen):
-    detector = tiny(max_steps=2).fit(*seen)
+def test_the_frozen_network_stays_as_it_is(known_defects):
+    detector = tiny(max_steps=2).fit(*known_defects)
     encoder = detector._encoder(torch.device("cpu"))
     assert not any(part.training for part in encoder.module.modules())
     assert digest(encoder.module) == detector.weights_sha256_
@@ -396,22 +406,22 @@ def test_the_frozen_network_stays_as_it_is(seen):
         {"texture_images": True},
     ],
 )
-def test_options(data, seen, options):
+def test_options(data, known_defects, options):
     if "texture_images" in options:
         options = {"texture_images": list(data.test[:3])}
-    detector = tiny(**{"max_steps": 1, **options}).fit(*seen)
+    detector = tiny(**{"max_steps": 1, **options}).fit(*known_defects)
     maps = detector.anomaly_map(data.test[:2])
     assert maps.shape == (2, 64, 64)
     assert np.isfinite(maps).all()
 
 
-def test_weights_from_a_file(data, seen, tmp_path):
+def test_weights_from_a_file(data, known_defects, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(7)
         network = timm.create_model("resnet10t")
     file = tmp_path / "weights.pth"
     torch.save(network.state_dict(), file)
-    detector = tiny(weights=file, max_steps=1).fit(*seen)
+    detector = tiny(weights=file, max_steps=1).fit(*known_defects)
     level = detector._encoder(torch.device("cpu")).feature_maps(
         np.ones((1, 64, 64, 3), "f4")
     )
@@ -427,7 +437,7 @@ def test_weights_from_a_file(data, seen, tmp_path):
     np.testing.assert_array_equal(detector.score_samples(data.test[:2]), scores)
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
     with pytest.raises(ValueError, match="could not be built with weights"):
-        tiny(weights=tmp_path / "linear.pth").fit(*seen)
+        tiny(weights=tmp_path / "linear.pth").fit(*known_defects)
 
 
 @pytest.mark.parametrize(
@@ -446,18 +456,18 @@ def test_weights_from_a_file(data, seen, tmp_path):
         ({"texture_images": []}, "texture_images|X"),
     ],
 )
-def test_errors_of_parameters(seen, options, message):
+def test_errors_of_parameters(known_defects, options, message):
     with pytest.raises(ValueError, match=message):
-        tiny(**{"max_steps": 1, **options}).fit(*seen)
+        tiny(**{"max_steps": 1, **options}).fit(*known_defects)
 
 
-def test_a_missing_file_of_weights_is_an_error(seen):
+def test_a_missing_file_of_weights_is_an_error(known_defects):
     with pytest.raises(FileNotFoundError, match=r"none\.pth.*does not exist"):
-        tiny(weights="none.pth").fit(*seen)
+        tiny(weights="none.pth").fit(*known_defects)
 
 
-def test_errors_of_labels_and_masks(data, seen):
-    X, y, masks = seen
+def test_errors_of_labels_and_masks(data, known_defects):
+    X, y, masks = known_defects
     detector = tiny(max_steps=1)
     with pytest.raises(ValueError, match="masks has 3 entries, but X 38"):
         detector.fit(X, y, masks[:3])
@@ -476,8 +486,8 @@ def test_errors_of_labels_and_masks(data, seen):
     assert not hasattr(detector, "_defects")
 
 
-def test_unreadable_images_are_skipped(data, seen, tmp_path):
-    X, y, masks = seen
+def test_unreadable_images_are_skipped(data, known_defects, tmp_path):
+    X, y, masks = known_defects
     with pytest.warns(UserWarning, match="skipped"):
         detector = tiny(max_steps=1, on_error="skip").fit(
             [tmp_path / "good.png", *X, tmp_path / "bad.png"],
@@ -490,8 +500,10 @@ def test_unreadable_images_are_skipped(data, seen, tmp_path):
 # -- model selection -------------------------------------------------------------
 
 
-def test_searches_split_masks_and_never_test_on_seen_defects(seen, monkeypatch):
-    X, y, masks = seen
+def test_searches_split_masks_and_never_test_on_seen_defects(
+    known_defects, monkeypatch
+):
+    X, y, masks = known_defects
     key = {image.tobytes(): i for i, image in enumerate(X)}
     folds: list[tuple[list, list]] = []
     fit, decide = PRNDetector.fit, PRNDetector.decision_function
@@ -499,7 +511,7 @@ def test_searches_split_masks_and_never_test_on_seen_defects(seen, monkeypatch):
     def spy_fit(self, X, y=None, masks=None):
         rows = [key[image.tobytes()] for image in X]
         for i, mask in zip(rows, masks, strict=True):
-            assert mask is seen[2][i]
+            assert mask is known_defects[2][i]
         folds.append((rows, []))
         return fit(self, X, y, masks)
 

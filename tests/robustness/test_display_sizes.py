@@ -150,7 +150,7 @@ def test_maps_are_made_some_at_a_time(model, monkeypatch):
     sizes = [(64, 64), (90, 80), (64, 64)]
     X = [np.resize(images[i], (*size, 3)) for i, size in enumerate(sizes)]
     expected = detector.anomaly_map(X)
-    monkeypatch.setattr(_display, "_AT_ONCE", 8000)
+    monkeypatch.setattr(_display, "_PIXELS_AT_ONCE", 8000)
     display = AnomalyMapDisplay.from_estimator(detector, X)
     for row, heat in zip(display.axes_, expected, strict=True):
         threshold = detector.pixel_threshold(heat.shape)

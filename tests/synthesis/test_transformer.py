@@ -34,7 +34,7 @@ def images():
 
 
 @pytest.fixture
-def seen():
+def known():
     """Two defects with their masks."""
     masks = np.zeros((2, 40, 50), bool)
     masks[0, 5:15, 10:30], masks[1, 20:35, 25:33] = True, True
@@ -42,9 +42,9 @@ def seen():
 
 
 @pytest.fixture(params=_SYNTHESES)
-def maker(request, seen):
+def maker(request, known):
     return SyntheticAnomalies(
-        request.param, **(seen if request.param == "extended" else {})
+        request.param, **(known if request.param == "extended" else {})
     )
 
 
@@ -159,7 +159,7 @@ def generator(maker, i=0):
     return np.random.default_rng((maker.seed_, i))
 
 
-def test_methods_are_the_functions(images, seen):
+def test_methods_are_the_functions(images, known):
     image, rng = images[0], generator
     maker = SyntheticAnomalies(options={"jitter": 0.5}).fit(images)
     expected = cutpaste(image, rng(maker), jitter=0.5)
@@ -167,10 +167,10 @@ def test_methods_are_the_functions(images, seen):
     maker = SyntheticAnomalies("perlin", options={"opacity": (1, 1)}).fit(images)
     expected = draem(image, rng(maker), opacity=(1, 1))
     np.testing.assert_array_equal(maker.transform(images)[0], expected[0])
-    maker = SyntheticAnomalies("extended", **seen).fit(images)
+    maker = SyntheticAnomalies("extended", **known).fit(images)
     draw = rng(maker)
     k = draw.integers(2)
-    expected = extended_anomaly(image, seen["defects"][k], seen["masks"][k], draw)
+    expected = extended_anomaly(image, known["defects"][k], known["masks"][k], draw)
     np.testing.assert_array_equal(maker.transform(images)[0], expected[0])
 
 
@@ -217,8 +217,8 @@ def test_bad_settings_are_errors(parameters, message, images):
         SyntheticAnomalies(**parameters).fit(images)
 
 
-def test_bad_defects_are_errors(images, seen):
-    defects, masks = seen["defects"], seen["masks"]
+def test_bad_defects_are_errors(images, known):
+    defects, masks = known["defects"], known["masks"]
     for bad, message in (
         (masks[:1], "masks has 1 entries, but defects 2"),
         ([masks[0], np.zeros((40, 50), bool)], r"masks\[1\] is empty"),

@@ -6,11 +6,11 @@ Both put synthetic anomalies into normal images, each in its own way, and train 
 network to find them. No defective images and no pretrained network are needed. Without
 options, this runs in less than a minute on generated images::
 
-    python examples/made_defects.py
+    python examples/synthetic_anomalies.py
 
 On your own images, in the layout of MVTec AD, give both more time::
 
-    python examples/made_defects.py --data DIR --size 128 --epochs 96
+    python examples/synthetic_anomalies.py --data DIR --size 128 --epochs 96
 
 """
 
@@ -33,7 +33,9 @@ parser.add_argument("--size", type=int, default=64, help="of images, in pixels")
 parser.add_argument("--epochs", type=int, default=38, help="of DRAEM")
 parser.add_argument("--cutpaste-steps", type=int, default=60)
 parser.add_argument("--seed", type=int, default=1, help="of the anomalies shown")
-parser.add_argument("--output", default="made_defects.png", help="picture to write")
+parser.add_argument(
+    "--output", default="synthetic_anomalies.png", help="picture to write"
+)
 options = parser.parse_args()
 
 if options.data is None:

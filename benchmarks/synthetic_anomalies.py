@@ -1,9 +1,9 @@
 """DRAEM and CutPaste on two processor cores, trained on defects that they make.
 
-    python benchmarks/made_defects.py
+    python benchmarks/synthetic_anomalies.py
 
-Trains reduced configurations on the good images, and scores the test images: "draem"
-with drawn textures, "cutpaste" from random weights, and "cutpaste imagenet" from those
+Trains reduced configurations on the normal images, and scores the test images: "draem"
+with generated textures, "cutpaste" from random weights, "cutpaste imagenet" from those
 of `--weights`. `--method` chooses one of them.
 """
 
@@ -59,14 +59,14 @@ def measure(model, data, train):
     scored = time.perf_counter()
     metrics = pixel_metrics(data.masks, model.anomaly_map(data.test))
     decision = model.predict(data.test)
-    good = data.y_test == 1
+    normal = data.y_test == 1
     losses = np.array_split(model.loss_curve_, 10)
     return [
         ["image AUROC", f"{image_auroc(data.y_test, scores):.3f}"],
         ["pixel AUROC", f"{metrics['pixel_auroc']:.3f}"],
         ["PRO", f"{metrics['pro_score']:.3f}"],
-        ["recall", f"{np.mean(decision[~good] == -1):.3f}"],
-        ["false alarms", f"{np.mean(decision[good] == -1):.3f}"],
+        ["recall", f"{np.mean(decision[~normal] == -1):.3f}"],
+        ["false alarms", f"{np.mean(decision[normal] == -1):.3f}"],
         ["training takes", timing(trained - start)],
         ["steps", len(model.loss_curve_)],
         ["scoring takes, per image", timing((scored - trained) / len(data.test))],
