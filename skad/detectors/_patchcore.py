@@ -158,8 +158,16 @@ class PatchCoreDetector(PatchDetector):
     Held-out scores of this second pass are those of the bank without the rows of the
     image and, as below, with patches of other images in their place. For each row that
     is taken out, four such patches are kept at most, and the four worst patches of the
-    image are compared with them. Where that is too few, the score is a little too high,
-    and the threshold errs on the side of fewer false alarms.
+    image are compared with them. Scores of single images differ by up to a fifth from
+    those that a fit on features finds for the same bank, thresholds by 0 to 3 %
+    (measured on two sets of photographs).
+
+    Measured with 4,096 rows of `skad_small` at 128 pixels: the covering radius was 1.2
+    to 1.3 times that of one selection of as many rows. Area under the ROC curve of
+    images, in this order without `bank_size`, with it on features, and in a pipeline:
+    0.995, 0.996 and 0.987 (bottles), 0.951, 0.942 and 0.936 (half of the magnetic
+    tiles). The fits took 45 and 31 % of the time without `bank_size`, with features
+    from a cache the second time.
 
     To leave an image out, its rows are taken out of the bank, and rows of other images
     that were near them are put back, farthest first, until all are as close to the
