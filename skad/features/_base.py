@@ -223,7 +223,8 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         ):
             features[index], absent[index] = batch, False
             if self._n_pooled:
-                pooled[index] = batch.pooled  # type: ignore[attr-defined]
+                described: Any = batch
+                pooled[index] = described.pooled
         features[absent], pooled[absent] = np.nan, np.nan
         if self._n_pooled:
             return PatchArray(features, pooled, self._own_levels)
