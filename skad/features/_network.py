@@ -451,7 +451,7 @@ class PatchFeatures(PatchFeatureTransformer):
         names: Sequence[str],
         last: str | None = None,
     ) -> Any:
-        """What modules put out for a batch, and the pooled output where it is True."""
+        """Outputs of modules for a batch, and the pooled output, or None."""
         with backbone.arithmetic(self.precision):
             batch = self._as_input(batch, backbone)
             with self._explained(backbone):
@@ -459,7 +459,7 @@ class PatchFeatures(PatchFeatureTransformer):
 
     @contextmanager
     def _explained(self, backbone: Any) -> Iterator[None]:
-        """Say which images a network cannot run on."""
+        """Name the size of images, in errors of a network that cannot run on them."""
         try:
             yield
         except (RuntimeError, AssertionError, IndexError) as error:

@@ -453,7 +453,7 @@ class _Tiles(NamedImages):
 
 
 class _TileNames(Sequence):
-    """What messages call tiles."""
+    """Names of tiles in messages."""
 
     def __init__(self, images: ImageReader, n_tiles: int) -> None:
         self._images, self._n_tiles = images, n_tiles
