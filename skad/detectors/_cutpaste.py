@@ -4,10 +4,11 @@ A network learns to recognise images of which a part was pasted somewhere else; 
 features of normal images are a Gaussian, and the distance from that is the score.
 """
 
+from collections.abc import Callable
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.covariance import LedoitWolf
@@ -246,24 +247,24 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
 
     # -- training: what is particular to CutPaste; the rest is TrainedDetector's ----
 
-    def _networks(self, weights=False):
+    def _networks(self, weights: Any = False) -> Any:
         n_classes = 1 + len(_ANOMALIES[self.variant])
         return networks.cutpaste.cutpaste_network(self.backbone, weights, n_classes)
 
-    def _initial_networks(self, images):
+    def _initial_networks(self, images: Any) -> Any:
         return self._networks(self.weights)
 
-    def _optimizer(self, network):
+    def _optimizer(self, network: Any) -> Any:
         return networks.cutpaste.sgd(network, self.learning_rate, self.weight_decay)
 
-    def _rate(self, step, n_steps):
+    def _rate(self, step: int, n_steps: int) -> float:
         return networks.training.cosine(step, n_steps)
 
-    def _sampler(self, images, seed):
+    def _sampler(self, images: Any, seed: int) -> Callable[[int, int], Any]:
         """Return the function that gives an image and its copies with pasted parts."""
         n_done, anomalies = len(self.loss_curve_), _ANOMALIES[self.variant]
 
-        def versions(step, k):
+        def versions(step: int, k: int) -> list[np.ndarray]:
             position = self.train_batch_size * (n_done + step) + k
             rng = sample_rng(seed, 1, position)
             image = jittered(
@@ -273,13 +274,13 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
 
         return versions
 
-    def _loss(self, network, images):
+    def _loss(self, network: Any, images: Any) -> Callable[..., Any]:
         if self.weights is not False:
             networks.cutpaste.freeze_statistics(network["backbone"])
         device = torch_device(self.device)
         return partial(networks.cutpaste.classification_loss, network, device)
 
-    def _finish_training(self, images, seed):
+    def _finish_training(self, images: Any, seed: int) -> None:
         """Learn Gaussians of the training images and of their positions."""
         rng = sample_rng(seed, 2)
         share = -(-_SAMPLE_POSITIONS // len(images))
@@ -296,20 +297,20 @@ class CutPasteDetector(TrainedDetector, ImageDetector):
 
     # -- scores --------------------------------------------------------------
 
-    def _feature_maps(self, batch):
+    def _feature_maps(self, batch: np.ndarray) -> np.ndarray:
         """Features (b, h, w, d), float64, of images (b, H, W, 3)."""
         network = self._trained_networks(self.backbone, self.variant)
         device = torch_device(self.device)
         return networks.cutpaste.feature_maps(network, batch, device)
 
-    def _score_batch(self, batch):
+    def _score_batch(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         maps = self._feature_maps(batch)
         scores = _distances(maps.mean(axis=(1, 2)), self.location_, self.precision_)
         maps = _distances(maps, self.map_location_, self.map_precision_)
         return scores, maps.astype(np.float32)
 
 
-def _shifted(image, rng):
+def _shifted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shift an image by a few pixels, mirrored at its border."""
     height, width = image.shape[:2]
     most = [int(_SHIFT_SHARE * side) for side in (height, width)]
@@ -319,7 +320,7 @@ def _shifted(image, rng):
     return padded[top : top + height, left : left + width]
 
 
-def _gaussian(rows):
+def _gaussian(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and precision of rows; of equal ones, the distance is Euclidean."""
     if np.ptp(rows, axis=0).max() == 0:
         return rows[0], np.eye(rows.shape[1])
@@ -327,7 +328,9 @@ def _gaussian(rows):
     return fitted.location_, fitted.precision_
 
 
-def _distances(rows, location, precision):
+def _distances(
+    rows: np.ndarray, location: np.ndarray, precision: np.ndarray
+) -> np.ndarray:
     """Mahalanobis distances of rows (..., d)."""
     centred = rows - location
     squares = np.einsum("...d,...d->...", centred @ precision, centred)

@@ -4,6 +4,9 @@ One network restores images that were made anomalous, a second one compares what
 gives with what it got, and learns which pixels were changed.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -225,7 +228,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     # -- training: what is particular to DRAEM; the rest is TrainedDetector's -------
 
-    def _check_training(self, images):
+    def _check_training(self, images: Any) -> None:
         self._check_training_images()
         if min(self._input_size()) < 64:
             raise ValueError(
@@ -233,25 +236,25 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
                 "networks halve images five times."
             )
 
-    def _networks(self):
+    def _networks(self) -> Any:
         return networks.unet.draem_networks(self.model)
 
-    def _optimizer(self, module):
+    def _optimizer(self, module: Any) -> Any:
         return networks.unet.adam(module, self.learning_rate)
 
-    def _rate(self, step, n_steps):
+    def _rate(self, step: int, n_steps: int) -> float:
         return _DECAY_FACTOR ** sum(
             step >= share * n_steps for share in _DECAY_AT_SHARES
         )
 
-    def _n_steps(self, images):
+    def _n_steps(self, images: Any) -> int:
         return self.max_epochs * -(-len(images) // self.train_batch_size)
 
-    def _sampler(self, images, seed):
+    def _sampler(self, images: Any, seed: int) -> Callable[[int, int], Any]:
         """Return the function that gives a sample: image, with an anomaly, and mask."""
         n_done, read_texture = len(self.loss_curve_), self._texture_reader()
 
-        def sample(step, k):
+        def sample(step: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             position = self.train_batch_size * (n_done + step) + k
             rng = sample_rng(seed, 1, position)
             image = images.at(seed, position)
@@ -259,11 +262,11 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
 
         return sample
 
-    def _loss(self, module, images):
+    def _loss(self, module: Any, images: Any) -> Callable[..., Any]:
         device = torch_device(self.device)
         return partial(networks.unet.training_loss, module, device)
 
-    def _texture_reader(self):
+    def _texture_reader(self) -> Callable[..., Any] | None:
         """Return a function that reads a random texture image; None without any."""
         if self.texture_images is None:
             return None
@@ -290,7 +293,7 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
         check_is_fitted(self)
         return self._restored(self._to_score(X)[0])
 
-    def _restored(self, reader):
+    def _restored(self, reader: Any) -> Any:
         shape = len(reader), *self._input_size(), 3
         images = np.full(shape, np.nan, np.float32)
         for index, batch in reader.indexed_batches(self._images_at_once()):
@@ -300,13 +303,15 @@ class DRAEMDetector(TrainingImages, TrainedDetector, ImageDetector):
         self._warn_of_skipped(reader, len(reader), scoring=True)
         return images
 
-    def _score_batch(self, batch):
+    def _score_batch(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return networks.unet.scores_and_maps(
             self._trained_networks(self.model), batch, torch_device(self.device)
         )
 
 
-def _sample(image, rng, rotation, read_texture):
+def _sample(
+    image: np.ndarray, rng: np.random.Generator, rotation: float, read_texture: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Make a sample: normal image, the same perhaps with an anomaly, and mask."""
     if rng.random() < _ROTATED_SHARE and rotation > 0:
         angle = rng.uniform(-rotation, rotation)

@@ -8,6 +8,8 @@ its score is too high. So such patches are put into the bank, farthest first as 
 selection of a coreset, until all patches of other images are within R again.
 """
 
+from typing import Any
+
 import numpy as np
 
 from skad._progress import progress
@@ -50,7 +52,16 @@ class LeftOutBank:
         Squared distances of each patch to its nearest rows, and their indices.
     """
 
-    def __init__(self, bank, owner, rows, images, k, nearest, verbose=False):
+    def __init__(
+        self,
+        bank: Any,
+        owner: np.ndarray,
+        rows: np.ndarray,
+        images: np.ndarray,
+        k: int,
+        nearest: Any,
+        verbose: bool = False,
+    ) -> None:
         self._bank, self._owner = bank, owner
         with progress(len(rows), "patches left out", verbose, unit="patch") as bar:
             squared, indices = nearest(rows, k, (images, owner), bar.update)
@@ -63,12 +74,16 @@ class LeftOutBank:
         }
         self.found = self._among_returned(rows, images, squared, indices)
 
-    def search(self, queries, images, k):
+    def search(
+        self, queries: np.ndarray, images: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances and indices of the k nearest rows, as of `Bank`."""
         found = self._bank.search(queries, k, groups=(images, self._owner))
         return self._among_returned(queries, images, *found)
 
-    def _returned_rows(self, rows, images, squared, nearest):
+    def _returned_rows(
+        self, rows: np.ndarray, images: np.ndarray, squared: np.ndarray, nearest: Any
+    ) -> dict[int, np.ndarray]:
         """By image, the patches of others to put into the bank without it.
 
         `squared` and `nearest` are squared distance and index of the nearest row of the
@@ -93,13 +108,19 @@ class LeftOutBank:
             returned[image] = some[_cover(rows[some], left[of_image], radius)]
         return returned
 
-    def _among_returned(self, queries, images, squared, indices):
+    def _among_returned(
+        self,
+        queries: np.ndarray,
+        images: np.ndarray,
+        squared: np.ndarray,
+        indices: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest of those found and of those put into the bank."""
         join_own_group(squared, indices, queries, images, self.rows, self._places)
         return squared, indices
 
 
-def _cover(rows, squared, radius):
+def _cover(rows: np.ndarray, squared: np.ndarray, radius: float) -> list[int]:
     """Indices of the rows to select, farthest first, until all are within a radius.
 
     `squared` holds their squared distances to the nearest row that there is already;

@@ -6,6 +6,7 @@ Mahalanobis distance, that of an image is its largest patch score.
 """
 
 from numbers import Integral, Real
+from typing import Any, Self
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -148,7 +149,7 @@ class PaDiMDetector(PatchDetector):
         sigma: float = 4.0,
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool = False,
-    ):
+    ) -> None:
         self.eps = eps
         self.calibration_size = calibration_size
         self.interpolation = interpolation
@@ -185,18 +186,18 @@ class PaDiMDetector(PatchDetector):
             )
         return self._gaussians.covariance(row * width + column)
 
-    def _fit(self, X):
+    def _fit(self, X: Any) -> None:
         self._learn_from(self._new_gaussians(X), X)
 
-    def _update(self, X):
+    def _update(self, X: Any) -> None:
         self._learn_from(self._gaussians.reopened(), X)
 
-    def _merge(self, other):
+    def _merge(self, other: Any) -> None:
         gaussians = self._gaussians.reopened().join(other._gaussians)
         self._set_gaussians(gaussians, self.mean_.shape[:2])
 
     @in_own_torch_state  # a network may extract the batches
-    def _fit_batches(self, batches, update=False):
+    def _fit_batches(self, batches: Any, update: bool = False) -> Self:
         """Fit, or update, on batches of positions in X and features."""
         self._validate_params()
         gaussians = self._gaussians.reopened() if update else None
@@ -225,13 +226,13 @@ class PaDiMDetector(PatchDetector):
             warn_of_outlier(self, scores, gaussians.numbers)
         return self
 
-    def _new_gaussians(self, X):
+    def _new_gaussians(self, X: Any) -> Gaussians:
         n_positions, n_features = X.shape[1] * X.shape[2], X.shape[3]
         return Gaussians(
             n_positions, n_features, X.dtype, self.eps, self.calibration_size
         )
 
-    def _learn_from(self, gaussians, X):
+    def _learn_from(self, gaussians: Any, X: Any) -> None:
         with progress(len(X), "Gaussians", self.verbose) as bar:
             for lo in range(0, len(X), 32):
                 gaussians.add(_flat(X[lo : lo + 32]))
@@ -243,11 +244,11 @@ class PaDiMDetector(PatchDetector):
             )
         self._set_gaussians(gaussians, X.shape[1:3])
 
-    def _set_gaussians(self, gaussians, grid):
+    def _set_gaussians(self, gaussians: Any, grid: Any) -> None:
         self._gaussians = gaussians.finish()
         self.mean_ = gaussians.mean.reshape(*grid, -1)
 
-    def _score(self, X):
+    def _score(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         if X.shape[1:3] != self.mean_.shape[:2]:
             raise ValueError(
                 f"X has a patch grid of {X.shape[1]} x {X.shape[2]}, but the Gaussians "
@@ -257,15 +258,15 @@ class PaDiMDetector(PatchDetector):
         maps = self._gaussians.distances(_flat(X)).reshape(X.shape[:3])
         return image_scores(maps), maps
 
-    def _left_out_images(self, n):
+    def _left_out_images(self, n: int) -> np.ndarray:
         return self._gaussians.numbers - self._gaussians.start
 
-    def _held_out_positions(self, n):
+    def _held_out_positions(self, n: int) -> np.ndarray:
         if self._resolved_calibration() != "loo":
             return super()._held_out_positions(n)
         return self._left_out_images(n)
 
-    def _score_left_out(self, X=None):
+    def _score_left_out(self, X: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Score the images kept, each by the Gaussians of all others."""
         grid = self.mean_.shape[:2]
         n_positions = grid[0] * grid[1]
@@ -273,9 +274,9 @@ class PaDiMDetector(PatchDetector):
             maps = self._gaussians.left_out(bar.update).reshape(-1, *grid)
         return image_scores(maps), maps
 
-    def _rendering(self, window, grid):
+    def _rendering(self, window: Any, grid: Any) -> dict[str, Any]:
         return {**super()._rendering(window, grid), "interpolation": self.interpolation}
 
 
-def _flat(X):
+def _flat(X: Any) -> np.ndarray:
     return X.reshape(len(X), -1, X.shape[-1])

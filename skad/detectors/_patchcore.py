@@ -288,7 +288,7 @@ class PatchCoreDetector(PatchDetector):
             self._searched = Bank(self._space(self.bank_))
 
     def _n_selected(self, rows):
-        """How many of the rows the coreset keeps."""
+        """Number of rows that the coreset keeps."""
         return max(1, int(len(rows) * self.coreset_ratio))
 
     def _space(self, rows):

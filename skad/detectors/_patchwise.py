@@ -129,7 +129,7 @@ class PatchwiseDetector(PatchDetector):
         sigma: float = 4.0,
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool = False,
-    ):
+    ) -> None:
         self.estimator = estimator
         self.max_patches = max_patches
         self.top_ratio = top_ratio
@@ -140,7 +140,7 @@ class PatchwiseDetector(PatchDetector):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _fit(self, X):
+    def _fit(self, X: np.ndarray) -> None:
         rng = check_random_state(self.random_state)
         rows, _ = patch_rows(X)
         if self.max_patches is not None and len(rows) > self.max_patches:
@@ -154,13 +154,13 @@ class PatchwiseDetector(PatchDetector):
         estimator.fit(rows)  # what it returns is not always itself in PyOD
         self.estimator_ = estimator
 
-    def _score(self, X):
+    def _score(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows, inside = patch_rows(X)
         maps = patch_maps(_anomaly_scores(self.estimator_, rows), inside, X.shape[:3])
         return image_scores(maps, self.top_ratio), maps
 
 
-def _check_scores_new_rows(estimator):
+def _check_scores_new_rows(estimator: Any) -> None:
     """Refuse an estimator that cannot score rows that it has not learned from."""
     if hasattr(estimator, "score_samples") or hasattr(estimator, "decision_function"):
         return
@@ -172,7 +172,7 @@ def _check_scores_new_rows(estimator):
     )
 
 
-def _anomaly_scores(estimator, rows):
+def _anomaly_scores(estimator: Any, rows: np.ndarray) -> np.ndarray:
     """Scores (n,) of rows, larger for more anomalous, float64."""
     if _is_of_pyod(estimator):
         scores = np.asarray(estimator.decision_function(rows), np.float64)
@@ -189,7 +189,7 @@ def _anomaly_scores(estimator, rows):
     return scores
 
 
-def _is_of_pyod(estimator):
+def _is_of_pyod(estimator: Any) -> bool:
     """Whether an estimator, or the last step of a pipeline, is a detector of PyOD."""
     if hasattr(estimator, "steps"):
         return _is_of_pyod(estimator.steps[-1][1])

@@ -6,6 +6,9 @@ image. Half of the synthetic ones let a texture show through a normal image
 (heterologous), the others another normal image that was changed (homologous).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from skad.images import read_mask
@@ -21,7 +24,7 @@ from skad.synthesis import (
 )
 
 
-def composition(batch_size, known):
+def composition(batch_size: int, known: bool) -> tuple[int, int, int]:
     """How many images of a batch are normal, known defects and synthetic.
 
     Parameters
@@ -73,16 +76,16 @@ class Samples:
 
     def __init__(
         self,
-        read,
-        n,
-        defects,
-        size,
-        batch_size,
-        seed,
-        textures,
-        foreground,
-        flips,
-    ):
+        read: Callable[[int], np.ndarray],
+        n: int,
+        defects: Any,
+        size: tuple[int, int],
+        batch_size: int,
+        seed: int,
+        textures: Any,
+        foreground: str | None,
+        flips: bool,
+    ) -> None:
         self.read, self.n, self.defects = read, n, defects
         self.size, self.seed = size, seed
         self.n_normal, self.n_known, _ = composition(batch_size, bool(defects))
@@ -92,7 +95,7 @@ class Samples:
         self.foreground, self.flips = foreground, flips
         self._allowed: dict[int, np.ndarray] = {}
 
-    def __call__(self, step, k):
+    def __call__(self, step: int, k: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Make image k of a step, and its mask, or None where nobody has marked it."""
         image, mask = self._sample(step, k)
         if self.flips:
@@ -102,7 +105,7 @@ class Samples:
             mask = None if mask is None else mask[way]
         return image, mask
 
-    def _sample(self, step, k):
+    def _sample(self, step: int, k: int) -> tuple[np.ndarray, np.ndarray | None]:
         if k < self.n_normal:
             ahead = self.n_normal * step + k
             image = self.read(sample_at(self.seed, ahead, self.n))
@@ -112,7 +115,7 @@ class Samples:
             self.known(rng) if k < self.n_normal + self.n_known else self.synthetic(rng)
         )
 
-    def known(self, rng):
+    def known(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
         """Take a known defect as it is, or paste it into a normal image."""
         read, mask = self.defects[rng.integers(len(self.defects))]
         if mask is None or rng.random() < 0.5:
@@ -122,24 +125,24 @@ class Samples:
             self.read(i), read(), mask, rng, foreground=self._foreground(i)
         )
 
-    def synthetic(self, rng):
+    def synthetic(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Put a synthetic anomaly into a normal image; returns that, and the mask."""
         i = int(rng.integers(self.n))
         other = self.homologous if rng.random() < 0.5 else self.heterologous
         texture, foreground = other(rng), self._foreground(i)
         return draem(self.read(i), rng, texture=texture, foreground=foreground)
 
-    def homologous(self, rng):
+    def homologous(self, rng: np.random.Generator) -> np.ndarray:
         """Texture of a homologous anomaly: an augmented normal image."""
         return changed_texture(self.read(int(rng.integers(self.n))), rng)
 
-    def heterologous(self, rng):
+    def heterologous(self, rng: np.random.Generator) -> np.ndarray:
         """Texture of a heterologous anomaly: an augmented photograph, or generated."""
         if self.textures is None:
             return procedural_texture((*self.size, 3), rng)
         return changed_texture(self.textures(int(rng.integers(self.n_textures))), rng)
 
-    def _foreground(self, i):
+    def _foreground(self, i: int) -> Any:
         if self.foreground is None:
             return None
         if i not in self._allowed:
@@ -147,7 +150,7 @@ class Samples:
         return self._allowed[i]
 
 
-def resized_mask(mask, size, crop):
+def resized_mask(mask: Any, size: tuple[int, int], crop: Any) -> np.ndarray:
     """Resize a mask to the input; empty if the crop leaves nothing of it.
 
     Parameters
@@ -178,7 +181,7 @@ def resized_mask(mask, size, crop):
     return resized if resized.any() else share > 0  # thinner than a pixel
 
 
-def read_defect_mask(mask, i):
+def read_defect_mask(mask: Any, i: Any) -> np.ndarray:
     """The mask of a defective image, which must mark something."""
     mask = read_mask(mask, where=f"masks[{i}]")
     if not mask.any():
@@ -189,7 +192,7 @@ def read_defect_mask(mask, i):
     return mask
 
 
-def check_masks(masks, labels):
+def check_masks(masks: Any, labels: np.ndarray) -> list[Any]:
     """Check masks, one for each label; those of normal images must be empty.
 
     Parameters

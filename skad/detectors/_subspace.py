@@ -6,6 +6,7 @@ matrix product.
 """
 
 import copy
+from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
 
@@ -132,7 +133,7 @@ class SubspaceDetector(PatchDetector):
         sigma: float = 4.0,
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool = False,
-    ):
+    ) -> None:
         self.n_components = n_components
         self.top_ratio = top_ratio
         self.contamination = contamination
@@ -142,16 +143,16 @@ class SubspaceDetector(PatchDetector):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _fit(self, X):
+    def _fit(self, X: np.ndarray) -> None:
         self._set_moments(Moments().with_rows(patch_rows(X)[0]), X.dtype)
 
-    def _update(self, X):
+    def _update(self, X: np.ndarray) -> None:
         self._set_moments(self._moments.with_rows(patch_rows(X)[0]), X.dtype)
 
-    def _merge(self, other):
+    def _merge(self, other: Any) -> None:
         self._set_moments(self._moments + other._moments, self._axes.dtype)
 
-    def _set_moments(self, moments, dtype):
+    def _set_moments(self, moments: Moments, dtype: Any) -> None:
         self._moments = moments
         self.mean_ = moments.mean
         variance, axes = np.linalg.eigh(moments.squares)
@@ -171,7 +172,7 @@ class SubspaceDetector(PatchDetector):
         axes = axes[:, :n_left] if self._spans_residual else axes[:, n_left:]
         self._axes = axes.astype(dtype)
 
-    def _score(self, X):
+    def _score(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows, inside = patch_rows(X)
         length = np.empty(len(rows))
         # A residual below is rounding of the features.
@@ -190,7 +191,9 @@ class SubspaceDetector(PatchDetector):
         maps = patch_maps(length, inside, X.shape[:3])
         return image_scores(maps, self.top_ratio), maps
 
-    def _models_without(self, folds, X, before, *, first):
+    def _models_without(
+        self, folds: Any, X: np.ndarray, before: Any, *, first: bool
+    ) -> Iterator[tuple[np.ndarray, Any]]:
         """As in the base class, with every fold's moments computed once."""
         moments = [Moments().with_rows(patch_rows(X[fold])[0]) for fold in folds]
         known = Moments() if first else before._moments
@@ -201,7 +204,7 @@ class SubspaceDetector(PatchDetector):
             yield model
 
 
-def _rounding(moments):
+def _rounding(moments: Moments) -> float:
     """Sum of squares along one direction that float32 features have by rounding.
 
     A feature of size f has an error of up to eps * f; 32 leaves room for the errors

@@ -1,6 +1,6 @@
 """Patch features of a pretrained network (Section 3.1 of the PatchCore paper)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from skad import networks
 from skad._checks import check_size
 from skad._patch_array import PatchArray
-from skad.features._base import PatchFeatureTransformer
+from skad.features._base import Extract, PatchFeatureTransformer
 from skad.networks._torch_state import torch_device
 from skad.networks._weights import (
     IMAGENET_MEAN,
@@ -263,7 +263,7 @@ class PatchFeatures(PatchFeatureTransformer):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _images_at_once(self):
+    def _images_at_once(self) -> int:
         if self.batch_size != "auto":
             return self.batch_size
         if self._device().type != "cpu":
@@ -271,7 +271,7 @@ class PatchFeatures(PatchFeatureTransformer):
         height, width = self._input_size()
         return int(np.clip(4 * 256**2 // (height * width), 1, 4))
 
-    def _n_channels(self):
+    def _n_channels(self) -> int:
         from torch.nn import Conv2d
 
         if isinstance(self.backbone, str):
@@ -285,13 +285,13 @@ class PatchFeatures(PatchFeatureTransformer):
         parts = self.backbone.modules()
         return next((p.in_channels for p in parts if isinstance(p, Conv2d)), 3)
 
-    def _fit_images(self, images, y):
+    def _fit_images(self, images: Any, y: Any) -> Extract | None:
         backbone = self._fit_normal(images, y)
         if backbone is None:  # a subclass has trained another one
             return None
         return lambda index, batch: self._features_of(backbone, batch)
 
-    def _fit(self, images):
+    def _fit(self, images: Any) -> Any:
         """Measure the network on a black image; returns it."""
         self._check_settings()
         for name in ("_weights", "layers_"):
@@ -324,17 +324,17 @@ class PatchFeatures(PatchFeatureTransformer):
         self._keep_weights(backbone, probe)
         return backbone
 
-    def _chosen_embedding(self):
+    def _chosen_embedding(self) -> str:
         if self.embedding != "auto":
             return self.embedding
         own = not isinstance(self.backbone, str)
         return "concat" if not own and self.backbone == "skad_small" else "mean1d"
 
-    def _measure(self, backbone):
+    def _measure(self, backbone: Any) -> Any:
         """Find out how to read the outputs, and which module the network ends with."""
-        names = self._wanted()
+        names = self._module_names()
 
-        def run(images):
+        def run(images: Any) -> Any:
             return self._outputs(backbone, images, names)
 
         self._layouts, self._last_layer = networks.layout.measured_layouts(
@@ -343,7 +343,7 @@ class PatchFeatures(PatchFeatureTransformer):
         if self.pooled is True:
             self._last_layer = None  # the pooled output comes at the very end
 
-    def _keep_weights(self, backbone, probe):
+    def _keep_weights(self, backbone: Any, probe: np.ndarray) -> None:
         """Keep what is needed to build the network again where no file is at hand."""
         if not isinstance(self.backbone, str):
             return
@@ -357,7 +357,7 @@ class PatchFeatures(PatchFeatureTransformer):
         kwargs = self.backbone_kwargs or {}
         networks.frozen.fitted_backbone(self._weights, kwargs, self._device(), backbone)
 
-    def _describe_levels(self, levels):
+    def _describe_levels(self, levels: Any) -> tuple[Any, ...]:
         """Number of channels and grid of each level, where they are kept apart."""
         if self._embedding == "mean1d":
             return ()
@@ -372,14 +372,14 @@ class PatchFeatures(PatchFeatureTransformer):
             (count, grid) for count, grid in zip(counts, grids, strict=True) if count
         )
 
-    def _extraction(self):
+    def _extraction(self) -> Extract:
         backbone = self._checked_backbone()
         return lambda index, batch: self._features_of(backbone, batch)
 
-    def _extract(self, batch):
+    def _extract(self, batch: np.ndarray) -> np.ndarray:
         return self._features_of(self._checked_backbone(), batch)
 
-    def _checked_backbone(self):
+    def _checked_backbone(self) -> Any:
         """The network, which must be the one that `fit` had."""
         backbone = self._backbone()
         if isinstance(self.backbone, str) and backbone.sha256 != self.weights_sha256_:
@@ -391,7 +391,7 @@ class PatchFeatures(PatchFeatureTransformer):
             )
         return backbone
 
-    def _features_of(self, backbone, batch):
+    def _features_of(self, backbone: Any, batch: np.ndarray) -> np.ndarray:
         """Patch features of a batch of images, with descriptors where there are any."""
         import torch
 
@@ -405,7 +405,7 @@ class PatchFeatures(PatchFeatureTransformer):
                 return patches
             return PatchArray(patches, pooled.cpu().numpy(), self._own_levels)
 
-    def _as_input(self, batch, backbone):
+    def _as_input(self, batch: np.ndarray, backbone: Any) -> Any:
         return networks.input.normalized(
             batch,
             self._device(),
@@ -415,7 +415,7 @@ class PatchFeatures(PatchFeatureTransformer):
             in_place=True,  # the reader's own array, which nobody needs any more
         )
 
-    def _per_channel(self, name, own, n_channels):
+    def _per_channel(self, name: str, own: Any, n_channels: int) -> np.ndarray:
         """The values of `mean` or `std`, one for each channel or one for all."""
         given = getattr(self, name)
         values = np.asarray(own if given is None else given)
@@ -428,7 +428,9 @@ class PatchFeatures(PatchFeatureTransformer):
             )
         return values.astype(np.float32)
 
-    def _levels(self, backbone, batch, last=None):
+    def _levels(
+        self, backbone: Any, batch: np.ndarray, last: str | None = None
+    ) -> tuple[list[Any], Any]:
         """Feature maps of the layers, and the descriptors or None."""
         with self._explained(backbone):
             maps, vector = backbone.feature_maps(
@@ -442,16 +444,22 @@ class PatchFeatures(PatchFeatureTransformer):
             )
         return [maps[name] for name in self.layers_], vector
 
-    def _outputs(self, backbone, batch, names, last=None):
-        """What modules put out for a batch, and the pooled output where it is True."""
+    def _outputs(
+        self,
+        backbone: Any,
+        batch: np.ndarray,
+        names: Sequence[str],
+        last: str | None = None,
+    ) -> Any:
+        """Outputs of modules for a batch, and the pooled output, or None."""
         with backbone.arithmetic(self.precision):
             batch = self._as_input(batch, backbone)
             with self._explained(backbone):
                 return backbone.outputs(batch, names, last, self.pooled)
 
     @contextmanager
-    def _explained(self, backbone):
-        """Say which images a network cannot run on."""
+    def _explained(self, backbone: Any) -> Iterator[None]:
+        """Name the size of images, in errors of a network that cannot run on them."""
         try:
             yield
         except (RuntimeError, AssertionError, IndexError) as error:
@@ -461,7 +469,7 @@ class PatchFeatures(PatchFeatureTransformer):
                 f"({self._input_size()} pixels, {backbone.dtype}): {error}"
             ) from error
 
-    def _embed(self, levels):
+    def _embed(self, levels: Any) -> Any:
         if self._embedding == "mean1d":
             return networks.embedding.mean1d(
                 levels,
@@ -474,15 +482,15 @@ class PatchFeatures(PatchFeatureTransformer):
             return networks.embedding.concat(levels, self.grid_shape_, self.patch_size)
         return networks.embedding.replicate(levels, self.grid_shape_)
 
-    def _grid(self, levels):
+    def _grid(self, levels: Any) -> tuple[int, int]:
         if self.grid is not None:
             return check_size(self.grid, "grid", allow_int=True)
         return max((tuple(level.shape[2:]) for level in levels), key=np.prod)
 
-    def _device(self):
+    def _device(self) -> Any:
         return torch_device(self.device)
 
-    def _backbone(self):
+    def _backbone(self) -> Any:
         if not isinstance(self.backbone, str):
             return networks.frozen.Backbone(
                 self.backbone.to(self._device()), IMAGENET_MEAN, IMAGENET_STD
@@ -498,15 +506,15 @@ class PatchFeatures(PatchFeatureTransformer):
             kwargs,
             self._seed,
             self._device(),
-            self._wanted(),
+            self._module_names(),
         )
 
-    def _wanted(self):
+    def _module_names(self) -> list[str]:
         """Names of the modules whose outputs are taken."""
         pooled = [self.pooled] if isinstance(self.pooled, str) else []
         return list(dict.fromkeys([*getattr(self, "layers_", ()), *pooled]))
 
-    def _check_settings(self):
+    def _check_settings(self) -> None:
         self._device()
         if self.patch_size % 2 == 0:
             raise ValueError(
@@ -521,7 +529,7 @@ class PatchFeatures(PatchFeatureTransformer):
                 "the weights of your own network before you pass it."
             )
 
-    def _check_pooled(self, module):
+    def _check_pooled(self, module: Any) -> None:
         if self.pooled is True and not hasattr(module, "forward_head"):
             raise ValueError(
                 "pooled=True needs a timm model; name the module of your own network "
@@ -536,7 +544,7 @@ class PatchFeatures(PatchFeatureTransformer):
                     f"{choices} or any dotted module name."
                 )
 
-    def _check_layers(self, backbone):
+    def _check_layers(self, backbone: Any) -> tuple[str, ...]:
         module = backbone.module
         if self.layers == "auto":
             if hasattr(module, "feature_info"):
@@ -554,7 +562,7 @@ class PatchFeatures(PatchFeatureTransformer):
             )
         return tuple(self.layers)
 
-    def _measured_layers(self, backbone):
+    def _measured_layers(self, backbone: Any) -> tuple[str, ...]:
         """Layers of strides 8 and 16, by the outputs of a network of one's own."""
         names = [name for name, _ in backbone.module.named_modules() if name]
         image = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
@@ -562,7 +570,7 @@ class PatchFeatures(PatchFeatureTransformer):
             batch = self._as_input(image, backbone)
             return networks.frozen.layers_by_stride(backbone, batch, names)
 
-    def _signature(self):
+    def _signature(self) -> str:
         settings = self.get_params()
         for irrelevant in self._unsigned:
             del settings[irrelevant]

@@ -311,14 +311,16 @@ class CarriesPixelLimit:
         return carried_limit(self._pixel_limit)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())  # type: ignore[call-overload]
+        inherited: Any = super().__getstate__()
+        state = dict(inherited)
         state.pop("_pixel_limit", None)
         with self._limited():
             limit = pixel_limit()
         return state if limit == PILLOW_LIMIT else {**state, "_pixel_limit": limit}
 
     def __sklearn_clone__(self) -> Any:
-        copy = super().__sklearn_clone__()  # type: ignore[misc]
+        estimator: Any = super()
+        copy = estimator.__sklearn_clone__()
         if "_pixel_limit" in vars(self):
             copy._pixel_limit = self._pixel_limit
         return copy

@@ -1,4 +1,4 @@
-"""Where in an image the outputs of a network belong, measured instead of assumed.
+"""Measure where in an image each output of a network belongs.
 
 A network may put out maps with their channels first or last, or sequences of tokens,
 with or without tokens of classes before them. A band of a probe image is changed; a

@@ -5,6 +5,8 @@ appendix. "tiny" is a reduced network of the same layout, for processors: it has
 grid and the receptive field of "small".
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -37,7 +39,7 @@ PDN = {"small": _SMALL, "medium": _MEDIUM, "tiny": _TINY}
 _AUTOENCODER_WIDTH = {"small": 64, "medium": 64, "tiny": 32}
 
 
-def pdn(model, n_channels, *, padding=False):
+def pdn(model: str, n_channels: int, *, padding: bool = False) -> nn.Sequential:
     """A patch description network: images (b, 3, H, W) to maps (b, c, h, w).
 
     Every output depends on 33 x 33 pixels, and one lies 4 pixels from the next.
@@ -72,14 +74,18 @@ def pdn(model, n_channels, *, padding=False):
     return nn.Sequential(*layers)
 
 
-def pdn_grid(size, *, padding=False):
+def pdn_grid(size: tuple[int, int], *, padding: bool = False) -> tuple[int, int]:
     """Height and width of the output of a `pdn` for images of a size."""
     if padding:
-        return tuple(((side + 3) // 2 + 4) // 2 - 2 for side in size)
-    return tuple(((side - 3) // 2 - 3) // 2 - 5 for side in size)
+        height, width = (((side + 3) // 2 + 4) // 2 - 2 for side in size)
+    else:
+        height, width = (((side - 3) // 2 - 3) // 2 - 5 for side in size)
+    return height, width
 
 
-def autoencoder(n_channels, size, grid, width=64):
+def autoencoder(
+    n_channels: int, size: tuple[int, int], grid: tuple[int, int], width: int = 64
+) -> nn.Sequential:
     """The autoencoder, for images of one size: its bottleneck spans all of it.
 
     Parameters
@@ -108,7 +114,7 @@ def autoencoder(n_channels, size, grid, width=64):
         layers += [nn.Conv2d(n_in, n_out, 4, stride=2, padding=1), nn.ReLU(True)]
         n_in = n_out
     # 8 x 8 in the paper: whatever is left, so that any size ends in one vector.
-    layers.append(nn.Conv2d(width, width, tuple(side // 32 for side in size)))
+    layers.append(nn.Conv2d(width, width, (size[0] // 32, size[1] // 32)))
     for step in ((64, 1), (32, 0), (16, 1), (8, 0), (4, 1), (2, 1)):
         target = tuple(max(1, side // step[0] - step[1]) for side in size)
         layers += [
@@ -129,7 +135,9 @@ def autoencoder(n_channels, size, grid, width=64):
 # -- training --------------------------------------------------------------------
 
 
-def student_and_autoencoder(model, n_channels, size, *, padding):
+def student_and_autoencoder(
+    model: str, n_channels: int, size: tuple[int, int], *, padding: bool
+) -> nn.ModuleDict:
     """The networks that EfficientAD trains, ``student`` and ``autoencoder``.
 
     Parameters
@@ -162,7 +170,7 @@ def student_and_autoencoder(model, n_channels, size, *, padding):
     )
 
 
-def adam(module, learning_rate, weight_decay):
+def adam(module: Any, learning_rate: float, weight_decay: float) -> torch.optim.Adam:
     """The optimizer of all networks of EfficientAD."""
     return torch.optim.Adam(
         module.parameters(), learning_rate, weight_decay=weight_decay
@@ -185,18 +193,20 @@ class NormalizedTeacher:
     device : torch.device
     """
 
-    def __init__(self, network, mean, std, grid, device):
+    def __init__(
+        self, network: Any, mean: Any, std: Any, grid: tuple[int, int], device: Any
+    ) -> None:
         self.network, self.grid = network, grid
         self.mean, self.std = (
             torch.tensor(values, device=device)[:, None, None] for values in (mean, std)
         )
 
-    def __call__(self, batch):
+    def __call__(self, batch: Any) -> torch.Tensor:
         """Normalised maps (b, c, h, w), without gradients."""
         return (teacher_maps(self.network, batch, self.grid) - self.mean) / self.std
 
 
-def teacher_maps(network, batch, grid):
+def teacher_maps(network: Any, batch: Any, grid: tuple[int, int]) -> torch.Tensor:
     """Output of a teacher, without gradients; the mode of each part stays."""
     training = [part for part in network.modules() if part.training]
     try:
@@ -213,7 +223,9 @@ def teacher_maps(network, batch, grid):
     return found
 
 
-def channel_statistics(network, batches, grid, device):
+def channel_statistics(
+    network: Any, batches: Any, grid: tuple[int, int], device: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel of a teacher, in two passes.
 
     Parameters
@@ -242,12 +254,14 @@ def channel_statistics(network, batches, grid, device):
     return mean.astype(np.float32), positive_std(np.sqrt(np.mean(squares, axis=0)))
 
 
-def positive_std(std):
+def positive_std(std: Any) -> np.ndarray:
     """Standard deviations (c,), float32, none of which is zero."""
     return np.maximum(std, max(1e-6 * std.max(), 1e-30)).astype(np.float32)
 
 
-def training_loss(networks, teacher, device, sample):
+def training_loss(
+    networks: Any, teacher: Any, device: Any, sample: Any
+) -> torch.Tensor:
     """Loss of a training step (Algorithm 1): student, autoencoder and penalty.
 
     Parameters
@@ -292,7 +306,9 @@ def training_loss(networks, teacher, device, sample):
     return loss if penalty is None else loss + output[2 * b :, :c].square().mean()
 
 
-def hard_loss(target, output, share=0.999):
+def hard_loss(
+    target: torch.Tensor, output: torch.Tensor, share: float = 0.999
+) -> torch.Tensor:
     """Mean of the largest squared differences (Equation 1): those above a quantile.
 
     `share` of the differences lies below the quantile and costs nothing.
@@ -309,7 +325,9 @@ def hard_loss(target, output, share=0.999):
 
 
 @torch.inference_mode()
-def raw_maps(teacher, student, autoencoder, images, device):
+def raw_maps(
+    teacher: Any, student: Any, autoencoder: Any, images: np.ndarray, device: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Disagreement of student and teacher, and of student and autoencoder.
 
     Both are ndarrays (b, h, w), float32: the mean over channels of squared differences
@@ -327,7 +345,9 @@ def raw_maps(teacher, student, autoencoder, images, device):
 # -- teachers --------------------------------------------------------------------
 
 
-def distillation_loss(network, images, targets, mean, std, device):
+def distillation_loss(
+    network: Any, images: np.ndarray, targets: Any, mean: Any, std: Any, device: Any
+) -> torch.Tensor:
     """Mean squared difference to the features of a larger network (Algorithm 2).
 
     Parameters
@@ -350,7 +370,7 @@ def distillation_loss(network, images, targets, mean, std, device):
     return mse_loss(network(normalized(images, device)), target)
 
 
-def resized(maps, grid):
+def resized(maps: np.ndarray, grid: Any) -> np.ndarray:
     """Maps (n, h, w, c), float32, at another size, bilinearly."""
     levels = interpolate(
         torch.from_numpy(maps).permute(0, 3, 1, 2), size=grid, mode="bilinear"
@@ -358,14 +378,14 @@ def resized(maps, grid):
     return levels.permute(0, 2, 3, 1).numpy()
 
 
-def weight_shapes(model, n_channels):
+def weight_shapes(model: str, n_channels: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights of a `pdn`, by name."""
     with torch.device("meta"):
         state = pdn(model, n_channels).state_dict()
     return {name: tuple(values.shape) for name, values in state.items()}
 
 
-def read_weights(path):
+def read_weights(path: Any) -> dict[str, np.ndarray]:
     """Arrays by name, float32, of a .pth file."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state)

@@ -1,6 +1,7 @@
 """The frozen network of PRN: built once per process, and known by its weights."""
 
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import timm
@@ -20,7 +21,7 @@ _encoders = ByteBounded(2**29, keep_last=True)
 class Encoder:
     """A frozen network in evaluation mode, and which of its feature maps are taken."""
 
-    def __init__(self, module, layers, device):
+    def __init__(self, module: Any, layers: Any, device: Any) -> None:
         self.module = module.requires_grad_(False).eval().to(device)
         self.device = device
         self.sha256 = digest(module)
@@ -55,11 +56,11 @@ class Encoder:
         self._chosen = chosen
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of the weights, for the cache."""
         return size_in_bytes(self.module)
 
-    def feature_maps(self, batch, n=4):
+    def feature_maps(self, batch: np.ndarray, n: int = 4) -> list[torch.Tensor]:
         """The first n feature maps (b, c, h, w) of images (b, H, W, 3) in [0, 1]."""
         with torch.no_grad():
             return self.module.forward_intermediates(
@@ -71,7 +72,15 @@ class Encoder:
             )
 
 
-def built_encoder(name, layers, weights, kwargs, seed, device, known=None):
+def built_encoder(
+    name: str,
+    layers: Any,
+    weights: Any,
+    kwargs: Any,
+    seed: Any,
+    device: Any,
+    known: Any = None,
+) -> Encoder:
     """The encoder of a network, built once per process.
 
     Parameters
@@ -97,7 +106,7 @@ def built_encoder(name, layers, weights, kwargs, seed, device, known=None):
         )
 
 
-def fitted_weights(encoder, batch):
+def fitted_weights(encoder: Encoder, batch: np.ndarray) -> dict[str, Any]:
     """Weights of the part of an encoder that runs, with which to build it again."""
     return {
         "sha256": encoder.sha256,
@@ -105,7 +114,15 @@ def fitted_weights(encoder, batch):
     }
 
 
-def _build(name, layers, weights, kwargs, seed, device, known):
+def _build(
+    name: str,
+    layers: Any,
+    weights: Any,
+    kwargs: Any,
+    seed: Any,
+    device: Any,
+    known: Any,
+) -> Encoder:
     if known is None:
         module = seeded(lambda: build(name, weights, kwargs), seed)
     else:
@@ -123,7 +140,7 @@ def _build(name, layers, weights, kwargs, seed, device, known):
     return encoder
 
 
-def digest(module):
+def digest(module: Any) -> str:
     """SHA-256 over names, shapes and values of all parameters and buffers."""
     found = sha256()
     for name, value in arrays(module).items():

@@ -4,7 +4,9 @@ Sections and equations are those of the paper. The second head is that of SuperS
 (Rolih et al., ICPR 2024).
 """
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +41,13 @@ class SimpleNet(nn.Module):
     """
 
     def __init__(
-        self, n_channels, hidden_widths, *, classification_head=False, whiten=False
-    ):
+        self,
+        n_channels: int,
+        hidden_widths: Sequence[int],
+        *,
+        classification_head: bool = False,
+        whiten: bool = False,
+    ) -> None:
         super().__init__()
         # The order in which layers are made determines their random biases.
         hidden: list[nn.Module] = []
@@ -72,7 +79,7 @@ class ClassificationHead(nn.Module):
         Channels of its convolution.
     """
 
-    def __init__(self, n_channels, width=128):
+    def __init__(self, n_channels: int, width: int = 128) -> None:
         super().__init__()
         self.join = nn.Sequential(
             nn.Conv2d(n_channels + 1, width, 5, padding="same", bias=False),
@@ -81,7 +88,7 @@ class ClassificationHead(nn.Module):
         )
         self.out = nn.Linear(2 * width + 2, 1)
 
-    def forward(self, features, maps):
+    def forward(self, features: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """Adapted patches (b, h, w, c) and anomaly maps (b, h, w) to logits (b,)."""
         maps = maps[..., None]
         joined = self.join(torch.cat([features, maps], -1).permute(0, 3, 1, 2))
@@ -90,7 +97,9 @@ class ClassificationHead(nn.Module):
         return self.out(pooled)[:, 0]
 
 
-def optimizer(module, adaptor_learning_rate, learning_rate, weight_decay):
+def optimizer(
+    module: Any, adaptor_learning_rate: float, learning_rate: float, weight_decay: float
+) -> torch.optim.Adam:
     """Adam, with a learning rate of its own for the adaptor."""
     rest = [p for n, p in module.named_parameters() if not n.startswith("adaptor.")]
     return torch.optim.Adam(
@@ -105,12 +114,16 @@ def optimizer(module, adaptor_learning_rate, learning_rate, weight_decay):
 # -- training --------------------------------------------------------------------
 
 
-def gaussian_noise(shape, seeds, std):
+def gaussian_noise(
+    shape: Sequence[Any], seeds: Sequence[Any], std: float
+) -> torch.Tensor:
     """Noise of Section 3.3, float32, that integers seed."""
     return torch.randn(shape, generator=generator(*seeds)) * std
 
 
-def training_loss(module, output_loss, batch):
+def training_loss(
+    module: Any, output_loss: Callable[..., torch.Tensor], batch: Any
+) -> torch.Tensor:
     """Loss of a training step: normal patches, and the same with noise, in one batch.
 
     Parameters
@@ -155,7 +168,9 @@ def training_loss(module, output_loss, batch):
     return loss + functional.binary_cross_entropy_with_logits(logits, anomalous)
 
 
-def truncated_l1(outputs, normal, margin):
+def truncated_l1(
+    outputs: torch.Tensor, normal: torch.Tensor, margin: float
+) -> torch.Tensor:
     """Equation 8: mean(max(0, margin - output)) of normal patches and vice versa.
 
     Parameters
@@ -171,23 +186,25 @@ def truncated_l1(outputs, normal, margin):
     return _mean_of_both(torch.relu(margin - _signed(outputs, normal)), normal)
 
 
-def cross_entropy(outputs, normal):
+def cross_entropy(outputs: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
     """The binary cross-entropy of outputs (m,) as logits of "normal", bool (m,)."""
     return _mean_of_both(functional.softplus(-_signed(outputs, normal)), normal)
 
 
-def _signed(outputs, normal):
+def _signed(outputs: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
     """Negate the outputs of noisy patches, so that large ones are right."""
     return torch.where(normal, outputs, -outputs)
 
 
-def _mean_of_both(losses, normal):
+def _mean_of_both(losses: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
     """The mean over normal patches plus that over noisy ones, however many."""
     total = losses[normal].mean()
     return total if normal.all() else total + losses[~normal].mean()
 
 
-def _placed(rows, heat, inside):
+def _placed(
+    rows: torch.Tensor, heat: torch.Tensor, inside: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (m, c) and numbers (m,) at their places in grids, with zeros elsewhere."""
     features = torch.zeros((*inside.shape, rows.shape[1]), device=rows.device)
     maps = torch.zeros(inside.shape, device=rows.device)
@@ -198,7 +215,7 @@ def _placed(rows, heat, inside):
 # -- patches ---------------------------------------------------------------------
 
 
-def upscaled(grids, factor):
+def upscaled(grids: np.ndarray, factor: int) -> np.ndarray:
     """Grids (b, h, w, c) of patches, float32, enlarged bilinearly."""
     enlarged = functional.interpolate(
         torch.from_numpy(grids).permute(0, 3, 1, 2),
@@ -212,7 +229,7 @@ def upscaled(grids, factor):
 # -- scoring ---------------------------------------------------------------------
 
 
-def folded_layers(state):
+def folded_layers(state: dict[str, np.ndarray]) -> tuple[Any, Any]:
     """The network as hidden layers ``leaky_relu(W x + b)`` and an output ``v . x``.
 
     Parameters
@@ -255,7 +272,7 @@ def folded_layers(state):
     return layers, state[f"discriminator.{i}.weight"][0]
 
 
-def outputs_of(rows, layers, output):
+def outputs_of(rows: Any, layers: Any, output: Any) -> Any:
     """Outputs (m,) of the discriminator for raw patches (m, d), large for normal.
 
     `layers` and `output` are those of `folded_layers`.
@@ -273,13 +290,15 @@ def outputs_of(rows, layers, output):
     return outputs
 
 
-def scoring_module(build, state, dtype):
+def scoring_module(
+    build: Callable[[], Any], state: dict[str, np.ndarray], dtype: Any
+) -> Any:
     """The network that `build` makes, with weights, in evaluation mode."""
     return rebuilt(build, state).to(getattr(torch, str(dtype)))
 
 
 @torch.inference_mode()
-def head_scores(module, grids, maps):
+def head_scores(module: Any, grids: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """Logits of the second head, float64 (n,), image by image.
 
     Parameters

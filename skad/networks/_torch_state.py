@@ -9,8 +9,10 @@ which is one for the whole process, stays as it is, also while a network runs.
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from typing import Any
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 _first_process = os.getpid()
@@ -27,7 +29,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def own_torch_state():
+def own_torch_state() -> Iterator[None]:
     """Build, train or run a network independently of the caller's settings of torch.
 
     Inside, gradients are recorded, inference mode and autocast are off, and tensors
@@ -55,7 +57,7 @@ def own_torch_state():
         yield
 
 
-def _autocasts(torch, device):
+def _autocasts(torch: Any, device: str) -> bool:
     try:
         return torch.is_autocast_enabled(device)
     except TypeError:  # before torch 2.4, each type of device has a function
@@ -63,18 +65,18 @@ def _autocasts(torch, device):
         return device in names and getattr(torch, names[device])()
 
 
-def in_own_torch_state(function):
+def in_own_torch_state(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a function, but no generator, to run in `own_torch_state`."""
 
     @wraps(function)
-    def guarded(*args, **kwargs):
+    def guarded(*args: Any, **kwargs: Any) -> Any:
         with own_torch_state():
             return function(*args, **kwargs)
 
     return guarded
 
 
-def _after_fork(torch):
+def _after_fork(torch: Any) -> None:
     """Use one thread in a process that was forked.
 
     The threads of OpenMP do not survive a fork; a child that wants to share work with
@@ -86,7 +88,7 @@ def _after_fork(torch):
         _first_process = os.getpid()
 
 
-def torch_device(name):
+def torch_device(name: Any) -> Any:
     """The device that "auto" or a name stands for.
 
     Parameters

@@ -10,9 +10,11 @@ not.
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,15 @@ from skad._user_warning import warn_user
 CHECKPOINT_SECONDS = 30.0  # between two checkpoints
 
 
-def train(loss, networks, optimizer, n_steps, *, rate=None, **options):
+def train(
+    loss: Any,
+    networks: Any,
+    optimizer: Any,
+    n_steps: int,
+    *,
+    rate: Callable[[int], float] | None = None,
+    **options: Any,
+) -> list[float]:
     """Train networks by gradient descent.
 
     Parameters
@@ -59,7 +69,7 @@ def train(loss, networks, optimizer, n_steps, *, rate=None, **options):
     """
     scheduler = LambdaLR(optimizer, rate or (lambda step: 1.0))
 
-    def step(number):
+    def step(number: int) -> Any:
         value = loss(number)
         optimizer.zero_grad()
         value.backward()
@@ -74,15 +84,15 @@ def train(loss, networks, optimizer, n_steps, *, rate=None, **options):
 
 
 def run_steps(
-    step,
-    parts,
-    n_steps,
+    step: Any,
+    parts: Any,
+    n_steps: int,
     *,
-    label,
-    verbose=False,
-    checkpoint=None,
-    advice="warm_start=True goes on.",
-):
+    label: str,
+    verbose: bool = False,
+    checkpoint: Path | None = None,
+    advice: str = "warm_start=True goes on.",
+) -> list[float]:
     """Run steps with progress and checkpoints.
 
     Ctrl-C ends the run early with a warning; the parts stay as they are then.
@@ -143,12 +153,12 @@ def run_steps(
     return losses
 
 
-def cosine(step, n_steps):
+def cosine(step: int, n_steps: int) -> float:
     """Share of the learning rate at a step: from 1 to 0 along half a cosine."""
     return (1 + math.cos(math.pi * step / n_steps)) / 2
 
 
-def load_optimizer(optimizer, state):
+def load_optimizer(optimizer: Any, state: Any) -> None:
     """Continue with the state of another optimizer, but with one's own learning rates.
 
     Parameters
@@ -165,7 +175,7 @@ def load_optimizer(optimizer, state):
         group.pop("initial_lr", None)  # a scheduler would start from it
 
 
-def _finite(loss, number):
+def _finite(loss: Any, number: int) -> Any:
     if not np.isfinite(loss):
         raise ValueError(
             f"training diverged: the loss at step {number} is {loss}. Use a smaller "
@@ -175,7 +185,7 @@ def _finite(loss, number):
 
 
 @contextmanager
-def _repeatable(networks):
+def _repeatable(networks: Any) -> Iterator[None]:
     """Let a CUDA device give the same bits each time; the user's setting comes back."""
     if not any(p.is_cuda for p in networks.parameters()):
         yield
@@ -191,8 +201,8 @@ def _repeatable(networks):
 # -- checkpoints -----------------------------------------------------------------
 
 
-def checkpoint_file(folder, label, *settings):
-    """Where a run keeps its checkpoint: one file per setting, seed and data.
+def checkpoint_file(folder: Any, label: str, *settings: Any) -> Path | None:
+    """Path of the checkpoint of a run: one file per setting, seed and data.
 
     Parameters
     ----------
@@ -219,14 +229,14 @@ def checkpoint_file(folder, label, *settings):
     return Path(folder) / f"{label}-{digest.hexdigest()[:16]}.pt"
 
 
-def result_settings(estimator):
+def result_settings(estimator: Any) -> list[tuple[str, str]]:
     """Parameters of an estimator without those that change no trained weight."""
     irrelevant = {"checkpoint_dir", "verbose", "device", "warm_start", "n_jobs"}
     known = estimator.get_params(deep=False)
     return sorted((k, repr(v)) for k, v in known.items() if k not in irrelevant)
 
 
-def _resumed(checkpoint, parts):
+def _resumed(checkpoint: Any, parts: Any) -> list[float]:
     """Restore the state of every part from a checkpoint; returns losses so far."""
     checkpoint = Path(checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +253,7 @@ def _resumed(checkpoint, parts):
     return state["losses"]
 
 
-def _save(checkpoint, parts, losses):
+def _save(checkpoint: Any, parts: Any, losses: Any) -> None:
     """Write a file that is either whole or not there, even if the process dies."""
     state = {name: _plain(part.state_dict()) for name, part in parts.items()}
     unfinished = f"{checkpoint}.{os.getpid()}"
@@ -251,7 +261,7 @@ def _save(checkpoint, parts, losses):
     os.replace(unfinished, checkpoint)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """A state without NumPy's numbers, such as a learning rate that a search passed.
 
     A file that holds them is not read back.
