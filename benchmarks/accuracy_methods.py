@@ -31,6 +31,7 @@ from skad import (
     PUADDetector,
     SimpleNetDetector,
     SPADEDetector,
+    SPDPatchFeatures,
     SubspaceDetector,
 )
 from skad.datasets import make_textures
@@ -58,10 +59,10 @@ class Network:
             )
         self.levels = options.levels
 
-    def features(self, n_levels=2, **parameters):
+    def features(self, n_levels=2, transformer=PatchFeatures, **parameters):
         """Features of its last levels: strides 8 and 16, or 4 as well."""
         levels = self.levels or strided(self.name, json.dumps(self.kwargs))
-        return PatchFeatures(
+        return transformer(
             self.name,
             layers=tuple(levels[-n_levels:]),
             weights=self.weights,
@@ -186,6 +187,16 @@ def trained_builders(options, network, deep):
             learning_rate=TRAINED_RATE,
         )
 
+    def spd():
+        features = network().features(
+            transformer=SPDPatchFeatures,
+            embedding="concat",
+            image_size=size,
+            max_steps=max(1, steps // 8),  # of five views of each image
+            learning_rate=TRAINED_RATE,
+        )
+        return Pipeline([features, PatchCoreDetector()])
+
     def prn():
         return PRNDetector(
             network().name,
@@ -205,6 +216,7 @@ def trained_builders(options, network, deep):
         "DRAEM tiny": draem,
         "CutPaste": cutpaste,
         "PRN tiny": prn,
+        "PatchCore on SPD, 128 pixels": spd,
     }
 
 

@@ -101,7 +101,7 @@ def main():
         row(
             f"{case}: all, each map rendered when looked at",
             seconds["all, streaming"],
-            "drawing each once",
+            "rendering each once",
             seconds["drawing"],
         )
     )

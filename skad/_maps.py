@@ -148,7 +148,7 @@ def render_each(
 def masks_above(
     maps: np.ndarray | list[np.ndarray], threshold: Callable[[Any], float]
 ) -> np.ndarray | list[np.ndarray]:
-    """Where each map exceeds ``threshold(size)``, the threshold for its size."""
+    """Mark where each map exceeds ``threshold(size)``, the threshold for its size."""
     thresholds = {size: threshold(size) for size in {m.shape for m in maps}}
     masks = [m > thresholds[m.shape] for m in maps]
     return np.stack(masks) if isinstance(maps, np.ndarray) else masks

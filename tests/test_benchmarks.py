@@ -135,12 +135,12 @@ def test_network_explains_photographs_that_it_never_saw(making, shared):
     weights = shared / "weights" / "mobilenetv2_100_imagenet.safetensors"
     large, rng = making.Large(weights), np.random.default_rng(0)
     pictures = making.Pictures(sorted((shared / "data" / "natural").iterdir())[::20])
-    drawn = [pictures.draw(224, rng, plain=True) for _ in range(50)]
-    batch = making.as_input(np.stack(drawn))
+    rendered = [pictures.draw(224, rng, plain=True) for _ in range(50)]
+    batch = making.as_input(np.stack(rendered))
     network = SkadSmall()
-    _, wanted = large(batch)
-    scales = [making.deviation(w) for w in wanted]
+    _, targets = large(batch)
+    scales = [making.standard_deviation(t) for t in targets]
     network.load_state_dict(load_file(str(WEIGHTS)))
-    found = making.explained(network, [(batch, wanted)], scales)
+    found = making.explained(network, [(batch, targets)], scales)
     assert found[0] >= EXPLAINED[0]
     assert found[1] >= EXPLAINED[1]

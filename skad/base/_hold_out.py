@@ -1,4 +1,4 @@
-"""How scores are held out: the values of the parameter `calibration`.
+"""The ways to hold out scores: the values of the parameter `calibration`.
 
 A threshold must come from scores of normal images that the model has not seen. Each
 function here lets a detector learn from samples, and returns scores and maps of those

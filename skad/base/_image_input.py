@@ -1,4 +1,4 @@
-"""What estimators that take images share: how these are read, and their geometry."""
+"""Mixin of estimators that take images: it reads them, and knows their geometry."""
 
 from __future__ import annotations
 

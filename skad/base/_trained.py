@@ -104,14 +104,16 @@ class TrainedDetector:
     random_state: Any
     n_jobs: Any
     train_batch_size: int
+    max_steps: Any
     verbose: bool
 
     def _resolved_calibration(self):
-        how = super()._resolved_calibration()  # type: ignore[misc]
+        detector: Any = super()  # the base of detectors on patches or on images
+        how = detector._resolved_calibration()
         if how == "kfold" and self.warm_start:
             raise ValueError(
                 "calibration='kfold' with warm_start=True: the models of the folds "
-                "would go on from one that has seen the images held out from them. "
+                "would go on from one that learned from the images held out from them. "
                 "Use 'split'."
             )
         return how
@@ -212,7 +214,7 @@ class TrainedDetector:
         return self.train_batch_size
 
     def _n_steps(self, data):
-        return self.max_steps  # type: ignore[attr-defined]
+        return self.max_steps
 
     def _rate(self, step, n_steps):
         return 1.0

@@ -7,6 +7,7 @@ maps, brought to one scale by quantiles of normal images (Section 3.4).
 """
 
 import copy
+from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -264,7 +265,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     # -- training: what is particular to EfficientAD; the rest is TrainedDetector's --
 
-    def _check_training(self, images):
+    def _check_training(self, images: Any) -> None:
         self._check_training_images()
         if min(self._input_size()) < 64:
             raise ValueError(
@@ -283,19 +284,19 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
                 "was trained on."
             )
 
-    def _prepare_training(self, images, seed):
+    def _prepare_training(self, images: Any, seed: int) -> None:
         self.teacher_ = self._teacher(images.reader, seed)
         members, _ = _split(len(images), seed)
         batches = (images.read(i)[None] for i in members)
         self._set_statistics(batches, torch_device(self.device))
 
-    def _set_statistics(self, batches, device):
+    def _set_statistics(self, batches: Any, device: Any) -> None:
         """Mean and standard deviation of each channel of the teacher's output."""
         self.teacher_mean_, self.teacher_std_ = networks.pdn.channel_statistics(
             self._teacher_network(device), batches, self._grid(), device
         )
 
-    def _networks(self):
+    def _networks(self) -> Any:
         return networks.pdn.student_and_autoencoder(
             self.model,
             len(self.teacher_mean_),
@@ -303,22 +304,22 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
             padding=self.padding,
         )
 
-    def _optimizer(self, module):
+    def _optimizer(self, module: Any) -> Any:
         return networks.pdn.adam(module, self.learning_rate, self.weight_decay)
 
-    def _rate(self, step, n_steps):
+    def _rate(self, step: int, n_steps: int) -> float:
         return 1.0 if step < _DECAY_AT_SHARE * n_steps else 0.1
 
-    def _n_samples(self):
+    def _n_samples(self) -> int:
         return 1  # a whole batch, whose images share one generator
 
-    def _sampler(self, images, seed):
+    def _sampler(self, images: Any, seed: int) -> Callable[[int, int], Any]:
         """Return the function that gives the batch of a step: images, and a seed."""
         n_done, size = len(self.loss_curve_), self.train_batch_size
         members, _ = _split(len(images), seed)
         read_penalty, n_penalty = self._penalty_reader()
 
-        def batch(step, _):
+        def batch(step: int, _: int) -> tuple[Any, ...]:
             rng = sample_rng(seed, 2, n_done + step)
             first = size * (n_done + step)
             positions = range(first, first + size)
@@ -334,24 +335,24 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
 
         return batch
 
-    def _loss(self, module, images):
+    def _loss(self, module: Any, images: Any) -> Callable[..., Any]:
         device = torch_device(self.device)
         teacher = self._normalized_teacher(device)
 
-        def loss(samples):
+        def loss(samples: Any) -> Any:
             return networks.pdn.training_loss(module, teacher, device, samples[0])
 
         return loss
 
-    def _fingerprint(self, images):
+    def _fingerprint(self, images: Any) -> tuple[Any, ...]:
         n_members = max(1, len(images) - max(1, len(images) // 10))
         return n_members, self.teacher_mean_, self.teacher_std_
 
-    def _finish_training(self, images, seed):
+    def _finish_training(self, images: Any, seed: int) -> None:
         _, validation = _split(len(images), seed)
         self._set_quantiles([self._raw_maps(images.read(i)[None]) for i in validation])
 
-    def _penalty_reader(self):
+    def _penalty_reader(self) -> tuple[Any, int]:
         """Return a function that reads centres of penalty images, and their number."""
         if self.penalty_images is None:
             return None, 0
@@ -362,13 +363,13 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     # -- the teacher ---------------------------------------------------------
 
-    def _shared(self):
+    def _shared(self) -> dict[str, Any]:
         shared = super()._shared()
         if isinstance(self.teacher, Teacher):  # nobody writes to its weights
             shared["teacher"] = self.teacher
         return shared
 
-    def _teacher(self, reader, seed):
+    def _teacher(self, reader: Any, seed: int) -> Any:
         if isinstance(self.teacher, Teacher) or hasattr(self.teacher, "forward"):
             return self.teacher
         if self.teacher is None:
@@ -406,11 +407,11 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
             verbose=self.verbose,
         )
 
-    def _grid(self):
+    def _grid(self) -> tuple[int, int]:
         """Height and width of the maps."""
         return networks.pdn.pdn_grid(self._input_size(), padding=self.padding)
 
-    def _teacher_network(self, device):
+    def _teacher_network(self, device: Any) -> Any:
         if isinstance(self.teacher_, Teacher):
             return self.teacher_.network(padding=self.padding).to(device)
         tensors = [*self.teacher_.parameters(), *self.teacher_.buffers()]
@@ -421,7 +422,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
             return self.teacher_
         return copy.deepcopy(self.teacher_).to(device)  # the user's own stays there
 
-    def _normalized_teacher(self, device):
+    def _normalized_teacher(self, device: Any) -> Any:
         return networks.pdn.NormalizedTeacher(
             self._teacher_network(device),
             self.teacher_mean_,
@@ -432,7 +433,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
 
     # -- scores --------------------------------------------------------------
 
-    def _set_quantiles(self, maps):
+    def _set_quantiles(self, maps: Any) -> None:
         """Quantiles of the maps of normal images, which set the scale of the scores."""
         self.quantiles_ = np.array(
             [np.quantile([m[k] for m in maps], _QUANTILES) for k in (0, 1)]
@@ -443,10 +444,10 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
                 "maps of normal images are constant: the scale of scores is arbitrary."
             )
 
-    def _scoring_networks(self, device):
+    def _scoring_networks(self, device: Any) -> Any:
         """Teacher, student and autoencoder, made once and cached outside of `self`."""
 
-        def prepare():
+        def prepare() -> Any:
             module = networks.modules.rebuilt(self._networks, self.state_).to(device)
             teacher = self._teacher_network(device)
             return teacher, module["student"], module["autoencoder"]
@@ -460,7 +461,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
         layout = self.model, self.padding, self._input_size(), versions
         return prepared(self, prepare, state, str(device), *layout)
 
-    def _raw_maps(self, batch):
+    def _raw_maps(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Disagreement of student and teacher, and of student and autoencoder."""
         device = torch_device(self.device)
         teacher, student, autoencoder = self._scoring_networks(device)
@@ -469,7 +470,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
         )
         return networks.pdn.raw_maps(normalized, student, autoencoder, batch, device)
 
-    def _score_batch(self, batch):
+    def _score_batch(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         low, high = self.quantiles_.T
         span = np.maximum(high - low, np.finfo(np.float32).tiny)
         raw = self._raw_maps(batch)
@@ -477,7 +478,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
         maps = (0.5 * scaled[0] + 0.5 * scaled[1]).astype(np.float32)
         return maps.max(axis=(1, 2)).astype(np.float64), maps
 
-    def _rendering(self, window, grid):
+    def _rendering(self, window: Any, grid: Any) -> dict[str, Any]:
         """Without padding, the grid covers the image but for a margin."""
         inner = []
         for side, n_cells, (start, stop) in zip(
@@ -490,7 +491,7 @@ class EfficientADDetector(TrainingImages, TrainedDetector, ImageDetector):
         return super()._rendering(tuple(inner), grid)
 
 
-def _split(n, seed):
+def _split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split images at random: to train on, and a tenth for the quantiles."""
     if n == 1:
         return np.array([0]), np.array([0])
@@ -499,19 +500,19 @@ def _split(n, seed):
     return np.sort(shuffled[n_validation:]), np.sort(shuffled[:n_validation])
 
 
-def _penalty(read, n, rng):
+def _penalty(read: Any, n: int, rng: np.random.Generator) -> np.ndarray:
     """Read one of n penalty images, in some cases without its colours."""
     image = read(rng.integers(n))
     return colourless(image) if rng.random() < _GREY_SHARE else image
 
 
-def _augmented(image, rng):
+def _augmented(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Change brightness, contrast or saturation by up to a fifth."""
     change = ("brightness", "contrast", "saturation")[rng.integers(3)]
     return recoloured(image, change, np.float32(rng.uniform(0.8, 1.2)))
 
 
-def _versions(module):
+def _versions(module: Any) -> tuple[Any, ...]:
     """Versions of the tensors of a module, to notice that one has changed."""
     return id(module), *(
         (id(tensor), 0 if tensor.is_inference() else tensor._version)

@@ -346,7 +346,7 @@ class FusionDetector(PatchDetector):
 
 
 def _member_calibration(inner, n_images):
-    """How the detector of a feature type holds out scores."""
+    """Value of `calibration` for the detector of a feature type."""
     if n_images == 1:
         return "train"
     return "loo" if hasattr(inner, "_score_left_out") else "kfold"

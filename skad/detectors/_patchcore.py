@@ -357,7 +357,7 @@ class PatchCoreDetector(PatchDetector):
             self._searched = Bank(self._space(self.bank_))
 
     def _n_selected(self, rows):
-        """How many of the rows the coreset keeps."""
+        """Number of rows that the coreset keeps."""
         n_selected = max(1, int(len(rows) * self.coreset_ratio))
         return n_selected if self.bank_size is None else min(n_selected, self.bank_size)
 

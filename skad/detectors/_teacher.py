@@ -5,7 +5,7 @@ features that a large pretrained network gives, so that these cost a millisecond
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,7 +73,7 @@ class Teacher:
         self.feature_std = feature_std
         self.loss_curve = list(loss_curve)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Teacher({self.model!r}, {self.n_channels} channels)"
 
     @property
@@ -149,7 +149,9 @@ class Teacher:
                 "make a teacher with skad.detectors.distill_teacher."
             )
         state, metadata = _read(path)
-        known = {n: state.pop(n, None) for n in ("feature_mean", "feature_std")}
+        known: dict[str, Any] = {
+            n: state.pop(n, None) for n in ("feature_mean", "feature_std")
+        }
         state = _as_sequential(state)
         model = _layout(state)
         if model is None:
@@ -164,7 +166,7 @@ class Teacher:
         return cls(model, state, provenance, **known)
 
 
-def _read(path):
+def _read(path: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays by name, and metadata, of a .safetensors or .pth file."""
     try:
         if path.suffix == ".safetensors":
@@ -179,7 +181,7 @@ def _read(path):
         ) from error
 
 
-def _as_sequential(state):
+def _as_sequential(state: Any) -> Any:
     """Rename weights as in `pdn`, by the order of the numbers in their names."""
     names = sorted({k.rsplit(".", 1)[0] for k in state}, key=_number)
     positions = [0, 3, 6, 8, 10, 12]
@@ -193,13 +195,13 @@ def _as_sequential(state):
     }
 
 
-def _number(name):
+def _number(name: str) -> tuple[int, str]:
     digits = "".join(c for c in name if c.isdigit())
     return int(digits or 0), name
 
 
 @in_own_torch_state
-def _layout(state):
+def _layout(state: Any) -> str | None:
     """Name of the network, "small", "medium" or "tiny", that has these shapes."""
     shapes = {k: v.shape for k, v in state.items()}
     if not shapes or len(shapes[list(shapes)[-1]]) != 1:
@@ -339,7 +341,7 @@ def distill_teacher(
     return teacher
 
 
-def _untrained(model, n_channels, seed, device):
+def _untrained(model: str, n_channels: int, seed: int, device: Any) -> Any:
     """A network with random weights on a device, ready to be trained."""
     module = networks.modules.seeded(
         lambda: networks.pdn.pdn(model, n_channels, padding=True), seed
@@ -347,7 +349,13 @@ def _untrained(model, n_channels, seed, device):
     return networks.modules.placed(module, device).train()
 
 
-def _trained_teacher(model, module, targets, provenance, losses):
+def _trained_teacher(
+    model: str,
+    module: Any,
+    targets: Any,
+    provenance: dict[str, Any],
+    losses: list[float],
+) -> Teacher:
     """The teacher with the weights of a module, and how it was trained."""
     trained = {"n_steps": len(losses), "final_loss": float(np.mean(losses[-100:]))}
     return Teacher(
@@ -360,7 +368,9 @@ def _trained_teacher(model, module, targets, provenance, losses):
     )
 
 
-def _checked_size(model, max_steps, train_batch_size, image_size):
+def _checked_size(
+    model: str, max_steps: int, train_batch_size: int, image_size: Any
+) -> tuple[int, int]:
     """Height and width of the images; ValueError for a parameter out of range."""
     size = check_size(image_size, "image_size", allow_int=True)
     known = networks.pdn.PDN
@@ -375,13 +385,21 @@ def _checked_size(model, max_steps, train_batch_size, image_size):
     return size
 
 
-def _distillation_loss(module, X, size, targets, n_images, seed, device):
+def _distillation_loss(
+    module: Any,
+    X: Any,
+    size: tuple[int, int],
+    targets: Any,
+    n_images: int,
+    seed: int,
+    device: Any,
+) -> Callable[[int], Any]:
     """Return the function from the number of a step to its loss."""
     # Images are read twice: at the size of the teacher, and at that of the features.
     read = remembered(ImageReader(X, size, None, "raise", n_threads(None)))
     mean, std = networks.modules.tensors([targets.mean, targets.std], device)
 
-    def loss(step):
+    def loss(step: int) -> Any:
         positions = range(step * n_images, (step + 1) * n_images)
         members = [sample_at(seed, position, len(X)) for position in positions]
         images = [_perhaps_grey(read(member), seed, member) for member in members]
@@ -392,7 +410,7 @@ def _distillation_loss(module, X, size, targets, n_images, seed, device):
     return loss
 
 
-def _fitted(features, X):
+def _fitted(features: Any, X: Any) -> Any:
     if not hasattr(features, "transform"):
         raise ValueError(
             f"features={features!r} must be a patch-feature transformer, such as "
@@ -410,7 +428,7 @@ def _fitted(features, X):
     return features
 
 
-def _provenance(features):
+def _provenance(features: Any) -> dict[str, Any]:
     from skad import __version__
 
     known = {"skad": __version__, "features": repr(features)}
@@ -450,13 +468,13 @@ class _Targets:
         self.mean = mean.astype(np.float32)
         self.std = networks.pdn.positive_std(std)
 
-    def of(self, members):
+    def of(self, members: Any) -> np.ndarray:
         """Features of some images, (n, h, w, c), float16 where they were kept."""
         if self._kept is None:
             return self._extract(members)
         return self._kept[members]
 
-    def _extract(self, members):
+    def _extract(self, members: Any) -> np.ndarray:
         seed = self._seed
         batch = [_perhaps_grey(self._reader.read(i), seed, i) for i in members]
         found = np.asarray(self._features.transform(np.stack(batch)), np.float32)
@@ -465,13 +483,13 @@ class _Targets:
         return found
 
 
-def _perhaps_grey(image, seed, index):
+def _perhaps_grey(image: np.ndarray, seed: int, index: int) -> np.ndarray:
     """Take the colours from a tenth of the images, which the seed chooses."""
     if np.random.default_rng(combined_seed(seed, 1, int(index))).random() < _GREY_SHARE:
         return colourless(image)
     return image
 
 
-def colourless(image):
+def colourless(image: np.ndarray) -> np.ndarray:
     """Convert an image (H, W, 3) to grey, in three equal channels."""
     return np.repeat(grey(image)[..., None], 3, axis=-1)

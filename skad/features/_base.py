@@ -1,4 +1,4 @@
-"""What every patch-feature transformer shares: images in, patch grids out."""
+"""Base of the transformers from images to patch features."""
 
 from __future__ import annotations
 
@@ -227,7 +227,8 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         ):
             features[index], absent[index] = batch, False
             if self._n_pooled:
-                pooled[index] = batch.pooled  # type: ignore[attr-defined]
+                described: Any = batch
+                pooled[index] = described.pooled
         features[absent], pooled[absent] = np.nan, np.nan
         if self._n_pooled:
             return PatchArray(features, pooled, self._own_levels)
@@ -306,7 +307,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         images: ImageReader,
         regions: Any = None,
     ) -> NDArray[Any] | None:
-        """What a function gives for the features of images, some images at a time."""
+        """Apply a function to the features of images, some images at a time."""
         result = None
         with own_torch_state():
             for index, features in self._scoring_parts(images, regions):
@@ -365,7 +366,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         self._warn_of_skipped(images, n_images, scoring=scoring)
 
     def _extraction(self) -> Extract:
-        """How to extract the features of images, for one pass over some."""
+        """Return the function that extracts features, for one pass over images."""
         return lambda index, batch: self._extract(batch)
 
     def _check_features(self, features: NDArray[np.float32], n: int) -> None:

@@ -78,7 +78,7 @@ class PatchFeatures(PatchFeatureTransformer):
         Sizes of the two poolings of "mean1d".
 
     n_components : int, default=None
-        Keep so many dimensions, drawn once at random (PaDiM). None keeps all.
+        Keep so many dimensions, sampled once at random (PaDiM). None keeps all.
 
     grid : int or (int, int), default=None
         Rows and columns of the patch grid. None takes the finest level's.
@@ -317,8 +317,8 @@ class PatchFeatures(PatchFeatureTransformer):
                     f"n_components={self.n_components} exceeds the {n_features} "
                     f"dimensions of layers {self.layers_}."
                 )
-            draw = np.random.RandomState(self._seed).permutation(n_features)
-            self.components_ = np.sort(draw[: self.n_components])
+            shuffled = np.random.RandomState(self._seed).permutation(n_features)
+            self.components_ = np.sort(shuffled[: self.n_components])
         self.n_features_out_ = self.n_components or n_features
         self._own_levels = self._describe_levels(levels)
         self._keep_weights(backbone, probe)
@@ -451,7 +451,7 @@ class PatchFeatures(PatchFeatureTransformer):
         names: Sequence[str],
         last: str | None = None,
     ) -> Any:
-        """What modules put out for a batch, and the pooled output where it is True."""
+        """Outputs of modules for a batch, and the pooled output, or None."""
         with backbone.arithmetic(self.precision):
             batch = self._as_input(batch, backbone)
             with self._explained(backbone):
@@ -459,7 +459,7 @@ class PatchFeatures(PatchFeatureTransformer):
 
     @contextmanager
     def _explained(self, backbone: Any) -> Iterator[None]:
-        """Say which images a network cannot run on."""
+        """Name the size of images, in errors of a network that cannot run on them."""
         try:
             yield
         except (RuntimeError, AssertionError, IndexError) as error:

@@ -5,7 +5,7 @@ and crops, and far from those of which a small part was changed.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from pathlib import Path
@@ -264,7 +264,7 @@ class SPDPatchFeatures(PatchFeatures):
         self.projection_dim = projection_dim
         self.checkpoint_dir = checkpoint_dir
 
-    def _backbone(self):
+    def _backbone(self) -> Any:
         """The trained network; before training, the one that it starts from."""
         device, own = self._device(), not isinstance(self.backbone, str)
         kwargs = self.backbone_kwargs or {}
@@ -279,7 +279,7 @@ class SPDPatchFeatures(PatchFeatures):
         key = self.weights_sha256_, repr(sorted(kwargs.items())), *self._module_names()
         name = type(self.backbone).__name__ if own else self.backbone
 
-        def build():
+        def build() -> Any:
             if own:
                 module = networks.modules.with_arrays(
                     copy.deepcopy(self.backbone), self.state_
@@ -295,7 +295,7 @@ class SPDPatchFeatures(PatchFeatures):
 
     # -- training ------------------------------------------------------------
 
-    def _fit(self, images):
+    def _fit(self, images: Any) -> None:
         self._check_settings()  # a fit that is refused leaves the last one as it is
         for name in ("state_", "loss_curve_"):
             self.__dict__.pop(name, None)
@@ -312,10 +312,10 @@ class SPDPatchFeatures(PatchFeatures):
             backbone.module, None, None
         ).sha256
 
-    def _keep_weights(self, backbone, probe):
+    def _keep_weights(self, backbone: Any, probe: Any) -> None:
         """Store nothing: all weights are in `state_`."""
 
-    def _train(self, backbone, last, images):
+    def _train(self, backbone: Any, last: Any, images: Any) -> list[float]:
         """Fine-tune the module of `backbone` in place; the loss of each step."""
         read = remembered(images)
         # One pass finds the images that can be read, and what tells them from others.
@@ -338,7 +338,7 @@ class SPDPatchFeatures(PatchFeatures):
         members = _Members(self._seed, len(means), n_images)
         sampler = self._sampler(read, list(means), members)
 
-        def loss_of(step):
+        def loss_of(step: int) -> Any:
             views = np.stack(samples(step), axis=1)  # (views, batch, H, W, C)
             views = self._as_input(views.reshape(-1, *views.shape[2:]), backbone)
             return loss(views, members(step), step)
@@ -357,7 +357,7 @@ class SPDPatchFeatures(PatchFeatures):
                 advice="With checkpoint_dir, fit goes on from its last checkpoint.",
             )
 
-    def _images_of_a_step(self, n_available):
+    def _images_of_a_step(self, n_available: int) -> int:
         n_images = min(self.train_batch_size, n_available)
         if self.base in ("simclr", "moco") and n_images < 2:
             raise ValueError(
@@ -367,10 +367,12 @@ class SPDPatchFeatures(PatchFeatures):
             )
         return n_images
 
-    def _sampler(self, read, readable, members):
+    def _sampler(
+        self, read: Any, readable: Any, members: Any
+    ) -> Callable[[int, int], Any]:
         """Return the function from a step and the number of an image to its views."""
 
-        def views(step, k):
+        def views(step: int, k: int) -> Any:
             rng = np.random.default_rng(combined_seed(self._seed, 1, step, k))
             image = read(readable[members(step)[k]])
             if self.base == "supervised":
@@ -383,13 +385,13 @@ class SPDPatchFeatures(PatchFeatures):
 
         return views
 
-    def _pooled(self, network, views, last):
+    def _pooled(self, network: Any, views: Any, last: Any) -> Any:
         """Mean outputs (b, c) of the module `last` of a network."""
         return networks.frozen.Backbone(network, None, None).vectors(
             views, last, self._layouts[last]
         )
 
-    def _training_networks(self, backbone, last, n_images):
+    def _training_networks(self, backbone: Any, last: Any, n_images: int) -> Any:
         """The network, and what training needs beside it."""
         black = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
         n_features = networks.spd.n_pooled(
@@ -401,7 +403,7 @@ class SPDPatchFeatures(PatchFeatures):
             backbone.module, self.base, n_features, self.projection_dim, n_images
         )
 
-    def _checkpoint(self, means):
+    def _checkpoint(self, means: np.ndarray) -> Any:
         """File of the checkpoint; None without a folder for it."""
         if self.checkpoint_dir is None:
             return None
@@ -419,15 +421,17 @@ class SPDPatchFeatures(PatchFeatures):
 class _Members:
     """Which images a step takes: whole steps of each epoch, in an order of its own."""
 
-    def __init__(self, seed, n, n_at_once):
+    def __init__(self, seed: int, n: int, n_at_once: int) -> None:
         self.seed, self.n, self.n_at_once = seed, n, n_at_once
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> np.ndarray:
         epoch, position = divmod(step, self.n // self.n_at_once)
         first = position * self.n_at_once
         return epoch_order(self.seed, epoch, self.n)[first : first + self.n_at_once]
 
 
-def spd_views(image, rng):
+def spd_views(
+    image: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Make two augmented views of an image, the second with a pasted part."""
     return image, weak_view(image, rng), smooth_blend(weak_view(image, rng), rng)[0]

@@ -453,7 +453,7 @@ class _Tiles(NamedImages):
 
 
 class _TileNames(Sequence):
-    """What messages call tiles."""
+    """Names of tiles in messages."""
 
     def __init__(self, images: ImageReader, n_tiles: int) -> None:
         self._images, self._n_tiles = images, n_tiles
@@ -472,7 +472,7 @@ class _ReaderOfOneSize(ImageReader):
     def _reading(self, index: int) -> Callable[[], tuple[NDArray[np.float32], Any]]:
         read, expected = super()._reading(index), self.image_size
 
-        def read_of_one_size():
+        def read_of_one_size() -> Any:
             image, size = read()
             if size != expected:
                 item, where = self.item(index)

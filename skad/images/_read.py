@@ -41,7 +41,7 @@ REPLACE = "replace the file or remove it from the list"
 ORIENTATION = 0x0112
 # Their further frames are previews, depth maps or layers of the first one.
 COMPOSITE_FORMATS = ("MPO", "PSD")
-# Modes whose bands are kept where so many channels are wanted.
+# Modes whose bands are kept where so many channels are asked for.
 STORED_BANDS = {"LA": 2, "RGBA": 4, "RGBX": 4, "CMYK": 4}
 
 # Pillow loads a file on first use, and one object may stand in a list twice.
@@ -89,7 +89,7 @@ def read_image(item: Any, *, where: str = "X[0]", n_channels: int = 3) -> NDArra
     Returns
     -------
     ndarray of shape (H, W, C)
-        C is `n_channels`, or 1 where 3 are wanted and the image is grey; uint8, or
+        C is `n_channels`, or 1 where 3 are asked for and the image is grey; uint8, or
         float32 in [0, 1]. It may share memory with `item`, or be read-only: copy it
         before writing to it.
 
@@ -116,7 +116,7 @@ def read_image(item: Any, *, where: str = "X[0]", n_channels: int = 3) -> NDArra
 
 
 def _in_normal_form(item: Any, source: Source, n_channels: int) -> NDArray[Any]:
-    """Pixels (H, W, C) as uint8 or float32; colour where grey is wanted, too."""
+    """Pixels (H, W, C) as uint8 or float32; colour where grey is asked for, too."""
     if source.path is not None and is_array_file(source.path):
         with opened_array(source) as stored:
             view = np.array(array_view(stored, source, n_channels))
@@ -311,14 +311,16 @@ class CarriesPixelLimit:
         return carried_limit(self._pixel_limit)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())  # type: ignore[call-overload]
+        inherited: Any = super().__getstate__()
+        state = dict(inherited)
         state.pop("_pixel_limit", None)
         with self._limited():
             limit = pixel_limit()
         return state if limit == PILLOW_LIMIT else {**state, "_pixel_limit": limit}
 
     def __sklearn_clone__(self) -> Any:
-        copy = super().__sklearn_clone__()  # type: ignore[misc]
+        estimator: Any = super()
+        copy = estimator.__sklearn_clone__()
         if "_pixel_limit" in vars(self):
             copy._pixel_limit = self._pixel_limit
         return copy

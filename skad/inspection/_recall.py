@@ -1,4 +1,4 @@
-"""How many known defects a model finds that learned from normal images.
+"""Recall of known defects by a model that learned from normal images.
 
 The threshold comes from held-out normal images alone, and stays. Defects only tell
 how many of their type it finds, and which rate of false alarms would find more.
@@ -22,7 +22,7 @@ _USUAL_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 @dataclass(frozen=True)
 class RecallRow:
-    """How many of some defects lie beyond a threshold.
+    """Number of defects beyond a threshold, and its confidence interval.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class RecallRow:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RecallReport(RecallRow):
-    """What `recall_report` finds; prints as a table.
+    """Result of `recall_report`; prints as a table.
 
     Parameters
     ----------
@@ -314,7 +314,7 @@ def _scores_of_defects(model: Any, X_defects: Any, regions: Any) -> np.ndarray:
 def _row(
     kind: Any, rate: float, threshold: float, scores: np.ndarray, confidence: float
 ) -> RecallRow:
-    """How many of some scores lie beyond a threshold."""
+    """Count the scores beyond a threshold."""
     n_found = int(np.sum(scores < threshold))
     interval = binomtest(n_found, len(scores)).proportion_ci(confidence, "exact")
     low, high = float(interval.low), float(interval.high)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,8 @@ _SAMPLE_STEP = 8  # the sample has one pixel of 8 x 8
 _MIN_SAMPLE_PIXELS = 2**12  # a smaller sample says too little
 
 
-class NormalCounts(NamedTuple):
+@dataclass(frozen=True)
+class NormalCounts:
     """Normal scores above, and at least as high as, each of some thresholds."""
 
     above: NDArray[np.int64]
@@ -36,7 +37,7 @@ class NormalCounts(NamedTuple):
     n_normal: int
     n_kept: int
 
-    def __add__(self, other: NormalCounts) -> NormalCounts:  # type: ignore[override]
+    def __add__(self, other: NormalCounts) -> NormalCounts:
         return NormalCounts(
             self.above + other.above,
             self.at_least + other.at_least,
@@ -136,7 +137,7 @@ def count_sorted(
         The counts.
     """
     if scores.size == 0:
-        return no_counts(thresholds)._replace(n_normal=n_normal)
+        return replace(no_counts(thresholds), n_normal=n_normal)
     left = np.searchsorted(scores, thresholds, side="left")
     right = left.copy()
     # Exact ties are rare in real maps: search the right side only for those.

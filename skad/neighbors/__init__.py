@@ -1,4 +1,4 @@
-"""What memory banks share: coreset selection and nearest-neighbour search."""
+"""Coreset selection and exact nearest-neighbour search for memory banks."""
 
 from skad.neighbors._coreset import greedy_coreset
 from skad.neighbors._nearest import nearest

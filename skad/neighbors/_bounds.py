@@ -229,7 +229,7 @@ def _scale(largest):
 
 
 def plan(shape, n_queries):
-    """What pays for so many queries to a bank, by the multiplications that it takes.
+    """Choose the bounds that pay for so many queries, by their multiplications.
 
     Returns
     -------

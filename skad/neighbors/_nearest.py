@@ -110,7 +110,7 @@ class Bank:
         return self.rows  # the rest comes again, and must not tell copies apart
 
     def __setstate__(self, rows):
-        self.__init__(rows)  # type: ignore[misc]
+        self.rows = rows
 
     def _prepare(self, n_queries):
         """Bounds that pay for these queries on top of those before."""

@@ -100,7 +100,7 @@ def feature_maps(network: Any, images: np.ndarray, device: Any) -> np.ndarray:
 
 
 def _maps(backbone: Any, images: torch.Tensor) -> torch.Tensor:
-    """What a network gives before pooling, (b, d, h, w)."""
+    """Feature maps of a network before its pooling, (b, d, h, w)."""
     maps = backbone.forward_features(images)
     if maps.ndim != 4 or maps.shape[1] != backbone.num_features:
         raise ValueError(

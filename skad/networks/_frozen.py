@@ -96,14 +96,14 @@ class Backbone:
     @cached_property
     def dtype(self):
         """Type of the network's weights, in which it computes."""
-        kinds = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
-        if len(kinds) > 1:
+        dtypes = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
+        if len(dtypes) > 1:
             raise ValueError(
-                f"backbone: its parameters are of {len(kinds)} dtypes, "
-                f"{', '.join(sorted(map(str, kinds)))}; convert your network to one of "
-                "them, as by .float()."
+                f"backbone: its parameters are of {len(dtypes)} dtypes, "
+                f"{', '.join(sorted(map(str, dtypes)))}; convert your network to one "
+                "of them, as by .float()."
             )
-        return kinds.pop() if kinds else torch.float32
+        return dtypes.pop() if dtypes else torch.float32
 
     @cached_property
     def device(self):
@@ -247,11 +247,11 @@ def _evaluating(module):
             part.training = True
 
 
-def named_backbone(name, weights, kwargs, seed, device, wanted=(), *, fold=True):
+def named_backbone(name, weights, kwargs, seed, device, outputs=(), *, fold=True):
     """A timm backbone from the cache of this process, built if it is not there.
 
     Its normalizations are folded into its convolutions unless the output of one of
-    these is `wanted`, or `fold` is False.
+    these is among `outputs`, or `fold` is False.
     """
     key = (name, identity(weights, seed), repr(sorted(kwargs.items())), str(device))
 
@@ -261,7 +261,7 @@ def named_backbone(name, weights, kwargs, seed, device, wanted=(), *, fold=True)
 
     with running:
         backbone = _backbones.get((*key, fold), lambda: build(fold))
-        if backbone.changed is None or backbone.changed.intersection(wanted):
+        if backbone.changed is None or backbone.changed.intersection(outputs):
             backbone = _backbones.get((*key, False), lambda: build(False))
         return backbone
 
@@ -329,13 +329,13 @@ def tuned_backbone(key, build, device):
         return _backbones.get(("tuned", *key, str(device)), build)
 
 
-def with_trained_weights(name, kwargs, state, device, wanted=()):
+def with_trained_weights(name, kwargs, state, device, outputs=()):
     """A timm backbone with weights from arrays, folded as by `named_backbone`."""
     for fold in (True, False):
         module = seeded(lambda: build_network(name, False, kwargs), 0)
         with_arrays(module, state)
         backbone = _as_backbone(module, kwargs, device, fold=fold)
-        if backbone.changed is not None and not backbone.changed.intersection(wanted):
+        if backbone.changed is not None and not backbone.changed.intersection(outputs):
             break
     return backbone
 

@@ -1,4 +1,4 @@
-"""Where in an image the outputs of a network belong, measured instead of assumed.
+"""Measure where in an image each output of a network belongs.
 
 A network may put out maps with their channels first or last, or sequences of tokens,
 with or without tokens of classes before them. A band of a probe image is changed; a
@@ -119,14 +119,14 @@ def _grids(n, image_size):
     if n < 1:
         return []
     height, width = image_size
-    wanted = (n * height / width) ** 0.5
+    expected = (n * height / width) ** 0.5
     fitting = [
         rows
         for rows in range(1, n + 1)
-        if n % rows == 0 and abs(rows - wanted) < max(1.0, 0.2 * wanted)
+        if n % rows == 0 and abs(rows - expected) < max(1.0, 0.2 * expected)
     ]
     return [
-        (rows, n // rows) for rows in sorted(fitting, key=lambda r: abs(r - wanted))
+        (rows, n // rows) for rows in sorted(fitting, key=lambda r: abs(r - expected))
     ]
 
 

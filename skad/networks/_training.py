@@ -202,7 +202,7 @@ def _repeatable(networks: Any) -> Iterator[None]:
 
 
 def checkpoint_file(folder: Any, label: str, *settings: Any) -> Path | None:
-    """Where a run keeps its checkpoint: one file per setting, seed and data.
+    """Path of the checkpoint of a run: one file per setting, seed and data.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ class Checkpoint:
             ) from error
 
     def load(self, key: str) -> Any:
-        """What was saved under a key, or None."""
+        """Load the object of a key, or None."""
         if self.folder is None:
             return None
         path = self._path(key)

@@ -253,7 +253,7 @@ class _Job:
         return fitted
 
     def _template(self, transformers: list[tuple[str, Any]]) -> Any:
-        """What a worker fits on its part: frozen transformers, then the detector."""
+        """Model that a worker fits: frozen transformers, then the detector."""
         model = clone(self.model)
         detector = _detector(model)
         if "verbose" in detector.get_params():

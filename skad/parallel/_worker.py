@@ -1,4 +1,4 @@
-"""What runs in the workers: the transformers of a model, and the detector of a part."""
+"""Functions that workers run: fit transformers, and the detector of one part."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class WorkerTraceback(Exception):
 
 @dataclass
 class Outcome:
-    """What a worker has made of one part.
+    """Result of a worker for one part.
 
     Parameters
     ----------

@@ -96,7 +96,7 @@ def test_pickles_without_the_weights(images, tmp_path):
 @pytest.mark.parametrize(
     ("texture", "auroc", "pro"), [("fabric", 0.8, 0.78), ("metal", 0.97, 0.95)]
 )
-def test_finds_drawn_defects(texture, auroc, pro):
+def test_finds_rendered_defects(texture, auroc, pro):
     data = make_textures(30, 20, texture=texture, size=224, random_state=0)
     model = Pipeline([small(), PatchCoreDetector()]).fit(data.train)
     assert image_auroc(data.y_test, model.score_samples(data.test)) >= auroc
