@@ -124,6 +124,7 @@ def fit_parts(
     *Detectors.* PaDiM and Subspace are those of one fit on all images, to rounding.
     PatchCore unites the banks of the parts: each covers its part of the images as
     closely as one fit would, with about as many rows in all.
+    With `bank_size`, neither a part nor the whole has more rows than that.
 
     *Thresholds.* PaDiM's is that of one fit. Subspace and PatchCore join the held-out
     scores of the parts, each from a model that has seen one part only. The united bank
