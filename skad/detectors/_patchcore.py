@@ -163,11 +163,10 @@ class PatchCoreDetector(PatchDetector):
     (measured on two sets of photographs).
 
     Measured with 4,096 rows of `skad_small` at 128 pixels: the covering radius was 1.2
-    to 1.3 times that of one selection of as many rows. Area under the ROC curve of
-    images, in this order without `bank_size`, with it on features, and in a pipeline:
-    0.995, 0.996 and 0.987 (bottles), 0.951, 0.942 and 0.936 (half of the magnetic
-    tiles). The fits took 45 and 31 % of the time without `bank_size`, with features
-    from a cache the second time.
+    to 1.3 times that of one selection of as many rows, which nothing guarantees. Area
+    under the ROC curve of images without `bank_size`, with one fit of that size, and
+    with a streamed one: 0.995, 0.996 and 0.987 (bottles), 0.951, 0.942 and 0.936 (half
+    of the magnetic tiles).
 
     To leave an image out, its rows are taken out of the bank, and rows of other images
     that were near them are put back, farthest first, until all are as close to the
