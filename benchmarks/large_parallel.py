@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from harness import limit_threads, photographs, publish, timing
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -193,6 +194,8 @@ def parallel(options):
                             f"{n_images * per_image / 3600:.3g} h",
                         ]
                     )
+    # Idle workers would keep the process that started this one waiting for minutes.
+    get_reusable_executor().shutdown()
     publish(options, "parts", rows, HEADER)
     publish(options, "machines", simulated, SIMULATED)
     if options.write:

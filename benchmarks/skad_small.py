@@ -394,9 +394,11 @@ def distilled(options):
     optimizer = torch.optim.AdamW(
         module.parameters(), options.learning_rate, weight_decay=0.0
     )
-    optimizer.register_step_pre_hook(
-        lambda *_: torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-    )
+
+    def clip(*_):  # torch takes what a hook returns for new arguments of the step
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+
+    optimizer.register_step_pre_hook(clip)
     log = Log()
 
     def loss_of_step(number):

@@ -399,9 +399,9 @@ def test_on_bottles(shared):
         image_size=128,
     )
     model = Pipeline([features, SubspaceDetector()]).fit(data.train)
-    defective = np.flatnonzero(data.y_test == -1)
-    defective = [data.test[i] for i in defective]
-    kinds = [data.defect_types[i] for i in defective]
+    places = np.flatnonzero(data.y_test == -1)
+    defective = [data.test[i] for i in places]
+    kinds = [data.defect_types[i] for i in places]
     report = recall_report(model, defective, kinds=kinds)
     assert report.n_good == len(data.train)
     assert report.n_found == np.sum(model.predict(defective) == -1)

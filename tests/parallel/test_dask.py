@@ -34,6 +34,17 @@ N_FILES, PART_SIZE = 1000, 125
 SETTINGS = {"distributed.worker.memory.terminate": False}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the workers: the number of threads changes the last bits of features."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A thousand small photographs of metal, by shifts of fifty."""
