@@ -140,7 +140,7 @@ def test_rows_are_maps_of_one_patch(detector):
     assert rows.anomaly_map(new).shape == (8, 1, 1)
 
 
-def test_map_points_at_the_odd_patch(detector):
+def test_map_points_at_the_anomalous_patch(detector):
     new = features(1, seed=1)
     new[0, 3, 1] += 10
     heat = detector.fit(features(60)).anomaly_map(new)[0]

@@ -68,7 +68,7 @@ def good_images(n, seed=0, size=(16, 16)):
     return np.clip(128 + noise, 0, 255).astype(np.uint8)
 
 
-def odd_images(n, seed=1, size=(16, 16)):
+def anomalous_images(n, seed=1, size=(16, 16)):
     X = good_images(n, seed, size)
     X[:, 4:7, 9:12] = 255
     return X
@@ -112,7 +112,7 @@ def test_a_part_of_a_reader_keeps_the_positions(files):
 
 
 def test_scores_decisions_and_p_values(model):
-    X = np.concatenate([good_images(30, seed=2), odd_images(10)])
+    X = np.concatenate([good_images(30, seed=2), anomalous_images(10)])
     scores = model.score_samples(X)
     assert scores.shape == (40,)
     assert scores.dtype == np.float64
@@ -126,7 +126,7 @@ def test_scores_decisions_and_p_values(model):
 
 
 def test_every_kind_of_input_gives_the_same(model, tmp_path):
-    X = odd_images(3)
+    X = anomalous_images(3)
     expected = model.score_samples(X)
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path, image in zip(paths, X, strict=True):
@@ -144,7 +144,7 @@ def test_every_kind_of_input_gives_the_same(model, tmp_path):
 
 
 def test_labels_leave_images_out():
-    X = np.concatenate([odd_images(10), good_images(50)])
+    X = np.concatenate([anomalous_images(10), good_images(50)])
     y = np.r_[[-1] * 10, [1] * 50]
     labelled, good = PixelDetector().fit(X, y), PixelDetector().fit(X[10:])
     np.testing.assert_array_equal(labelled.mean_, good.mean_)
@@ -198,7 +198,9 @@ def test_too_few_images_say_so_at_the_callers_line():
 def test_calibrate(model):
     X = good_images(40, seed=3)
     other = pickle.loads(pickle.dumps(model))
-    assert other.calibrate(np.concatenate([X, odd_images(4)]), [1] * 40 + [-1] * 4)
+    assert other.calibrate(
+        np.concatenate([X, anomalous_images(4)]), [1] * 40 + [-1] * 4
+    )
     assert len(other.calibration_scores_) == 40
     np.testing.assert_array_equal(other.calibration_scores_, model.score_samples(X))
     assert other.offset_ != model.offset_
@@ -209,14 +211,14 @@ def test_calibrate(model):
 
 
 def test_maps_have_the_geometry_of_the_images(model):
-    X = odd_images(9)
+    X = anomalous_images(9)
     maps = model.anomaly_map(X)
     assert maps.dtype == np.float32
     assert maps.shape == (9, 16, 16)
     row, column = np.unravel_index(maps[0].argmax(), (16, 16))
     assert 4 <= row < 7
     assert 9 <= column < 12
-    large = odd_images(2, size=(32, 48))
+    large = anomalous_images(2, size=(32, 48))
     assert model.anomaly_map(large).shape == (2, 32, 48)
     assert model.anomaly_map(X, size=(5, 6)).shape == (9, 5, 6)
     with pytest.raises(ValueError, match="size=16"):
@@ -224,7 +226,7 @@ def test_maps_have_the_geometry_of_the_images(model):
 
 
 def test_maps_are_a_list_where_sizes_differ(model):
-    mixed = [odd_images(1)[0], odd_images(1, size=(32, 20))[0]]
+    mixed = [anomalous_images(1)[0], anomalous_images(1, size=(32, 20))[0]]
     maps = model.anomaly_map(mixed)
     assert [m.shape for m in maps] == [(16, 16), (32, 20)]
     np.testing.assert_array_equal(maps[0], model.anomaly_map(mixed[:1])[0])
@@ -237,7 +239,7 @@ def test_maps_are_a_list_where_sizes_differ(model):
 def test_maps_of_a_crop_cover_its_part_of_the_image():
     model = PixelDetector(crop_size=8).fit(good_images(60))
     assert model.calibration_maps_.shape[1:] == (8, 8)
-    X = odd_images(2, size=(32, 32))
+    X = anomalous_images(2, size=(32, 32))
     grids = model._score(model._reader(X))[1]
     maps = model.anomaly_map(X)
     np.testing.assert_array_equal(maps[:, 8:24, 8:24], render(grids, (16, 16), sigma=0))
@@ -254,11 +256,11 @@ def test_masks_of_good_images_stay_empty_as_promised():
     masks = model.predict_mask(good_images(200, seed=5))
     assert masks.dtype == bool
     assert masks.any(axis=(1, 2)).mean() < 0.2
-    assert model.predict_mask(odd_images(20)).any(axis=(1, 2)).all()
+    assert model.predict_mask(anomalous_images(20)).any(axis=(1, 2)).all()
 
 
 def test_anomaly_map_of_any_estimator(model):
-    X = odd_images(3)
+    X = anomalous_images(3)
     maps = model.anomaly_map(X)
     np.testing.assert_array_equal(anomaly_map(model, X), maps)
     with pytest.raises(ValueError, match="PixelDetector takes whole images"):
@@ -266,7 +268,7 @@ def test_anomaly_map_of_any_estimator(model):
 
 
 def test_a_pipeline_of_nothing_but_a_detector(model):
-    X = odd_images(3, size=(20, 24))
+    X = anomalous_images(3, size=(20, 24))
     pipeline = Pipeline([PixelDetector()]).fit(good_images(100))
     np.testing.assert_array_equal(pipeline.score_samples(X), model.score_samples(X))
     np.testing.assert_array_equal(pipeline.anomaly_map(X), model.anomaly_map(X))
@@ -333,7 +335,7 @@ def test_bad_files_have_no_scores(files):
 def test_clone_and_pickle(model):
     assert clone(model).get_params() == model.get_params()
     assert not hasattr(clone(model), "offset_")
-    X = odd_images(3)
+    X = anomalous_images(3)
     loaded = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(loaded.score_samples(X), model.score_samples(X))
     np.testing.assert_array_equal(loaded.anomaly_map(X), model.anomaly_map(X))
@@ -351,7 +353,7 @@ def test_tags_say_images():
 
 @pytest.mark.parametrize("as_list", [False, True])
 def test_search_by_image_and_by_pixels_at_once(as_list):
-    X = np.concatenate([good_images(60), odd_images(20)])
+    X = np.concatenate([good_images(60), anomalous_images(20)])
     y = np.r_[[1] * 60, [-1] * 20]
     masks = np.zeros((80, 16, 16), bool)
     masks[60:, 4:7, 9:12] = True

@@ -229,9 +229,9 @@ def test_detectors_of_features(detector):
     detector.fit(maps(40, 0))
     before = pickle.dumps(detector)
     defective = np.concatenate([maps(8, 1, 8.0), maps(8, 2)])
-    report = recall_report(detector, defective, kinds=np.repeat(["odd", "none"], 8))
+    report = recall_report(detector, defective, kinds=np.repeat(["spot", "none"], 8))
     assert report.n_found == np.sum(detector.predict(defective) == -1)
-    assert [row.kind for row in report.by_kind] == ["none", "odd"]
+    assert [row.kind for row in report.by_kind] == ["none", "spot"]
     assert report.by_kind[1].recall > report.by_kind[0].recall
     assert pickle.dumps(detector) == before
 

@@ -472,11 +472,12 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         n_held_out = len(self.calibration_scores_)
         return np.arange(n_held_out) - (n_held_out - n)
 
-    def _check_holds_out_all(self):
+    def _check_holds_out_all(self, caller="fit_predict"):
+        """Refuse a calibration that holds out a part of the images only."""
         way = getattr(self, "calibration", None)
         if (self._auto_calibration if way == "auto" else way) == "split":
             raise NotHeldOutError(
-                "fit_predict judges each image by a model that has not seen it, but "
+                f"{caller} judges each image by a model that has not seen it, but "
                 f"calibration={self.calibration!r} of {type(self).__name__} holds out "
                 "a part of the images only. Use calibration='kfold', or fit(X, y) and "
                 "then predict on other images."

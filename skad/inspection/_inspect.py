@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -167,7 +167,7 @@ def inspect(
 
 def _check_iterable(X: Any) -> None:
     """Refuse what gives no images one after the other, and what is empty."""
-    if isinstance(X, (str, bytes)) or not hasattr(X, "__iter__"):
+    if isinstance(X, (str, bytes, Mapping)) or not hasattr(X, "__iter__"):
         raise TypeError(
             f"X is of type {type(X).__name__}; pass a list of images, an array of "
             "them, or an iterator."
@@ -305,7 +305,9 @@ class _Inspector:
 
     def _of_features(self, X: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Scores and patch scores of what the detector takes."""
-        if self.maps is True:
+        # Scores alone take less time only where the detector has a way of its own.
+        one_search = type(self.detector)._image_scores is BaseDetector._image_scores
+        if self.maps is True or (self.maps == "rejected" and one_search):
             return self.detector._scores_and_maps(X)
         scores = self.detector.score_samples(X)
         rejected = decide(scores - self.detector.offset_) == -1

@@ -98,7 +98,7 @@ def suspects(model: Any, X: Any, y: ArrayLike | None = None) -> Bunch:
             "skad, alone or at the end of a pipeline."
         )
     check_is_fitted(detector, "offset_")
-    _check_holds_out_all(detector)
+    _check_held_out(detector)
     learned = _learned_from(chain, X, y)
     scores = detector.calibration_scores_
     if len(scores) != len(learned):
@@ -116,17 +116,15 @@ def suspects(model: Any, X: Any, y: ArrayLike | None = None) -> Bunch:
     )
 
 
-def _check_holds_out_all(detector: Any) -> None:
+def _check_held_out(detector: Any) -> None:
     """Refuse a model that keeps scores of images that it learned from, or of a part."""
-    way = detector._resolved_calibration()
-    if detector._in_sample or way in ("train", "split"):
-        what = "holds out a part of the images only"
-        if way != "split":
-            what = "has no held-out scores of the images that were learned from"
+    detector._check_holds_out_all("suspects")
+    if detector._in_sample or detector._resolved_calibration() == "train":
         raise ValueError(
-            f"suspects judges each image by a model of the others, but "
-            f"{type(detector).__name__}(calibration={detector.calibration!r}) {what}. "
-            "Fit with calibration='kfold' or, where it is offered, 'loo'."
+            "suspects judges each image by a model that has not seen it, but "
+            f"{type(detector).__name__}(calibration={detector.calibration!r}) has no "
+            "held-out scores of the images that were learned from. Fit with "
+            "calibration='kfold' or, where it is offered, 'loo'."
         )
 
 

@@ -71,7 +71,7 @@ def test_another_proportion_of_normal_patches():
     assert np.mean(detector.predict(bad) == -1) > 0.8
 
 
-def test_an_odd_patch_in_its_place():
+def test_an_anomalous_patch_in_its_place():
     X, good, bad = mixed(80), mixed(60, seed=1), mixed(60, seed=2)
     bad[:, 2, 3] += 6
     detector = PUADDetector().fit(X)
@@ -312,8 +312,8 @@ def test_a_detector_of_images_and_features_beside_it(tmp_path):
     loaded = joblib.load(tmp_path / "model.joblib")
     np.testing.assert_array_equal(loaded.score_samples(data.test), scores)
     # A texture of other colours is one that every patch of it tells.
-    odd = [255 - np.asarray(image) for image in data.train[:4]]
-    assert detector.score_samples(odd).max() < scores[data.y_test == 1].min()
+    inverted = [255 - np.asarray(image) for image in data.train[:4]]
+    assert detector.score_samples(inverted).max() < scores[data.y_test == 1].min()
 
 
 def test_an_image_combinator_needs_both():

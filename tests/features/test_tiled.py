@@ -119,16 +119,16 @@ def test_of_two_tiles_the_one_is_taken_in_which_a_patch_lies_further_inside():
 @pytest.mark.parametrize("place", [(16, 24), (16, 44), (28, 48), (28, 76)])
 def test_a_defect_on_a_seam_scores_as_in_the_middle(images, place):
     normal = 100 + images // 16
-    odd = normal[:1].copy()
-    odd[:, place[0] : place[0] + 8, place[1] : place[1] + 8] = 255
+    anomalous = normal[:1].copy()
+    anomalous[:, place[0] : place[0] + 8, place[1] : place[1] + 8] = 255
     scores, maps = [], []
     for features in (
         network(kernel=24, image_size=(72, 104)),
         TiledFeatures(network(kernel=24), overlap=16),
     ):
         model = Pipeline([features, PatchCoreDetector(0.2)]).fit(normal[1:])
-        scores.append(model.score_samples(odd))
-        maps.append(model.anomaly_map(odd)[0])
+        scores.append(model.score_samples(anomalous))
+        maps.append(model.anomaly_map(anomalous)[0])
     np.testing.assert_allclose(scores[1], scores[0], rtol=1e-4)
     np.testing.assert_allclose(maps[1], maps[0], atol=1e-4 * maps[0].max())
     where = np.unravel_index(maps[1].argmax(), maps[1].shape)

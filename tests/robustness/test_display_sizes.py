@@ -129,16 +129,18 @@ def test_regions_reach_the_estimator(model):
     detector, images = model
     region = np.zeros((64, 64), bool)
     region[:, :32] = True
-    odd = images[0].copy()
-    odd[20:44, 40:60] = 255  # outside of the region
+    anomalous = images[0].copy()
+    anomalous[20:44, 40:60] = 255  # outside of the region
     regions = [region, None]
-    display = AnomalyMapDisplay.from_estimator(detector, [odd, odd], regions=regions)
-    maps = detector.anomaly_map([odd, odd], regions=regions)
+    display = AnomalyMapDisplay.from_estimator(
+        detector, [anomalous] * 2, regions=regions
+    )
+    maps = detector.anomaly_map([anomalous] * 2, regions=regions)
     for row, heat in zip(display.axes_, maps, strict=True):
         expected = heat - detector.pixel_threshold((64, 64))
         np.testing.assert_allclose(images_of(row[1])[1], expected, rtol=1e-6)
     words = {1: "good", -1: "defective"}
-    labels = detector.predict([odd, odd], regions=regions)
+    labels = detector.predict([anomalous] * 2, regions=regions)
     shown = [ax.get_ylabel() for ax in display.axes_[:, 0]]
     assert shown == [words[label] for label in labels]
 

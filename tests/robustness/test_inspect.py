@@ -223,6 +223,21 @@ def test_every_file_is_opened_once(fitted, textures, tmp_path, monkeypatch):
     assert sorted(opened) == files
 
 
+def test_maps_of_rejected_images_take_one_search(fitted, textures, monkeypatch):
+    detector = fitted[-1]
+    n_searched, score = [], type(detector)._score
+
+    def counted(self, samples):
+        n_searched.append(len(samples))
+        return score(self, samples)
+
+    monkeypatch.setattr(type(detector), "_score", counted)
+    X = textures.test[-4:]
+    found = list(skad.inspect(fitted, X, maps="rejected"))
+    assert any(one.label == -1 for one in found)
+    assert sum(n_searched) == len(X)
+
+
 def test_wrong_calls(fitted, textures):
     X = textures.test[:1]
     with pytest.raises(ValueError, match="maps='all'"):
@@ -231,6 +246,8 @@ def test_wrong_calls(fitted, textures):
         skad.inspect(fitted, X, size=3)
     with pytest.raises(TypeError, match="of type str"):
         skad.inspect(fitted, "image.png")
+    with pytest.raises(TypeError, match="of type dict"):
+        skad.inspect(fitted, {"image": X[0]})
     with pytest.raises(TypeError, match="of type Image"):
         skad.inspect(fitted, Image.fromarray(X[0]))
     with pytest.raises(ValueError, match="X is empty"):

@@ -36,11 +36,11 @@ def labelled():
     return X, np.r_[np.ones(38, int), -np.ones(8, int)], masks
 
 
-def rows(n=60, n_odd=8, seed=0):
+def rows(n=60, n_anomalous=8, seed=0):
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n, 3, 3, 4))
-    X[n - n_odd :, 1, 1] += 8
-    return X, np.r_[np.ones(n - n_odd, int), -np.ones(n_odd, int)]
+    X[n - n_anomalous :, 1, 1] += 8
+    return X, np.r_[np.ones(n - n_anomalous, int), -np.ones(n_anomalous, int)]
 
 
 # -- fit_predict ---------------------------------------------------------------------

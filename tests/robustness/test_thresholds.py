@@ -422,7 +422,7 @@ def test_like_images_are_not_named():
             clone(detector).fit(features(40))
 
 
-def test_one_odd_image_does_not_hide_the_anomalies():
+def test_one_anomalous_image_does_not_hide_the_anomalies():
     """Thirty-one images with perfect ranking, one of them of another kind."""
     X, new = features(31), features(200, 1)
     bad = features(60, 2)
@@ -461,14 +461,14 @@ def test_warnings_point_at_the_caller():
 
 @pytest.mark.slow
 def test_bottles_from_few_images(shared):
-    """31 of 229 normal bottles to learn from, 10 times over; then one odd one more."""
+    """Learn from 31 of 229 normal bottles, 10 times; then with one anomaly more."""
     data = load_mvtec(shared / "data", "mvtec_bottle_256")
     test = np.asarray(data.test, object)
     normal = [*data.train, *test[data.y_test == 1]]
     X = small().fit_transform([*normal, *test[data.y_test == -1]])
     X, bad = np.asarray(X[: len(normal)]), np.asarray(X[len(normal) :])
     for detector in (PatchCoreDetector(), PaDiMDetector(), SubspaceDetector()):
-        found, possible, alarms, p, with_odd = [], [], [], [], []
+        found, possible, alarms, p, with_anomalous = [], [], [], [], []
         for split in range(10):
             order = np.random.default_rng(split).permutation(len(X))
             train, new = X[order[:31]], X[order[31:]]
@@ -479,11 +479,11 @@ def test_bottles_from_few_images(shared):
             possible.append(np.mean(model.score_samples(bad) < best))
             p.append(model.p_value(new).mean())
             train[7] = train[7][::-1] * 1.5  # on another tray
-            with_odd.append(np.mean(fitted(detector, train).predict(bad) < 0))
+            with_anomalous.append(np.mean(fitted(detector, train).predict(bad) < 0))
         assert 0.02 < np.mean(alarms) < 0.09
         assert 0.45 < np.mean(p) < 0.65
         assert np.mean(found) > 0.85 * np.mean(possible)
-        assert np.mean(with_odd) > 0.75 * np.mean(possible)
+        assert np.mean(with_anomalous) > 0.75 * np.mean(possible)
 
 
 # -- images -------------------------------------------------------------------------
