@@ -156,7 +156,7 @@ def write_report(
 
 
 def _record(
-    found: Inspection, labels: np.ndarray | None, kinds: list[str] | None
+    found: Any, labels: np.ndarray | None, kinds: list[str] | None
 ) -> dict[str, Any]:
     """What the page knows about an image, beside its pictures."""
     i, path = found.index, as_path(found.source)
@@ -168,16 +168,16 @@ def _record(
     if found.label == 0:
         nothing = "nothing of the image lies inside of its region"
         return {**record, "error": found.error or nothing}
-    record |= {"score": found.score, "p": found.p_value}
-    if found.defects is not None:
-        record["n_defects"] = len(found.defects)
-        record["defects"] = [
+    return record | {
+        "score": found.score,
+        "p": found.p_value,
+        "size": list(found.anomaly_map.shape),
+        "n_defects": len(found.defects),
+        "defects": [
             [d.area, *d.bbox, *np.round(d.centroid, 2), float(f"{d.peak:.6g}")]
             for d in found.defects[:_MOST_DEFECTS]
-        ]
-    if found.anomaly_map is not None:
-        record["size"] = list(found.anomaly_map.shape)
-    return record
+        ],
+    }
 
 
 class _Pictures:
@@ -216,19 +216,17 @@ class _Pictures:
         """Pictures by the positions of their images."""
         return {-negative: made for _, negative, made in self._heap}
 
-    def _made(self, found: Inspection) -> dict[str, str]:
+    def _made(self, found: Any) -> dict[str, str]:
+        """Pictures of an image that has a score, and so a map."""
         made = {}
         image = self._image(found)
         if image is not None:
             made["image"] = thumbnails.picture(image)
-        if found.anomaly_map is not None:
-            made["heat"] = thumbnails.heat_map(
-                found.anomaly_map, self.usual, found.pixel_threshold
-            )
-            if found.mask.any():
-                made["mask"] = thumbnails.mask_picture(
-                    found.mask, thumbnails.FOUND_COLOR
-                )
+        made["heat"] = thumbnails.heat_map(
+            found.anomaly_map, self.usual, found.pixel_threshold
+        )
+        if found.mask.any():
+            made["mask"] = thumbnails.mask_picture(found.mask, thumbnails.FOUND_COLOR)
         return made
 
     def _image(self, found: Inspection) -> np.ndarray | None:

@@ -103,9 +103,7 @@ def _of_levels(
             image = Image.fromarray(small)
             image.putpalette(palette[:, :3].tobytes())
             opacity = palette[:, 3].tobytes()
-            yield _encoded(
-                image, "PNG", bits=bits, transparency=opacity, optimize=True
-            )
+            yield _encoded(image, "PNG", bits=bits, transparency=opacity, optimize=True)
 
     return _url(_smallest_fitting(files(), limit), "png")
 

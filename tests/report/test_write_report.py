@@ -120,7 +120,7 @@ def test_pictures_are_bounded_whatever_the_image(tmp_path, model):
     path = tmp_path / "page.html"
     masks = noise[..., 0] > 127
     write_report(path, model, noise, masks=masks)
-    _, pictures, text = parsed(path)
+    _, pictures, _ = parsed(path)
     assert len(json.dumps(pictures)) < 25_000 * len(noise)
     for urls in pictures.values():
         height, width = size_of(urls["image"])
