@@ -8,11 +8,12 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from sklearn.utils import check_random_state
 
-from skad._patches import image_scores, patch_maps, patch_rows
+from skad._patches import image_scores, n_top, patch_maps, patch_rows
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
 from skad.neighbors._distances import direct, unit_rows
 from skad.neighbors._nearest import Bank
+from skad.neighbors._worst import search_worst
 
 # Parameters of the search in the approximate index, and their defaults.
 _SEARCH = {"n_candidates": 10, "epsilon": 0.3}
@@ -23,6 +24,8 @@ class BankDetector(PatchDetector):
 
     bank_: np.ndarray
     coreset_indices_: np.ndarray
+    coreset_ratio: float
+    bank_size: int | None
     n_neighbors: int
     reweight: int | None
     top_ratio: float | None
@@ -63,6 +66,29 @@ class BankDetector(PatchDetector):
         k = self._available(self.n_neighbors, len(self.bank_), "n_neighbors")
         squared, indices = self._nearest(queries, k)
         return self._scores(X, inside, queries, squared, indices)
+
+    def _image_scores(self, X: np.ndarray) -> np.ndarray:
+        """Scores alone: only the worst patches need their nearest rows."""
+        if self._index is not None:
+            return self._score(X)[0]
+        rows, inside = patch_rows(X)
+        queries = self._space(rows)
+        images = np.repeat(np.arange(len(X)), X.shape[1] * X.shape[2])[inside]
+        n_worst = np.ones(len(X), np.intp)
+        if self.top_ratio is not None:
+            n_worst = np.array(
+                [n_top(n, self.top_ratio) for n in np.bincount(images)], np.intp
+            )
+        squared, indices = search_worst(
+            self._searched,
+            queries,
+            images,
+            n_worst,
+            self._available(self.n_neighbors, len(self.bank_), "n_neighbors"),
+            self._distance,
+            in_order=self.coreset_ratio < 1 or self.bank_size is not None,
+        )
+        return self._scores(X, inside, queries, squared, indices)[0]
 
     def _nearest_training_patches(self, X: ArrayLike) -> np.ndarray:
         """Worst patch of each image, and the training patch nearest to it.

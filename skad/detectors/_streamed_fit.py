@@ -20,8 +20,6 @@ Batch = tuple[np.ndarray, np.ndarray]  # positions in X, and features (n, h, w, 
 class StreamingBankDetector(BankDetector):
     """Base of `PatchCoreDetector`: with `bank_size`, it learns batch by batch."""
 
-    bank_size: int | None
-    coreset_ratio: float
     on_interrupt: str
     verbose: bool
 
