@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from skad._optional import optional
 from skad.images import check_images, image_size, read_image, read_mask, to_float
 
 _AXES_INCHES = 2.3  # side of a picture in a new figure
@@ -478,10 +479,4 @@ def _maps(estimator: Any, images: Any, regions: Any) -> Any:
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            'AnomalyMapDisplay needs matplotlib: pip install "skad[plot]".'
-        ) from error
-    return plt
+    return optional("matplotlib.pyplot", "AnomalyMapDisplay", "plot")
