@@ -129,9 +129,14 @@ def image_scores(maps: np.ndarray, top_ratio: float | None = None) -> np.ndarray
     for i, values in enumerate(maps):
         values = np.sort(values[~np.isnan(values)])
         if len(values):
-            n_top = max(1, round(len(values) * top_ratio))
-            scores[i] = values[-n_top:].mean(dtype=np.float64)
+            worst = values[-n_top(len(values), top_ratio) :]
+            scores[i] = worst.mean(dtype=np.float64)
     return scores
+
+
+def n_top(n: int, top_ratio: float) -> int:
+    """Number of the largest of n patch scores that `image_scores` takes the mean of."""
+    return max(1, round(n * top_ratio))
 
 
 def filled(maps: np.ndarray) -> np.ndarray:

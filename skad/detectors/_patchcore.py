@@ -16,7 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 
 from skad._memory import require_memory
-from skad._patches import image_scores, patch_maps, patch_rows
+from skad._patches import image_scores, n_top, patch_maps, patch_rows
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
 from skad.base._warnings import are_equal_to, warn_of_equal_images, warn_of_outlier
@@ -26,6 +26,7 @@ from skad.neighbors import greedy_coreset
 from skad.neighbors._coreset import extend_coreset
 from skad.neighbors._distances import direct, unit_rows
 from skad.neighbors._nearest import Bank
+from skad.neighbors._worst import search_worst
 from skad.networks._torch_state import in_own_torch_state
 
 # Parameters of the search in the approximate index, and their defaults.
@@ -377,6 +378,29 @@ class PatchCoreDetector(PatchDetector):
         k = self._available(self.n_neighbors, len(self.bank_), "n_neighbors")
         squared, indices = self._nearest(queries, k)
         return self._scores(X, inside, queries, squared, indices)
+
+    def _image_scores(self, X):
+        """Scores alone: only the worst patches need their nearest rows."""
+        if self._index is not None:
+            return self._score(X)[0]
+        rows, inside = patch_rows(X)
+        queries = self._space(rows)
+        images = np.repeat(np.arange(len(X)), X.shape[1] * X.shape[2])[inside]
+        n_worst = np.ones(len(X), np.intp)
+        if self.top_ratio is not None:
+            n_worst = np.array(
+                [n_top(n, self.top_ratio) for n in np.bincount(images)], np.intp
+            )
+        squared, indices = search_worst(
+            self._searched,
+            queries,
+            images,
+            n_worst,
+            self._available(self.n_neighbors, len(self.bank_), "n_neighbors"),
+            self._distance,
+            in_order=self.coreset_ratio < 1 or self.bank_size is not None,
+        )
+        return self._scores(X, inside, queries, squared, indices)[0]
 
     def _nearest_training_patches(self, X):
         """Worst patch of each image, and the training patch nearest to it.

@@ -74,12 +74,15 @@ class Bounds:
         self._rows, moved, lengths = self._points(rows)
         self._moved, self._length = moved.max(), lengths.max()
 
-    def of(self, queries):
+    def of(self, queries, some=slice(None)):
         """Bound the distances from some queries.
 
         Parameters
         ----------
         queries : ndarray of shape (n, d)
+
+        some : slice, default=slice(None)
+            The rows of the bank to bound the distances to.
 
         Returns
         -------
@@ -97,7 +100,7 @@ class Bounds:
             grown = distances * self._scale + moved + self._moved
             return self._bits(grown**2 + 2 * noise)
 
-        product = points @ self._rows.T
+        product = points @ self._rows[some].T
         if not self._half:
             return product.view(np.int32), limits
         import torch

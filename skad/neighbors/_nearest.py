@@ -162,6 +162,35 @@ class Bank:
                 report(len(found[0]))
         return squared, indices
 
+    def upper_bounds(self, queries, k, parts):
+        """Squared distances to k rows of some parts of the bank, (n, k), ascending.
+
+        These are likely to be the nearest of the parts. They are upper bounds of the
+        distances to the k nearest rows of the bank.
+
+        Parameters
+        ----------
+        queries : ndarray of shape (n, d)
+
+        k : int
+
+        parts : list of slice
+            Disjoint parts, each of at least k rows.
+        """
+        prepared = self._prepare(len(queries))
+        squared = np.full((len(queries), k), np.inf)
+        for part in parts:
+            rows = self.rows[part]
+            step = max(1, _BLOCK_ENTRIES // len(rows))
+            for lo in range(0, len(queries), step):
+                block = slice(lo, lo + step)
+                likely = _likely(prepared.of(queries[block], part)[0], k)
+                every = np.repeat(np.arange(len(likely)), k)
+                seen = direct(queries[block], rows, every, likely.ravel())
+                both = np.concatenate([squared[block], seen.reshape(-1, k)], axis=1)
+                squared[block] = np.sort(both, axis=1)[:, :k]
+        return squared
+
     def _search_block(self, prepared, queries, k, hide, squared, indices):
         """Fill `squared` and `indices` for one block of queries."""
         bounds, limits = prepared.of(queries)

@@ -223,19 +223,19 @@ def test_every_file_is_opened_once(fitted, textures, tmp_path, monkeypatch):
     assert sorted(opened) == files
 
 
-def test_maps_of_rejected_images_take_one_search(fitted, textures, monkeypatch):
-    detector = fitted[-1]
-    n_searched, score = [], type(detector)._score
+def test_maps_of_rejected_images_take_one_pass(features, textures, monkeypatch):
+    model = skad.Pipeline([features(), skad.SubspaceDetector()]).fit(textures.train)
+    n_scored, score = [], skad.SubspaceDetector._score
 
     def counted(self, samples):
-        n_searched.append(len(samples))
+        n_scored.append(len(samples))
         return score(self, samples)
 
-    monkeypatch.setattr(type(detector), "_score", counted)
+    monkeypatch.setattr(skad.SubspaceDetector, "_score", counted)
     X = textures.test[-4:]
-    found = list(skad.inspect(fitted, X, maps="rejected"))
+    found = list(skad.inspect(model, X, maps="rejected"))
     assert any(one.label == -1 for one in found)
-    assert sum(n_searched) == len(X)
+    assert sum(n_scored) == len(X)
 
 
 def test_wrong_calls(fitted, textures):
