@@ -23,7 +23,7 @@ def memory_limit() -> float:
     return min(limits)
 
 
-def _machine_memory():
+def _machine_memory() -> float:
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
@@ -67,7 +67,7 @@ def require_memory(n_bytes: float, what: str, advice: str) -> None:
         )
 
 
-def _size(n_bytes):
+def _size(n_bytes: float) -> str:
     """A number of bytes for people, as 12.3 GB."""
     power = min(int(math.log10(n_bytes * 1.0005)) // 3, 4)
     return f"{n_bytes / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

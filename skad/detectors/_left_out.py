@@ -133,3 +133,9 @@ def cover(rows: np.ndarray, squared: np.ndarray, radius: float) -> list[int]:
         gaps = rows - rows[selected[-1]]
         squared = np.minimum(squared, np.einsum("ij,ij->i", gaps, gaps))
     return selected
+
+
+def n_rows_of_one_image(owner: np.ndarray) -> int:
+    """Largest number of bank rows that are from one image, without negative owners."""
+    owner = owner[owner >= 0]
+    return np.bincount(owner).max() if len(owner) else 0

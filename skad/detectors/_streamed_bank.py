@@ -17,7 +17,11 @@ the pass. By then the patches of an image are gone, except for its worst ones, w
 corrected.
 """
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
+from numpy.typing import DTypeLike
 
 from skad.detectors._left_out import cover
 from skad.neighbors import greedy_coreset
@@ -55,14 +59,22 @@ class GrowingBank:
         As in `greedy_coreset`.
     """
 
-    def __init__(self, bank_size, n_features, dtype, space, start=0, **options):
+    def __init__(
+        self,
+        bank_size: int,
+        n_features: int,
+        dtype: DTypeLike,
+        space: Callable[[np.ndarray], np.ndarray],
+        start: int = 0,
+        **options: Any,
+    ) -> None:
         self._bank_size, self._space, self._options = bank_size, space, options
         self._rows = np.empty((2 * bank_size, n_features), dtype)
         self._indices = np.empty(2 * bank_size, np.intp)
         self._n_rows, self._start = 0, start
-        self._reduced = None
+        self._reduced: Bank | None = None
 
-    def add(self, rows, indices):
+    def add(self, rows: np.ndarray, indices: np.ndarray) -> None:
         """Take in rows and the indices by which they are known."""
         while len(rows):
             if self._reduced is not None:
@@ -78,14 +90,14 @@ class GrowingBank:
             if end == len(self._rows):
                 self._reduce(self._bank_size)
 
-    def finish(self, n_rows):
+    def finish(self, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows (n_rows, d) of the coreset, or fewer, and their indices."""
         if self._reduced is None or self._n_rows > len(self._reduced.rows):
             self._reduce(min(n_rows, self._n_rows))
         n = min(n_rows, self._n_rows)  # the first n are the coreset of n rows
         return self._rows[:n].copy(), self._indices[:n].copy()
 
-    def _reduce(self, n_rows):
+    def _reduce(self, n_rows: int) -> None:
         rows = self._space(self._rows[: self._n_rows])
         selected = greedy_coreset(rows, n_rows, start=self._start, **self._options)
         n = self._n_rows = len(selected)
@@ -97,7 +109,7 @@ class GrowingBank:
         self._gap = smallest_gap(self._reduced.rows) if n == n_rows else 0.0
 
 
-def smallest_gap(rows):
+def smallest_gap(rows: np.ndarray) -> float:
     """Squared distance of the last row selected to the others, the smallest of all."""
     if len(rows) < 2:
         return np.inf
@@ -127,7 +139,7 @@ class StreamedLeftOut:
         After `finish`, the rows of the bank, then those put into it for one image each.
     """
 
-    def __init__(self, bank, owner, k, nearest):
+    def __init__(self, bank: Bank, owner: np.ndarray, k: int, nearest: Any) -> None:
         self._bank, self._owner, self._k, self._nearest = bank, owner, k, nearest
         # The square of the covering radius, as far as it is known.
         self._radius = smallest_gap(bank.rows)
@@ -136,7 +148,9 @@ class StreamedLeftOut:
         self._returned: dict[int, tuple[list, list]] = {}
         self._kept: dict[int, tuple] = {}
 
-    def add(self, rows, images):
+    def add(
+        self, rows: np.ndarray, images: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances (n, k) of patches of some images, and indices of the rows.
 
         These are of the bank without the own rows of each image, and nothing in their
@@ -158,14 +172,27 @@ class StreamedLeftOut:
                 )
         return squared, indices
 
-    def _keep_worst(self, image, members, rows, squared, indices):
+    def _keep_worst(
+        self,
+        image: int,
+        members: np.ndarray,
+        rows: np.ndarray,
+        squared: np.ndarray,
+        indices: np.ndarray,
+    ) -> None:
         """Keep the patches of an image whose distances can be corrected at the end."""
         n_kept = _PER_OWN_ROW * self._n_own[image] + 1
         order = np.argsort(-squared[members].sum(axis=1), kind="stable")[:n_kept]
         worst = members[order]
         self._kept[image] = rows[worst], squared[worst], indices[worst], order
 
-    def _return_rows(self, rows, squared, nearest, own):
+    def _return_rows(
+        self,
+        rows: np.ndarray,
+        squared: np.ndarray,
+        nearest: np.ndarray,
+        own: np.ndarray,
+    ) -> None:
         """Find patches that only rows of one other image cover, and return these to it.
 
         Not those that are within the radius of a patch returned before.
@@ -188,7 +215,7 @@ class StreamedLeftOut:
                 known.append(rows[i].copy())
                 far.append(distance)
 
-    def _is_wanted(self, image, row):
+    def _is_wanted(self, image: int, row: np.ndarray) -> bool:
         if image not in self._returned:
             return True
         known = self._returned[image][0]
@@ -197,7 +224,7 @@ class StreamedLeftOut:
         gaps = np.asarray(known, np.float64) - row
         return np.einsum("ij,ij->i", gaps, gaps).min() > self._radius
 
-    def finish(self):
+    def finish(self) -> Iterator[tuple]:
         """Yield what is corrected, image by image.
 
         Yields
@@ -239,11 +266,15 @@ class StreamedLeftOut:
             )
             yield image, order, rows, squared, indices
 
-    def search(self, queries, images, k):
+    def search(
+        self, queries: np.ndarray, images: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances and indices of the k nearest rows, as of `Bank`."""
         return self._bank.search(queries, k, groups=(images, self._owner))
 
-    def search_corrected(self, queries, images, k):
+    def search_corrected(
+        self, queries: np.ndarray, images: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The same, also among the rows put into the bank; after `finish`."""
         squared, indices = self.search(queries, images, k)
         join_own_group(squared, indices, queries, images, self.rows, self._places)
