@@ -1,4 +1,4 @@
-"""A camera loop: python camera_loop.py part.onnx FOLDER, where files stand for a camera.
+"""A camera loop: python camera_loop.py part.onnx FOLDER; files stand for a camera.
 
 It needs no PyTorch, only NumPy, onnxruntime and, for files, Pillow.
 """
@@ -22,8 +22,8 @@ def inspect(detector, image):
     answer = detector.answers([image], ["label", "p_value", "mask"])
     if answer["label"][0] == 1:
         return "ok"
-    rows, columns = np.nonzero(answer["mask"][0])
-    where = f"rows {rows.min()}-{rows.max()}" if len(rows) else "no single pixel"
+    rows = np.flatnonzero(answer["mask"][0].any(axis=1))
+    where = f"rows {rows[0]} to {rows[-1]}" if len(rows) else "no single pixel"
     return f"reject, p = {answer['p_value'][0]:.3f}, {where}"
 
 

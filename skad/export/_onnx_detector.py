@@ -100,6 +100,7 @@ class OnnxDetector:
         Returns
         -------
         scores : ndarray of shape (n,), float64
+            Of any range, as of the model.
 
         Raises
         ------
@@ -119,6 +120,7 @@ class OnnxDetector:
         Returns
         -------
         decision : ndarray of shape (n,), float64
+            The score less the threshold.
         """
         return self.answers(X, ("decision",))["decision"]
 
@@ -133,6 +135,7 @@ class OnnxDetector:
         Returns
         -------
         labels : ndarray of shape (n,), int64
+            By the threshold in the file.
         """
         return self.answers(X, ("label",))["label"]
 
@@ -162,6 +165,7 @@ class OnnxDetector:
         Returns
         -------
         maps : ndarray of shape (n, H, W), float32
+            Of any range, of the size of the images.
         """
         return self.answers(X, ("map",))["map"]
 
@@ -176,11 +180,12 @@ class OnnxDetector:
         Returns
         -------
         masks : ndarray of shape (n, H, W), bool
+            True where the map exceeds the threshold in the file.
         """
         return self.answers(X, ("mask",))["mask"]
 
     def answers(
-        self, X: Sequence[Any], names: Sequence[str] = OUTPUTS
+        self, X: Sequence[Any] | NDArray[Any], names: Sequence[str] = OUTPUTS
     ) -> dict[str, NDArray[Any]]:
         """Give several answers from one run of the graph.
 

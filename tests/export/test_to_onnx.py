@@ -17,7 +17,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 torch = pytest.importorskip("torch", minversion="2.9")
 
-from skad.export import ExportMismatch, OnnxDetector, _gate, _to_onnx, to_onnx  # noqa: E402  # noqa: E402
+from skad.export import ExportMismatch, OnnxDetector, _gate, _to_onnx, to_onnx  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SIZE = (90, 72)  # of raw images, neither square nor the network's size
@@ -117,13 +117,14 @@ def test_other_sizes_and_types_are_refused(file, data):
         detector.answers(data["test"], ["labels"])
 
 
-def test_the_camera_loop_of_the_documentation(file, model, data, tmp_path, new_process):
+def test_the_camera_loop_of_the_documentation(file, model, data, tmp_path):
     labels = model.predict(data["test"])
     for i, image in enumerate(data["test"]):
         Image.fromarray(image).save(tmp_path / f"{i:02}.png")
     script = ROOT / "docs/_static/camera_loop.py"
-    printed = new_process(file, tmp_path, script=script, folder=tmp_path).splitlines()
-    rejected = ["reject" in line for line in printed]
+    command = [sys.executable, script, file, tmp_path]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rejected = ["reject" in line for line in printed.splitlines()]
     np.testing.assert_array_equal(rejected, labels == -1)
 
 
