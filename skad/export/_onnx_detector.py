@@ -41,8 +41,8 @@ class OnnxDetector:
         Their channels, 3 for grey images too.
 
     metadata : dict
-        What the file says of the model: versions, networks, thresholds and sizes, all
-        of them texts.
+        What the file says of the model, by names that begin with "skad_": versions,
+        networks, thresholds and sizes. All values are texts, most of them JSON.
 
     Raises
     ------
@@ -82,9 +82,9 @@ class OnnxDetector:
         self.metadata: dict[str, str] = dict(
             self._session.get_modelmeta().custom_metadata_map
         )
-        if "skad_version" not in self.metadata:
+        if "skad_size" not in self.metadata:
             raise ValueError(f"path={str(path)!r} is no file of skad.export.to_onnx.")
-        height, width = json.loads(self.metadata["size"])
+        height, width = json.loads(self.metadata["skad_size"])
         self.size = height, width
         self.n_channels = int(self._session.get_inputs()[0].shape[3])
 

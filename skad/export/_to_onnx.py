@@ -131,7 +131,7 @@ def to_onnx(
     temporary = _temporary(path)
     try:
         with own_torch_state():
-            temporary.write_bytes(_traced(chain, images.shape[1:]))
+            temporary.write_bytes(_traced(model, chain, images.shape[1:]))
         _compare(temporary, chain, images)
         os.replace(temporary, path)
     finally:
@@ -196,7 +196,7 @@ def generated_images(size: tuple[int, int], n_channels: int) -> NDArray[np.uint8
     return images.clip(0, 255).astype(np.uint8)
 
 
-def _traced(chain: Chain, shape: tuple[int, int, int]) -> bytes:
+def _traced(model: Any, chain: Chain, shape: tuple[int, int, int]) -> bytes:
     """ONNX file of a model for raw images of this shape (H, W, C)."""
     module = Model(chain, shape[:2]).eval().cpu()
     example = torch.zeros((_TRACED, *shape), dtype=torch.uint8)
@@ -221,7 +221,7 @@ def _traced(chain: Chain, shape: tuple[int, int, int]) -> bytes:
             "that an ONNX file holds. Set bank_size or a smaller coreset_ratio, fewer "
             "channels (n_components, target_dim), or a smaller image_size."
         )
-    program.model.metadata_props.update(metadata(chain, shape[:2]))
+    program.model.metadata_props.update(metadata(model, chain, shape[:2]))
     program.model.producer_name = "skad"
     return program.model_proto.SerializeToString()
 

@@ -89,11 +89,16 @@ def test_metadata_and_names(file, model):
     outputs = [node.name for node in graph.graph.output]
     assert outputs == ["score", "decision", "label", "p_value", "map", "mask"]
     known = {entry.key: entry.value for entry in graph.metadata_props}
-    assert known["skad_version"] == skad.__version__
-    assert float(known["contamination"]) == 0.05
-    assert int(known["n_calibration_images"]) == 24
-    assert json.loads(known["size"]) == list(SIZE)
-    (network,) = json.loads(known["networks"])
+    info = {name: value for name, value in known.items() if name != "skad_saved"}
+    info = {name.removeprefix("skad_"): value for name, value in info.items()}
+    assert info.pop("model") == "Pipeline(PatchFeatures, PatchCoreDetector)"
+    info = {name: json.loads(value) for name, value in info.items()}
+    assert info["versions"]["skad"] == skad.__version__
+    assert {"torch", "timm"} <= set(info["versions"])
+    assert (info["contamination"], info["n_calibration_images"]) == (0.05, 24)
+    assert (info["size"], info["image_size"]) == (list(SIZE), [64, 64])
+    assert info["offset"] == model[-1].offset_
+    (network,) = info["networks"]
     assert network["backbone"] == "skad_small"
     assert network["sha256"] == model[0].weights_sha256_
     assert network["licence"] == "bsd-3-clause"
