@@ -35,29 +35,37 @@ def model_card(model: Any) -> list[tuple[str, str]]:
         ("Calibration images", f"{n_held_out:,} ({_kind_of_scores(detector)})"),
         ("Threshold", f"{detector.offset_:.6g} (scores below it are rejected)"),
         ("Contamination", f"{detector.contamination_:g}"),
-        ("Promise", promise(detector)),
+        ("Promise", _promise(detector)),
         ("Versions", ", ".join(versions)),
         ("Page written", datetime.now().astimezone().isoformat(" ", "minutes")),
     ]
 
 
-def promise(detector: Any) -> str:
-    """What the threshold says about false alarms."""
-    n, rate = len(detector.calibration_scores_), f"{detector.contamination_:.3g}"
+def short_promise(detector: Any) -> str:
+    """The rate of false alarms that the threshold is for."""
+    rate = f"{100 * detector.contamination_:.3g} %"
     if detector._in_sample:
-        return (
-            f"None: the threshold rejects a share of {rate} of the training images "
-            "themselves, and rejects more of new normal ones."
-        )
-    if detector._threshold_rule == "rank" and certifies(n, detector.contamination_):
-        return (
-            f"A normal image is rejected with a probability of at most {rate}, if the "
-            f"{n:,} calibration images are like those to come."
-        )
+        return f"{rate} of the training images themselves, and more of new ones"
+    return f"at most {rate}" if _is_certified(detector) else f"about {rate}"
+
+
+def _promise(detector: Any) -> str:
+    """What the threshold says about false alarms."""
+    n, rate = len(detector.calibration_scores_), short_promise(detector)
+    if detector._in_sample:
+        return f"None: the threshold rejects {rate}."
+    estimate = "" if _is_certified(detector) else " This is an estimate."
     return (
-        f"A normal image is rejected with a probability of about {rate}: an estimate "
-        f"from the scores of {n:,} calibration images, if these are like those to come."
+        f"A normal image is rejected with a probability of {rate}, if the {n:,} "
+        f"calibration images are like those to come.{estimate}"
     )
+
+
+def _is_certified(detector: Any) -> bool:
+    """Whether the threshold keeps its rate for any distribution of scores."""
+    n = len(detector.calibration_scores_)
+    is_rank = detector._threshold_rule == "rank"
+    return is_rank and certifies(n, detector.contamination_)
 
 
 def _kind_of_scores(detector: Any) -> str:

@@ -282,7 +282,7 @@ def _write(
         data=data,
         pictures=pictures,
         card=card.model_card(model),
-        promise=card.promise(detector),
+        promise=card.short_promise(detector),
     )
     handle, unfinished = tempfile.mkstemp(suffix=".html", dir=target.parent)
     try:
