@@ -24,7 +24,9 @@ WORDS = {
     "neighbors": "coreset, exact search",
     "networks": "PyTorch: the builder of networks, their input, training, weights",
     "parallel": "fit and score over many processes or machines",
+    "persistence": "models in files without pickle",
     "pipeline": "scikit-learn's pipeline with maps, regions and updates",
+    "report": "results as one page for a browser",
     "synthesis": "synthetic anomalies",
 }
 HELPERS = ("small helpers", "checks, maps, patches, progress")

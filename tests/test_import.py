@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import joblib
+import numpy as np
 import pytest
 
 import skad
@@ -41,6 +43,26 @@ def test_imports_load_neither_torch_nor_timm(loaded, statement):
 
 def test_importing_skad_loads_nothing_heavy(loaded):
     assert not {"sklearn", "scipy", "numpy", "PIL"} & set(loaded["import skad"])
+
+
+FIRST_ANSWER = """
+import sys, joblib, numpy as np
+model = joblib.load(sys.argv[1])
+print(model.predict(np.zeros((2, 64, 64, 3), np.uint8)).tolist())
+print(*sorted({"timm", "torchvision", "sympy"} & set(sys.modules)))
+print(*[name for name in sys.modules if name.startswith("torch._dynamo.")])
+"""
+
+
+def test_first_answer_of_a_fitted_model_needs_no_timm(tmp_path):
+    """Neither timm nor torch's compiler, which take longer than the answer."""
+    images = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), np.uint8)
+    features = skad.PatchFeatures("skad_small", image_size=64)
+    model = skad.make_pipeline(features, skad.PatchCoreDetector()).fit(images)
+    joblib.dump(model, tmp_path / "model.joblib")
+    command = [sys.executable, "-c", FIRST_ANSWER, str(tmp_path / "model.joblib")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["[-1, -1]", "", ""]
 
 
 def test_every_public_name_is_there():

@@ -25,6 +25,8 @@ MODULES = (
     "skad.monitoring",
     "skad.neighbors",
     "skad.parallel",
+    "skad.persistence",
+    "skad.report",
     "skad.synthesis",
 )
 # Of numpydoc's checks, those that skad does not follow: a longer summary (ES01), a

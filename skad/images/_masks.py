@@ -4,6 +4,7 @@ All of skad reads masks by `read_mask`: those of metrics, of known defects in tr
 and synthesis, and regions of interest. A mask is
 
 - a file that Pillow can open, or an array of NumPy in a file whose name ends in .npy;
+- a list of such files, of one size: what any of them marks;
 - an image of Pillow;
 - an array (H, W) or (H, W, 1|3|4), or a nested list (H, W);
 - a tensor of torch, (H, W) or (C, H, W);
@@ -55,10 +56,11 @@ def read_mask(
 
     Parameters
     ----------
-    item : str, Path, PIL.Image.Image, ndarray, torch.Tensor or nested list
+    item : str, Path, PIL.Image.Image, ndarray, torch.Tensor or list
         A file, an image of Pillow, or an array (H, W) or (H, W, 1|3|4) of bool,
         integers or floats; a tensor (H, W) or (C, H, W); a list of H lists of W
-        values. A file whose name ends in .npy holds such an array. Colour is accepted
+        values; a list of files, one for each defect of the image, which are read as
+        one mask. A file whose name ends in .npy holds such an array. Colour is accepted
         when the channels are equal; a palette image is anomalous wherever its colour
         is not black.
     where : str, default="masks[0]"
@@ -88,6 +90,8 @@ def read_mask(
     array([[False,  True],
            [ True, False]])
     """
+    if is_list_of_files(item):
+        return _union([read_mask(path, where=where, size=size) for path in item], where)
     path = as_path(item)
     source = Source(where, path)
     if path is not None and is_array_file(path):
@@ -106,6 +110,26 @@ def read_mask(
             "pass the mask in the size of the image as it was given",
         )
     return mask
+
+
+def is_list_of_files(item: Any) -> bool:
+    """Whether a mask is given as several files of one image."""
+    return (
+        isinstance(item, list | tuple)
+        and len(item) > 0
+        and all(as_path(path) is not None for path in item)
+    )
+
+
+def _union(masks: list[NDArray[np.bool_]], where: str) -> NDArray[np.bool_]:
+    """Mark what any of several masks marks."""
+    sizes = {mask.shape for mask in masks}
+    if len(sizes) > 1:
+        raise Source(where).error(
+            f"the masks of one image differ in height and width: {sorted(sizes)}",
+            "pass masks in the size of the image",
+        )
+    return np.asarray(np.logical_or.reduce(masks))
 
 
 def _mask_of_pillow(

@@ -54,13 +54,16 @@ class Inspection:
         is 0.
 
     mask : ndarray of shape (H, W), bool, or None, default=None
-        Where the map exceeds the threshold of its size; None where there is no map.
+        Where the map exceeds `pixel_threshold`; None where there is no map.
 
     defects : list of Defect, or None, default=None
         Regions of the mask, the largest first; None where there is no map.
 
     error : str or None, default=None
         Why the image could not be read.
+
+    pixel_threshold : float or None, default=None
+        Threshold of the map, which depends on its size; None where there is no map.
     """
 
     index: int
@@ -73,6 +76,7 @@ class Inspection:
     mask: NDArray[np.bool_] | None = None
     defects: list[Defect] | None = None
     error: str | None = None
+    pixel_threshold: float | None = None
 
     def __repr__(self) -> str:
         if self.error is not None:
@@ -329,6 +333,7 @@ class _Inspector:
             self._thresholds[size] = self.chain.pixel_threshold(size)
         mask = anomaly_map > self._thresholds[size]
         return {
+            "pixel_threshold": float(self._thresholds[size]),
             "anomaly_map": anomaly_map,
             "mask": mask,
             "defects": find_defects(mask, anomaly_map),

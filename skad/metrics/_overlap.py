@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -139,7 +140,7 @@ def _check_areas(
 ) -> Sequence[NDArray[np.float64] | float | None]:
     if areas is None:
         return [None] * n_images
-    if np.ndim(areas) == 0 and not isinstance(areas, (str, bytes)):
+    if isinstance(areas, Real) or getattr(areas, "ndim", 1) == 0:
         if not 0 < float(areas) <= 1:
             raise ValueError(
                 "saturation_areas must lie in (0, 1] where one number stands for all "

@@ -16,6 +16,7 @@ from skad._user_warning import warn_user
 from skad.images import ImageError, read_mask
 from skad.images._arrays import is_tensor, tensor_to_numpy
 from skad.images._errors import Source
+from skad.images._masks import is_list_of_files
 from skad.images._read import opened_array
 
 _FILE_TYPES = (str, os.PathLike)
@@ -164,6 +165,12 @@ def _read_mask(item: Any, where: str, stacks: bool) -> NDArray[np.bool_] | None:
     if stacks and _is_stack(item):
         return _stack(list(item), where)
     return read_mask(item, where=where)
+
+
+def _in_files(item: Any) -> bool:
+    """Whether a mask can be read again whenever it is looked at."""
+    on_disk = isinstance(item, (*_FILE_TYPES, np.memmap))
+    return on_disk or is_list_of_files(item)
 
 
 def _is_stack(item: Any) -> bool:
@@ -330,7 +337,7 @@ def check_pairs(masks: Any, maps: Any, *, stacks: bool = False) -> Pairs:
     is_defective = np.zeros(len(items), dtype=bool)
     for i, shape in enumerate(shapes):
         mask = _read_mask(marks[i], f"masks[{i}]", stacks)
-        kept_masks.append(marks[i] if isinstance(marks[i], _FILE_TYPES) else mask)
+        kept_masks.append(marks[i] if _in_files(marks[i]) else mask)
         if mask is None:
             continue
         if mask.shape[-2:] != shape:

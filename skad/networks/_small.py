@@ -22,16 +22,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from safetensors.torch import load_file
 from torch import nn
 
 WEIGHTS = Path(__file__).with_name("skad_small.safetensors")
+# As timm describes its networks.
+CONFIG: dict[str, Any] = {
+    "input_size": (3, 224, 224),
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "num_classes": 0,
+    "first_conv": "stem.0.0",
+    "classifier": None,
+    "license": "bsd-3-clause",
+}
 
 
 class SkadSmall(nn.Module):
     """Maps at strides 8 and 16, with the channels of MobileNetV2's."""
 
     output_fmt = "NCHW"
+    pretrained_cfg: dict[str, Any]
 
     def __init__(self, in_chans: int = 3, num_classes: int = 0) -> None:
         super().__init__()
@@ -120,23 +131,18 @@ def _layer(
     )
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "skad_small": {
-            "file": str(WEIGHTS),
-            "input_size": (3, 224, 224),
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "num_classes": 0,
-            "first_conv": "stem.0.0",
-            "classifier": None,
-            "license": "bsd-3-clause",
-        }
-    }
-)
+def is_plain(weights: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether `build` does it: the weights need no adapting, and there is no option."""
+    n_channels = kwargs.get("in_chans", 3)
+    return not set(kwargs) - {"in_chans"} and (
+        weights is False or (weights is None and n_channels == 3)
+    )
 
 
-@register_model
-def skad_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A small network for 224 x 224 pixels, 0.6 million weights."""
-    return build_model_with_cfg(SkadSmall, "skad_small", pretrained, **kwargs)
+def build(pretrained: bool, in_chans: int = 3) -> SkadSmall:
+    """The network, with the attributes that timm gives to its own."""
+    module = SkadSmall(in_chans)
+    if pretrained:
+        module.load_state_dict(load_file(WEIGHTS))
+    module.pretrained_cfg = CONFIG | {"architecture": "skad_small"}
+    return module
