@@ -46,7 +46,7 @@ class PatchCoreDetector(StreamingBankDetector):
         Rows that the bank holds at most, after `fit`, `partial_fit` and `merge`: it
         caps what `coreset_ratio` selects, and must exceed `n_neighbors`. With it, a
         `skad.Pipeline` learns block by block, in memory that does not grow with the
-        number of images but for `calibration_maps_`: see Notes. None is no limit.
+        number of images: see Notes. None is no limit.
 
     top_ratio : float or None, default=None
         Score an image by the mean of this share of its highest patch scores,

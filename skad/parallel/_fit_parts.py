@@ -130,16 +130,19 @@ def fit_parts(
     closely as one fit would, with about as many rows in all.
     With `bank_size`, neither a part nor the whole has more rows than that.
 
-    *Thresholds.* PaDiM's is that of one fit. Subspace and PatchCore join the held-out
-    scores of the parts, each from a model that has seen one part only. The united bank
-    of PatchCore is closer to new images than the bank of a part, so that normal images
-    are rejected less often than `contamination` says, and fewer anomalies are found;
-    for Subspace, the two differ little once a part holds some hundreds of images. For
-    the conformal promise itself, keep some normal images out of X and call
+    *Thresholds.* PaDiM's is that of one fit. Subspace joins the held-out scores of the
+    parts, each from a model that has seen one part only; the two differ little once a
+    part holds some hundreds of images. PatchCore scores all images in a second pass,
+    each against the united bank without its own rows, with patches of other images in
+    their place. With one part, with another `calibration` than "loo", or within a
+    `FusionDetector`, there is no second pass, and PatchCore's scores are joined like
+    Subspace's. Where parts are many, its false alarms are rarer than `contamination`:
+    for the conformal promise itself, keep some normal images out of X and call
     ``calibrate`` with them on the model that is returned.
 
-    *Memory.* Held-out maps of all images are kept with the threshold, in float32, by
-    PatchCore and Subspace: 3 kB per image on a grid of 28 x 28.
+    *Memory.* The second pass sends the united bank to the workers. What each of them
+    returns is bounded by a few times the rows of the bank, and by the maps of its
+    images that are kept. See `calibration_maps_` of the detectors for their number.
 
     Examples
     --------
@@ -267,10 +270,9 @@ class _Job:
         for number in range(len(keys)):
             while found[number] is None:
                 outcome = next(outcomes, None)
-                if outcome is None:  # it stopped by an error
+                if outcome is None:  # they stopped by an error
                     self.reports.raise_failures()
-                    raise AssertionError(f"part {number} is missing")
-                if outcome.error is None:
+                elif outcome.error is None:
                     self.checkpoint.save(keys[outcome.number], outcome)
                     found[outcome.number] = outcome
             passed = found.pop(number).fitted
