@@ -25,6 +25,7 @@ WORDS = {
     "networks": "PyTorch: the builder of networks, their input, training, weights",
     "parallel": "fit and score over many processes or machines",
     "pipeline": "scikit-learn's pipeline with maps, regions and updates",
+    "presets": "settings of the papers",
     "report": "results as one page for a browser",
     "synthesis": "synthetic anomalies",
 }

@@ -25,6 +25,7 @@ MODULES = (
     "skad.monitoring",
     "skad.neighbors",
     "skad.parallel",
+    "skad.presets",
     "skad.report",
     "skad.synthesis",
 )
