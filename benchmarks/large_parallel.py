@@ -14,21 +14,21 @@ import pickle
 import tempfile
 import time
 import warnings
-from copy import deepcopy
-from inspect import signature
 from pathlib import Path
 
 import numpy as np
 from harness import limit_threads, photographs, publish, timing
 from joblib.externals.loky import get_reusable_executor
 from PIL import Image
+from sklearn.base import clone
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MACHINES = 100
 BANDWIDTH = 125e6  # bytes per second that the merging process receives: 1 Gbit/s
-HEADER = ("detector", "fit, per image", "bytes of a part", "merges, larger and larger")
-HEADER += ("1 process", "2 processes", "ratio")
-SIMULATED = ("detector", "images", "part_size", "parts", "time", "merging", "1 machine")
+BANK_SIZE = 4096
+HEADER = ("detector", "fit, per image", "bytes of a part", "of these, per image")
+HEADER += ("merges, larger and larger", "1 process", "2 processes", "ratio")
+SIMULATED = ("detector", "images", "part_size", "parts", "time", "merges", "1 machine")
 
 
 def image_files(options, folder, n, side):
@@ -46,35 +46,33 @@ def image_files(options, folder, n, side):
 
 
 def detectors(options):
-    """Detectors that merge, by name."""
+    """Detectors that merge, by name. The bank of every part is full."""
     from skad import PaDiMDetector, PatchCoreDetector, SubspaceDetector
 
-    patchcore = PatchCoreDetector(0.01)
-    if "bank_size" in signature(PatchCoreDetector).parameters:
-        patchcore.set_params(bank_size=256 if options.small else 16_384)
     return {
         "Subspace": SubspaceDetector(),
         "PaDiM": PaDiMDetector(),
-        "PatchCore": patchcore,
+        "PatchCore": PatchCoreDetector(bank_size=64 if options.small else BANK_SIZE),
     }
 
 
-def measured(detector, features, part_size):
-    """Seconds per image, bytes of a part, and seconds of merges by parts per side."""
+def measured(model, paths, part_size):
+    """Seconds per image, bytes of a part, those per image, and seconds of a merge."""
     parts, started = [], time.perf_counter()
-    for lo in range(0, len(features), part_size):
-        parts.append(deepcopy(detector).fit(features[lo : lo + part_size]))
-    per_image = (time.perf_counter() - started) / len(features)
+    for lo in range(0, len(paths), part_size):
+        parts.append(clone(model).fit(paths[lo : lo + part_size])[-1])
+    per_image = (time.perf_counter() - started) / len(paths)
     n_bytes = len(pickle.dumps(parts[0], protocol=5))
-    merges = {}
+    # What is held out of each image; the rest does not depend on their number.
+    held_out = getattr(parts[0], "calibration_maps_", None)
+    per_map = 0 if held_out is None else held_out.nbytes // len(held_out)
+    merges = []
     while len(parts) > 1:
         started = time.perf_counter()
-        pairs = list(zip(parts[::2], parts[1::2], strict=False))
-        joined = [left.merge(right) for left, right in pairs]
-        size = joined[0].n_samples_seen_ / 2 / part_size
-        merges[size] = (time.perf_counter() - started) / len(joined)
-        parts = joined
-    return per_image, n_bytes, merges
+        pairs = list(zip(parts[::2], parts[1::2], strict=True))
+        parts = [left.merge(right) for left, right in pairs]
+        merges.append((time.perf_counter() - started) / len(parts))
+    return per_image, n_bytes, per_map, merges
 
 
 def wall_time(model, paths, part_size, n_jobs):
@@ -90,32 +88,20 @@ def wall_time(model, paths, part_size, n_jobs):
         return time.perf_counter() - started
 
 
-def power_law(seconds):
-    """Factor and exponent of time against size, from a straight line in logarithms."""
-    x, y = np.log(list(seconds)), np.log(list(seconds.values()))
-    if len(x) < 2:
-        return float(np.exp(y[0])), 0.0
-    exponent, start = np.polyfit(x, y, 1)
-    return float(np.exp(start)), max(float(exponent), 0.0)
-
-
-def simulate(n_images, part_size, per_image, n_bytes, law, machines=MACHINES):
+def simulate(n_images, part_size, per_image, n_bytes, merge, machines=MACHINES):
     """Seconds until all parts are merged, and those that the merges take.
 
     Parts come in order; merges follow the tree of `skad.parallel`, one at a time.
-    `law` holds for parts of that size.
     """
     n_parts = -(-n_images // part_size)
-    factor, exponent = law
     received = merged = busy = 0.0
     for part in range(n_parts):
         fitted = (part // machines + 1) * min(part_size, n_images) * per_image
         received = max(received, fitted) + n_bytes / BANDWIDTH
         # Part number `part` completes as many pairs as its number ends in ones.
         n_merges = (~part & (part + 1)).bit_length() - 1
-        seconds = sum(factor * (2.0**level) ** exponent for level in range(n_merges))
-        merged = max(merged, received) + seconds
-        busy += seconds
+        merged = max(merged, received) + n_merges * merge
+        busy += n_merges * merge
     return merged, busy
 
 
@@ -134,71 +120,72 @@ def draw(curves):
     figure.savefig(DOCS / "_static" / "machines.png", dpi=150)
 
 
+def simulated(name, per_image, n_bytes, per_map, merges, part_size):
+    """Rows of the table of simulations, and points of the plot by kind of part."""
+    rows, lines = [], {}
+    for size in (1024, 16_384, 0):
+        label = f"part_size={size}" if size else f"{4 * MACHINES} parts"
+        for n_images in (10_000, 100_000, 1_000_000, 10_000_000):
+            some = size or -(-n_images // (4 * MACHINES))
+            sent = n_bytes + per_map * (some - part_size)
+            total, busy = simulate(n_images, some, per_image, sent, max(merges))
+            lines.setdefault(label, []).append((n_images, total / 3600))
+            rows.append(
+                [
+                    name,
+                    f"{n_images:,}",
+                    f"{some:,}",
+                    f"{-(-n_images // some):,}",
+                    *(
+                        f"{seconds / 3600:.3g} h"
+                        for seconds in (total, busy, n_images * per_image)
+                    ),
+                ]
+            )
+    return rows, lines
+
+
 def parallel(options):
     """Measure parts, simulate machines, and print a table of each."""
     from skad import PatchFeatures, make_pipeline
 
-    small = options.small
-    n, part_size, side = (48, 6, 64) if small else (2048, 128, 224)
+    n, part_size, side = (48, 6, 64) if options.small else (512, 64, 224)
     limit_threads(1)
     warnings.simplefilter("ignore")
     features = PatchFeatures("skad_small", image_size=side)
-    rows, simulated, curves = [], [], {}
+    rows, many_machines, curves = [], [], {}
     with tempfile.TemporaryDirectory() as folder:
         paths = image_files(options, folder, n, side)
         features.fit_transform(paths[:4])  # imports and builds what it needs
-        started = time.perf_counter()
-        grids = features.fit_transform(paths)
-        extraction = (time.perf_counter() - started) / n
+        limit_threads(1)
         for name, detector in detectors(options).items():
-            per_image, n_bytes, merges = measured(detector, grids, part_size)
-            per_image += extraction
             model = make_pipeline(features, detector)
+            found = measured(model, paths, part_size)
+            per_image, n_bytes, per_map, merges = found
             walls = [wall_time(model, paths, part_size, jobs) for jobs in (1, 2)]
-            law = power_law(merges)
             rows.append(
                 [
                     name,
                     timing(per_image),
                     f"{n_bytes:,}",
-                    ", ".join(timing(seconds) for seconds in merges.values()),
+                    f"{per_map:,}",
+                    ", ".join(timing(seconds) for seconds in merges),
                     *map(timing, walls),
                     f"{walls[0] / walls[1]:.2f}",
                 ]
             )
-            curves[name] = {}
-            # The state of all but a PatchCore without bank_size has a largest size.
-            grows = name == "PatchCore" and "bank_size" not in detector.get_params()
-            if not grows:
-                law = max(merges.values()), 0.0
-            maps = 0 if name == "PaDiM" else 4 * int(np.prod(grids.shape[1:3]))
-            for size in (1024, 16_384, 0):
-                for n_images in (10_000, 100_000, 1_000_000, 10_000_000):
-                    some = size or -(-n_images // (4 * MACHINES))
-                    scale = some / part_size
-                    sent = n_bytes + maps * (some - part_size)
-                    sent = n_bytes * scale if grows else max(sent, maps)
-                    scaled = law[0] * scale ** law[1], law[1]
-                    total, busy = simulate(n_images, some, per_image, sent, scaled)
-                    n_parts = -(-n_images // some)
-                    label = f"part_size={size}" if size else "400 parts"
-                    curves[name].setdefault(label, []).append((n_images, total / 3600))
-                    simulated.append(
-                        [
-                            name,
-                            f"{n_images:,}",
-                            f"{some:,}",
-                            f"{n_parts:,}",
-                            f"{total / 3600:.3g} h",
-                            f"{busy / 3600:.3g} h",
-                            f"{n_images * per_image / 3600:.3g} h",
-                        ]
-                    )
+            print(*rows[-1], sep=" | ", flush=True)
+            more, curves[name] = simulated(name, *found, part_size)
+            many_machines += more
     # Idle workers would keep the process that started this one waiting for minutes.
     get_reusable_executor().shutdown()
     publish(options, "parts", rows, HEADER)
-    publish(options, "machines", simulated, SIMULATED)
+    publish(options, "machines", many_machines, SIMULATED)
     if options.write:
         draw(curves)
-        with open(DOCS / "machines.csv", "w", newline="") as file:
-            csv.writer(file).writerows([SIMULATED, *simulated])
+        for name, header, table in (
+            ("parts", HEADER, rows),
+            ("machines", SIMULATED, many_machines),
+        ):
+            with open(DOCS / f"{name}.csv", "w", newline="") as file:
+                csv.writer(file).writerows([header, *table])

@@ -24,6 +24,7 @@ WORDS = {
     "neighbors": "coreset, exact search",
     "networks": "PyTorch: the builder of networks, their input, training, weights",
     "parallel": "fit and score over many processes or machines",
+    "persistence": "models in files without pickle",
     "pipeline": "scikit-learn's pipeline with maps, regions and updates",
     "presets": "settings of the papers",
     "report": "results as one page for a browser",

@@ -35,7 +35,10 @@ _EXPORTS = {
     "TiledFeatures": "skad.features",
     "anomaly_map": "skad.pipeline",
     "inspect": "skad.inspection",
+    "load": "skad.persistence",
     "make_pipeline": "skad.pipeline",
+    "model_info": "skad.persistence",
+    "save": "skad.persistence",
 }
 
 __all__ = ["__version__", *_EXPORTS]

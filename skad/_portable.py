@@ -55,6 +55,30 @@ def portable(value: Any, _memo: dict[int, Any] | None = None) -> Any:
     return found
 
 
+def with_plain_arrays(value: Any) -> Any:
+    """Lay out the arrays of a fitted estimator of scikit-learn as its pickle does.
+
+    A pickle makes copies of arrays that are parts of larger ones, such as the
+    components of `PCA`. Products with these round otherwise than with the parts, so
+    that a model would not score as its own pickle does. Changes the estimator, and
+    those in it; returns it.
+    """
+    state = getattr(value, "__dict__", {})
+    for name, part in list(state.items()):
+        if isinstance(part, np.ndarray):
+            if not (part.flags.c_contiguous or part.flags.f_contiguous):
+                state[name] = part.copy(order="C")
+        elif isinstance(part, (list, tuple)):
+            for item in part:
+                if isinstance(item, tuple):
+                    item = item[-1]  # a step with its name
+                if hasattr(item, "get_params"):
+                    with_plain_arrays(item)
+        elif hasattr(part, "get_params"):
+            with_plain_arrays(part)
+    return value
+
+
 def _on_cpu(module: Any) -> Any:
     """A network, or a copy of it on the CPU if it is elsewhere."""
     import copy

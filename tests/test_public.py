@@ -25,6 +25,7 @@ MODULES = (
     "skad.monitoring",
     "skad.neighbors",
     "skad.parallel",
+    "skad.persistence",
     "skad.presets",
     "skad.report",
     "skad.synthesis",

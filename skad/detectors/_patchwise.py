@@ -10,6 +10,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 
 from skad._patches import image_scores, patch_maps, patch_rows
+from skad._portable import with_plain_arrays
 from skad.base import PatchDetector
 
 
@@ -152,7 +153,7 @@ class PatchwiseDetector(PatchDetector):
             estimator = clone(self.estimator)
         _check_scores_new_rows(estimator)
         estimator.fit(rows)  # what it returns is not always itself in PyOD
-        self.estimator_ = estimator
+        self.estimator_ = with_plain_arrays(estimator)
 
     def _score(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows, inside = patch_rows(X)

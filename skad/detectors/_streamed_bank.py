@@ -182,7 +182,8 @@ class StreamedLeftOut:
     ) -> None:
         """Keep the patches of an image whose distances can be corrected at the end."""
         n_kept = _PER_OWN_ROW * self._n_own[image] + 1
-        order = np.argsort(-squared[members].sum(axis=1), kind="stable")[:n_kept]
+        # A copy: a slice would keep the order of all patches of the image.
+        order = np.argsort(-squared[members].sum(axis=1), kind="stable")[:n_kept].copy()
         worst = members[order]
         self._kept[image] = rows[worst], squared[worst], indices[worst], order
 

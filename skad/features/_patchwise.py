@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skad._checks import normal_positions
 from skad._patches import inside_patches
-from skad._portable import Portable
+from skad._portable import Portable, with_plain_arrays
 
 _FLOATS = [np.float64, np.float32]
 
@@ -99,6 +99,7 @@ class Patchwise(Portable, TransformerMixin, BaseEstimator):
         else:
             self.transformer_ = clone(self.transformer)
         self.transformer_.fit(rows, y)
+        with_plain_arrays(self.transformer_)
         self.n_features_out_ = self.transformer_.transform(rows[:1]).shape[1]
         return self
 

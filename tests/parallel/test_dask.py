@@ -5,6 +5,7 @@ one has workers that were started by hand and connect by TCP, as on other machin
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,32 +87,82 @@ def cluster():
 
 @pytest.fixture
 def by_hand(tmp_path_factory):
-    """Start workers in processes of their own, each in a folder of its own."""
-    with ExitStack() as stack:
-        stack.enter_context(dask.config.set(SETTINGS))
-        cluster = stack.enter_context(
-            distributed.LocalCluster(
-                n_workers=0, host="127.0.0.1", dashboard_address=":0"
-            )
-        )
-        client = stack.enter_context(distributed.Client(cluster))
+    """Start workers in processes of their own, each in a folder of its own.
 
-        def start(*folders):
+    They have nothing of this process but its interpreter and the path to skad.
+    `before` of each is what comes before its command.
+    """
+    with ExitStack() as stack:
+
+        def start(*folders, host="127.0.0.1", before=((), ())):
+            stack.enter_context(dask.config.set(SETTINGS))
+            cluster = stack.enter_context(
+                distributed.LocalCluster(n_workers=0, host=host, dashboard_address=":0")
+            )
+            client = stack.enter_context(distributed.Client(cluster))
             command = [sys.executable, "-m", "distributed.cli.dask_worker"]
             command += [cluster.scheduler_address, "--nthreads", "1", "--no-nanny"]
-            command += ["--no-dashboard"]
-            scratch = tmp_path_factory.mktemp("scratch")
-            command += ["--local-directory", str(scratch)]
-            root = os.fspath(pytest.importorskip("skad").__path__[0])
-            environment = os.environ | {"PYTHONPATH": os.path.dirname(root)}
-            for folder in folders:
-                worker = subprocess.Popen(command, cwd=folder, env=environment)
+            command += ["--no-dashboard", "--local-directory"]
+            root = os.path.dirname(pytest.importorskip("skad").__path__[0])
+            workers = []
+            for folder, first in zip(folders, before, strict=True):
+                home = tmp_path_factory.mktemp("home")
+                worker = subprocess.Popen(
+                    [*first, *command, str(home)],
+                    cwd=folder,
+                    env={
+                        "PATH": os.environ.get("PATH", ""),
+                        "PYTHONPATH": root,
+                        "HOME": str(home),
+                        "TMPDIR": str(home),
+                        "OMP_NUM_THREADS": "1",
+                    },
+                )
                 stack.callback(worker.wait, 60)
+                workers.append(worker)
+            for worker in workers:  # all of them, before the first one is waited for
                 stack.callback(worker.terminate)
             client.wait_for_workers(len(folders), timeout=120)
             return client
 
         yield start
+
+
+@pytest.fixture
+def network_namespaces():
+    """Two machines for all that the network knows, each with an address of its own.
+
+    Gives the address of this process, and what commands on each of them start with.
+    """
+    ip = shutil.which("ip")
+    if ip is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("needs ip and root")
+
+    def run(*words):
+        subprocess.run([ip, *words], check=True, capture_output=True)
+
+    bridge = f"skad{os.getpid() % 100_000}"
+    subnet = f"10.213.{os.getpid() % 256}"
+    names = [f"{bridge}n{i}" for i in range(2)]
+    with ExitStack() as stack:
+        try:
+            run("link", "add", bridge, "type", "bridge")
+            stack.callback(run, "link", "del", bridge)
+            run("addr", "add", f"{subnet}.1/24", "dev", bridge)
+            run("link", "set", bridge, "up")
+            for i, name in enumerate(names):
+                run("netns", "add", name)
+                stack.callback(run, "netns", "del", name)
+                outside, inside = f"{bridge}a{i}", f"{bridge}b{i}"
+                run("link", "add", outside, "type", "veth", "peer", "name", inside)
+                run("link", "set", outside, "master", bridge, "up")
+                run("link", "set", inside, "netns", name)
+                run("-n", name, "addr", "add", f"{subnet}.{i + 2}/24", "dev", inside)
+                run("-n", name, "link", "set", inside, "up")
+                run("-n", name, "link", "set", "lo", "up")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network of namespaces: {error.stderr.decode()}")
+        yield f"{subnet}.1", [[ip, "netns", "exec", name] for name in names]
 
 
 def scored(model, paths):
@@ -174,11 +225,41 @@ def test_data_frame_is_scored(files, alone, cluster):
     )
 
 
-def test_workers_that_connect_by_tcp(model, files, alone, by_hand, tmp_path):
-    client = by_hand(tmp_path, tmp_path)
+def check_like_alone(client, model, files, alone):
+    """Both workers fit, and both score, and all is as in this process."""
     with joblib.parallel_config(backend="dask", client=client):
         together = fit_parts(model, files, part_size=PART_SIZE)
     assert_array_equal(together[-1].bank_, alone[-1].bank_)
+    assert together[-1].offset_ == alone[-1].offset_
+    np.testing.assert_allclose(
+        together[-1].calibration_scores_, alone[-1].calibration_scores_, rtol=1e-9
+    )
+    some = files[:200]
+    answer = scored(together, some)
+    np.testing.assert_allclose(answer["score"], alone.score_samples(some), rtol=1e-6)
+    assert_array_equal(answer["label"], np.where(answer["decision"] < 0, -1, 1))
+    assert answer["error"].tolist() == [None] * len(some)
+    loaded = client.run(lambda: "skad" in sys.modules)
+    assert list(loaded.values()) == [True, True]
+
+
+def test_workers_that_connect_by_tcp(model, files, alone, by_hand, tmp_path_factory):
+    folders = [tmp_path_factory.mktemp("worker") for _ in range(2)]
+    client = by_hand(*folders)
+    assert set(client.run(os.getcwd).values()) == set(map(str, folders))
+    assert len(set(client.run(os.getenv, "HOME").values())) == 2
+    check_like_alone(client, model, files, alone)
+
+
+def test_workers_in_other_networks(
+    network_namespaces, model, files, alone, by_hand, tmp_path_factory
+):
+    host, before = network_namespaces
+    folders = [tmp_path_factory.mktemp("worker") for _ in range(2)]
+    client = by_hand(*folders, host=host, before=before)
+    addresses = client.scheduler_info()["workers"]
+    assert len({address.split(":")[1] for address in addresses}) == 2
+    check_like_alone(client, model, files, alone)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/cwd"), reason="needs Linux")
