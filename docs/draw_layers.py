@@ -15,6 +15,7 @@ WORDS = {
     "base": "scores, thresholds, p-values, masks",
     "datasets": "folders, textures",
     "detectors": "one method, one file",
+    "export": "a model as one ONNX graph, proven equal",
     "features": "images to patches",
     "images": "files, arrays and masks to pixels",
     "inspection": "label, p-value, map and defects of an image in one pass",

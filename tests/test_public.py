@@ -17,6 +17,7 @@ MODULES = (
     "skad.base",
     "skad.datasets",
     "skad.detectors",
+    "skad.export",
     "skad.features",
     "skad.images",
     "skad.inspection",
