@@ -15,7 +15,7 @@ WORDS = {
     "base": "scores, thresholds, p-values, masks",
     "datasets": "folders, textures",
     "detectors": "one method, one file",
-    "export": "a model as one ONNX graph, proven equal",
+    "export": "a model as an ONNX graph",
     "features": "images to patches",
     "images": "files, arrays and masks to pixels",
     "inspection": "label, p-value, map and defects of an image in one pass",
@@ -28,7 +28,7 @@ WORDS = {
     "persistence": "models in files without pickle",
     "pipeline": "scikit-learn's pipeline with maps, regions and updates",
     "presets": "settings of the papers",
-    "report": "results as one page for a browser",
+    "report": "a page for a browser",
     "synthesis": "synthetic anomalies",
 }
 HELPERS = ("small helpers", "checks, maps, patches, progress")
