@@ -17,6 +17,7 @@ MODULES = (
     "skad.base",
     "skad.datasets",
     "skad.detectors",
+    "skad.export",
     "skad.features",
     "skad.images",
     "skad.inspection",
@@ -26,6 +27,7 @@ MODULES = (
     "skad.neighbors",
     "skad.parallel",
     "skad.persistence",
+    "skad.presets",
     "skad.report",
     "skad.synthesis",
 )

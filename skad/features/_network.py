@@ -397,13 +397,19 @@ class PatchFeatures(PatchFeatureTransformer):
 
         with torch.inference_mode():
             levels, pooled = self._levels(backbone, batch, self._last_layer)
-            embedded = self._embed(levels)
-            if self.components_ is not None:
-                embedded = embedded[:, torch.as_tensor(self.components_)]
-            patches = embedded.permute(0, 2, 3, 1).float().cpu().numpy()
+            patches = self._patches(levels).cpu().numpy()
             if pooled is None:
                 return patches
             return PatchArray(patches, pooled.cpu().numpy(), self._own_levels)
+
+    def _patches(self, levels: Any) -> Any:
+        """Patch features (b, h, w, d), float32, from the maps of all layers."""
+        import torch
+
+        embedded = self._embed(levels)
+        if self.components_ is not None:
+            embedded = embedded[:, torch.as_tensor(self.components_)]
+        return embedded.permute(0, 2, 3, 1).float()
 
     def _as_input(self, batch: np.ndarray, backbone: Any) -> Any:
         return networks.input.normalized(

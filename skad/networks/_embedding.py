@@ -35,17 +35,13 @@ def mean1d(
     if n_entries % target_dim == 0 and target_dim % len(levels) == 0:
         joined = n_entries // target_dim
     n_each = pretrain_dim // joined
-    stacked = torch.empty(
-        (len(levels[0]), n_each * len(levels), *grid),
-        dtype=levels[0].dtype,
-        device=levels[0].device,
-        memory_format=torch.channels_last,
-    )
-    for i, level in enumerate(levels):
+    pooled = []
+    for level in levels:
         weight, groups = _pooling(level.shape[1], patch_size, n_each, joined)
         weight = torch.as_tensor(weight, dtype=level.dtype, device=level.device)
         patches = conv2d(level, weight, padding=patch_size // 2, groups=groups)
-        stacked[:, i * n_each : (i + 1) * n_each] = _to_grid(patches, grid)
+        pooled.append(_to_grid(patches, grid))
+    stacked = torch.cat(pooled, dim=1)
     if stacked.shape[1] == target_dim:
         return stacked
     weight, groups = _pooling(stacked.shape[1], 1, target_dim)

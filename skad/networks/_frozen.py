@@ -155,12 +155,16 @@ class Backbone:
             batch = normalized(
                 images, self.device, mean, std, dtype=self.dtype, in_place=True
             )
-            taken, vector = self.outputs(batch, list(layouts), last, pooled)
-            maps = {n: as_map(taken[n], k) for n, k in layouts.items() if k}
-            if isinstance(pooled, str):
-                vector = taken[pooled].float()
-                if layouts[pooled] is not None:
-                    vector = maps[pooled].mean(dim=(2, 3))
+            return self.maps_of(batch, layouts, last, pooled)
+
+    def maps_of(self, batch, layouts, last, pooled):
+        """As `feature_maps`, for a batch as the network takes it, (b, C, H, W)."""
+        taken, vector = self.outputs(batch, list(layouts), last, pooled)
+        maps = {n: as_map(taken[n], k) for n, k in layouts.items() if k}
+        if isinstance(pooled, str):
+            vector = taken[pooled].float()
+            if layouts[pooled] is not None:
+                vector = maps[pooled].mean(dim=(2, 3))
         return maps, vector
 
     def outputs(self, batch, names, last=None, pooled=False):

@@ -48,5 +48,13 @@ def normalized(
         torch.from_numpy(np.asarray(values, np.float32)).to(batch.device)
         for values in (mean, std)
     )
-    batch = batch.sub_(mean).div_(std) if in_place else (batch - mean) / std
-    return batch.to(dtype).permute(0, 3, 1, 2)
+    if in_place:
+        return batch.sub_(mean).div_(std).to(dtype).permute(0, 3, 1, 2)
+    return normalized_tensor(batch, mean, std).to(dtype)
+
+
+def normalized_tensor(
+    images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
+) -> torch.Tensor:
+    """Normalise a tensor of images (b, H, W, c), and put the channels in front."""
+    return ((images - mean) / std).permute(0, 3, 1, 2)

@@ -9,7 +9,6 @@ from base64 import b64encode
 from collections.abc import Sequence, Sized
 from datetime import datetime
 from hashlib import sha256
-from importlib import import_module
 from importlib.resources import files
 from numbers import Integral
 from pathlib import Path
@@ -26,6 +25,7 @@ from skad.images import read_image, read_mask
 from skad.images._read import as_path
 from skad.inspection import Inspection, inspect
 from skad.report import _thumbnails as thumbnails
+from skad.report._card import model_card, short_promise
 
 _SUFFIXES = (".html", ".htm")
 _MOST_DEFECTS = 50  # of one image that the page lists
@@ -262,7 +262,6 @@ def _write(
     pictures: dict[int, dict[str, str]],
 ) -> None:
     """Render the page beside its place, and put it there when it is complete."""
-    card = import_module("skad.report._card")  # it needs torch
     detector = Chain(model).final
     data = {
         "images": records,
@@ -281,8 +280,8 @@ def _write(
         script_hash=_hash(script),
         data=data,
         pictures=pictures,
-        card=card.model_card(model),
-        promise=card.promise(detector),
+        card=model_card(model),
+        promise=short_promise(detector),
     )
     handle, unfinished = tempfile.mkstemp(suffix=".html", dir=target.parent)
     try:

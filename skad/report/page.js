@@ -6,7 +6,7 @@ const data = JSON.parse(byId("data").textContent);
 const PER_PAGE = { cards: 60, defects: 50 };
 const LAYERS = [
   ["image", "i", "Image"], ["heat", "h", "Heat map"], ["mask", "m", "Mask"],
-  ["boxes", "b", "Boxes"], ["truth", "t", "True mask"],
+  ["boxes", "b", "Boxes"], ...(data.hasMasks ? [["truth", "t", "True mask"]] : []),
 ];
 
 // Images by suspicion. The order of scores is that of p-values, with fewer ties; images
@@ -39,7 +39,7 @@ const share = (part, all) => (all ? ` (${((100 * part) / all).toFixed(1)} %)` : 
 const isRejected = (one) => one.score !== undefined && one.score < state.threshold;
 const isAccepted = (one) => one.score !== undefined && !isRejected(one);
 const count = (list, test) => list.reduce((sum, one) => sum + test(one), 0);
-const fileName = (name) => name.split(/[\\/]/).pop() || name;
+const fileName = (name) => name.split(/[\\/]/).slice(-2).join("/"); // and its folder
 
 // -- threshold -------------------------------------------------------------------
 
@@ -121,15 +121,15 @@ function setThreshold(value) {
 
 function showCounts() {
   const rejected = count(scored, isRejected);
-  const rows = [["Images rejected", rejected, scored.length, true]];
+  const rows = [["Rejected", rejected, scored.length, true]];
   if (heldOut.length) {
-    rows.push(["False alarms, held-out normal",
+    rows.push(["False alarms, held-out",
       count(heldOut, (score) => score < state.threshold), heldOut.length]);
   }
   if (labelled) {
     const defects = scored.filter((one) => one.truth === -1);
     const normal = scored.filter((one) => one.truth === 1);
-    rows.push(["Defective images found", count(defects, isRejected), defects.length]);
+    rows.push(["Defects found", count(defects, isRejected), defects.length]);
     rows.push(["False alarms, inspected", count(normal, isRejected), normal.length]);
   }
   if (scored.length < images.length) {
@@ -192,9 +192,8 @@ function resultOf(one) {
 }
 
 function factsOf(one) {
-  if (one.error) return one.kind ?? "";
-  const kind = one.kind === undefined ? "" : `${one.kind}, `;
-  return `${kind}p ${one.p.toPrecision(2)}, score ${one.score.toPrecision(3)}`;
+  const numbers = one.error ? [] : [`p ${one.p.toPrecision(2)}`, `score ${one.score.toPrecision(3)}`];
+  return [...(one.kind === undefined ? [] : [one.kind]), numbers.join(", ")];
 }
 
 const cards = new Map(); // made once, so that pictures are not decoded again
@@ -204,7 +203,7 @@ function cardOf(one) {
     const button = element("button", { type: "button", class: "card" }, pictureOf(one),
       element("span", { class: "words" }, element("span", { class: "badge" }),
         element("span", { title: one.name }, fileName(one.name)),
-        element("span", { class: "fine" }, factsOf(one))));
+        ...factsOf(one).map((fact) => element("span", { class: "fine" }, fact))));
     button.addEventListener("click", () => view(state.shown.indexOf(one)));
     cards.set(one, element("li", {}, button));
   }
@@ -213,7 +212,7 @@ function cardOf(one) {
   const badge = button.querySelector(".badge");
   badge.className = `badge ${kind}`;
   badge.textContent = words;
-  button.setAttribute("aria-label", `${one.name}: ${words}. ${factsOf(one)}`);
+  button.setAttribute("aria-label", `${one.name}: ${words}. ${factsOf(one).join(", ")}`);
   return item;
 }
 
@@ -249,7 +248,7 @@ function view(position) {
     element("span", { class: `badge ${kind}` }, words), one.name);
   byId("viewer-picture").replaceChildren(pictureOf(one));
   byId("viewer-facts").textContent =
-    `${position + 1} of ${state.shown.length}: ${factsOf(one)}`;
+    `${position + 1} of ${state.shown.length}: ${factsOf(one).join(", ")}`;
   byId("previous").disabled = position === 0;
   byId("next").disabled = position === state.shown.length - 1;
   if (!byId("viewer").open) byId("viewer").showModal();
@@ -270,6 +269,7 @@ function renderDefects() {
     return element("tr", {}, element("td", {}, button),
       ...numbers.map((value) => element("td", {}, String(value))));
   }));
+  byId("defects-number").textContent = `${rows.length.toLocaleString("en")} in the rejected images below`;
   byId("more-defects").hidden = rows.length <= state.n.defects;
 }
 
@@ -315,18 +315,18 @@ function downloadImages() {
 
 function toggle(layer) {
   const on = document.body.classList.toggle(`show-${layer}`);
-  byId(`layer-${layer}`).setAttribute("aria-pressed", on);
+  for (const button of document.querySelectorAll(`[data-layer=${layer}]`)) {
+    button.setAttribute("aria-pressed", on);
+  }
 }
 
-function makeLayers() {
+function makeLayers(place) {
   for (const [layer, key, words] of LAYERS) {
-    if (layer === "truth" && !data.hasMasks) continue;
-    const button = element("button", { type: "button", id: `layer-${layer}`,
+    const button = element("button", { type: "button", "data-layer": layer,
       "aria-pressed": "false", "aria-keyshortcuts": key }, element("kbd", {}, key), ` ${words}`);
     button.addEventListener("click", () => toggle(layer));
-    byId("layers").append(button);
+    place.append(button);
   }
-  ["image", "heat", "boxes"].forEach(toggle);
 }
 
 function moveFocus(key) {
@@ -345,7 +345,7 @@ function moveFocus(key) {
 function onKey(event) {
   if (event.ctrlKey || event.altKey || event.metaKey) return;
   if (event.target.matches("input[type=search], select")) return;
-  const layer = LAYERS.find(([name, key]) => key === event.key && byId(`layer-${name}`));
+  const layer = LAYERS.find(([, key]) => key === event.key);
   const steps = { ArrowLeft: -1, ArrowRight: 1 };
   let done = true;
   if (layer) toggle(layer[0]);
@@ -362,7 +362,9 @@ function fillSelect(id, choices) {
 
 function start() {
   drawHistogram();
-  makeLayers();
+  makeLayers(byId("layers"));
+  makeLayers(byId("viewer-layers"));
+  ["image", "heat", "boxes"].forEach(toggle);
   fillSelect("by-result", Object.entries(RESULTS).map(([value, [words]]) => [value, words]));
   const kinds = [...new Set(images.map((one) => one.kind))].filter((kind) => kind !== undefined);
   fillSelect("by-kind", [["", "All"], ...kinds.sort().map((kind) => [`=${kind}`, kind || "(none)"])]);
@@ -379,9 +381,11 @@ function start() {
   byId("previous").addEventListener("click", () => view(state.viewed - 1));
   byId("next").addEventListener("click", () => view(state.viewed + 1));
   document.addEventListener("keydown", onKey);
-  new IntersectionObserver((entries) => {
-    if (entries.some((one) => one.isIntersecting) && !byId("more-cards").hidden) showMore("cards");
-  }, { rootMargin: "400px" }).observe(byId("more-cards"));
+  document.addEventListener("scroll", () => {
+    const button = byId("more-cards"); // pressed for those who scroll
+    const near = button.getBoundingClientRect().top < innerHeight + 400;
+    if (near && !button.hidden) showMore("cards");
+  }, { passive: true });
   setThreshold(data.threshold);
 }
 
