@@ -15,7 +15,7 @@ WORDS = {
     "base": "scores, thresholds, p-values, masks",
     "datasets": "folders, textures",
     "detectors": "one method, one file",
-    "export": "a model as one ONNX graph, proven equal",
+    "export": "a model as an ONNX graph",
     "features": "images to patches",
     "images": "files, arrays and masks to pixels",
     "inspection": "label, p-value, map and defects of an image in one pass",
@@ -24,10 +24,11 @@ WORDS = {
     "monitoring": "changes of scores over time",
     "neighbors": "coreset, exact search",
     "networks": "PyTorch: the builder of networks, their input, training, weights",
-    "parallel": "fit and score over many processes or machines",
+    "parallel": "many processes, machines",
     "persistence": "models in files without pickle",
     "pipeline": "scikit-learn's pipeline with maps, regions and updates",
-    "report": "results as one page for a browser",
+    "presets": "settings of the papers",
+    "report": "a page for a browser",
     "synthesis": "synthetic anomalies",
 }
 HELPERS = ("small helpers", "checks, maps, patches, progress")

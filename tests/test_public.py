@@ -27,6 +27,7 @@ MODULES = (
     "skad.neighbors",
     "skad.parallel",
     "skad.persistence",
+    "skad.presets",
     "skad.report",
     "skad.synthesis",
 )

@@ -72,8 +72,9 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     calibration_scores_ : ndarray of shape (n_held_out,), float64
         Held-out scores of normal images behind `offset_`, larger is more normal.
 
-    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
-        Their maps, larger is more anomalous.
+    calibration_maps_ : ndarray of shape (n_maps, h, w), float32
+        Their maps, larger is more anomalous. Of more than 1,000 images whose maps
+        take more than 256 MB together, those of a random sample.
 
     n_samples_seen_ : int
         Number of training images.
@@ -83,7 +84,6 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     _keeps_left_out_scores = False  # whether they can be computed again at any time
     _min_left_out = 2  # images that calibration="loo" needs
     _n_folds = 10  # of calibration="kfold"
-    _is_part = False  # whether it is part of another detector, which warns itself
     _required_parameters: tuple[str, ...] = (
         "contamination",
         "calibration",

@@ -64,8 +64,9 @@ class PatchDetector(BaseDetector):
     calibration_scores_ : ndarray of shape (n_held_out,), float64
         Held-out scores of normal images behind `offset_`, larger is more normal.
 
-    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
-        Their patch scores, larger is more anomalous.
+    calibration_maps_ : ndarray of shape (n_maps, h, w), float32
+        Their patch scores, larger is more anomalous. Of more than 1,000 images whose
+        maps take more than 256 MB together, those of a random sample.
 
     n_samples_seen_ : int
         Number of training images.
@@ -182,6 +183,8 @@ class PatchDetector(BaseDetector):
                 -other.calibration_scores_,
                 other.calibration_maps_,
                 other._calibration_seen,
+                other._map_rows,
+                other._map_ranks,
             )
         return self
 
@@ -250,7 +253,8 @@ class PatchDetector(BaseDetector):
 
         It is taken from the largest value of each held-out map of a normal image,
         rendered at that size, by the rule of `threshold`, so that "no pixel of a
-        normal image fires" holds as often as the threshold of the image scores.
+        normal image fires" holds as often as the threshold of the image scores. Of
+        many images, a random sample of the maps is kept (see `calibration_maps_`).
 
         Parameters
         ----------

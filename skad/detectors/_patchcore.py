@@ -6,6 +6,7 @@ anomalous patch, weighted down where the bank around its nearest row is sparse
 (Equations 6 and 7).
 """
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,6 +18,7 @@ from skad._memory import require_memory
 from skad._patches import patch_rows
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
+from skad.detectors._held_out_pass import no_held_out
 from skad.detectors._left_out import LeftOutBank, n_rows_of_one_image
 from skad.detectors._streamed_fit import StreamingBankDetector
 from skad.neighbors import greedy_coreset
@@ -44,7 +46,7 @@ class PatchCoreDetector(StreamingBankDetector):
         Rows that the bank holds at most, after `fit`, `partial_fit` and `merge`: it
         caps what `coreset_ratio` selects, and must exceed `n_neighbors`. With it, a
         `skad.Pipeline` learns block by block, in memory that does not grow with the
-        number of images but for `calibration_maps_`: see Notes. None is no limit.
+        number of images: see Notes. None is no limit.
 
     top_ratio : float or None, default=None
         Score an image by the mean of this share of its highest patch scores,
@@ -110,8 +112,9 @@ class PatchCoreDetector(StreamingBankDetector):
     calibration_scores_ : ndarray of shape (n_held_out,), float64
         Held-out scores of normal images behind `offset_`, larger is more normal.
 
-    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
-        Their patch scores, larger is more anomalous.
+    calibration_maps_ : ndarray of shape (n_maps, h, w), float32
+        Their patch scores, larger is more anomalous. Of more than 1,000 images whose
+        maps take more than 256 MB together, those of a random sample.
 
     n_samples_seen_ : int
         Number of training images.
@@ -311,7 +314,7 @@ class PatchCoreDetector(StreamingBankDetector):
         selected = extend_coreset(
             self._space(self.bank_), self._space(other.bank_), len(other.bank_)
         )
-        first = self.n_samples_seen_ * self.calibration_maps_[0].size
+        first = self.n_samples_seen_ * math.prod(self.calibration_maps_.shape[1:])
         self._set_united_bank(
             np.concatenate([self.bank_, other.bank_[selected]]),
             np.concatenate(
@@ -343,6 +346,8 @@ class PatchCoreDetector(StreamingBankDetector):
         of the bank is from, negative for images of earlier calls; `images` is the same
         for the rows of X.
         """
+        if self._holds_out_later:
+            return no_held_out(X.shape[1:3])
         rows, inside = patch_rows(X)
         queries = self._space(rows)
         n_patches = X.shape[1] * X.shape[2]

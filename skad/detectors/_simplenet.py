@@ -148,8 +148,9 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
     calibration_scores_ : ndarray of shape (n_held_out,), float64
         Held-out scores of normal images behind `offset_`, larger is more normal.
 
-    calibration_maps_ : ndarray of shape (n_held_out, h, w), float32
-        Their patch scores, larger is more anomalous.
+    calibration_maps_ : ndarray of shape (n_maps, h, w), float32
+        Their patch scores, larger is more anomalous. Of more than 1,000 images whose
+        maps take more than 256 MB together, those of a random sample.
 
     n_samples_seen_ : int
         Number of training images.

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from skad.detectors._left_out import cover
+from skad.detectors._left_out import cover, n_rows_of_one_image
 from skad.neighbors import greedy_coreset
 from skad.neighbors._distances import (
     join_own_group,
@@ -128,7 +128,7 @@ class StreamedLeftOut:
         Number of the image that each row is from; negative for images of earlier calls.
 
     k : int
-        Number of nearest rows to search for.
+        Number of nearest rows to search for, or as many as are left without an image.
 
     nearest : callable
         As of `LeftOutBank`.
@@ -140,13 +140,28 @@ class StreamedLeftOut:
     """
 
     def __init__(self, bank: Bank, owner: np.ndarray, k: int, nearest: Any) -> None:
-        self._bank, self._owner, self._k, self._nearest = bank, owner, k, nearest
+        self._bank, self._owner, self._nearest = bank, owner, nearest
+        self._n_left = max(1, len(owner) - n_rows_of_one_image(owner))
+        self._k = min(k, self._n_left)
         # The square of the covering radius, as far as it is known.
         self._radius = smallest_gap(bank.rows)
         images, counts = np.unique(owner[owner >= 0], return_counts=True)
         self._n_own = dict(zip(images.tolist(), counts.tolist(), strict=True))
         self._returned: dict[int, tuple[list, list]] = {}
         self._kept: dict[int, tuple] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `join` takes: bank and search stay where they are."""
+        return {name: vars(self)[name] for name in ("_radius", "_returned", "_kept")}
+
+    def join(self, other: "StreamedLeftOut") -> None:
+        """Take in what another one, of the same bank, found for other images."""
+        self._radius = max(self._radius, other._radius)
+        for image, (rows, far) in other._returned.items():
+            for row, distance in zip(rows, far, strict=True):
+                if distance > self._radius and self._is_wanted(image, row):
+                    self._return(image, row, distance)
+        self._kept.update(other._kept)
 
     def add(
         self, rows: np.ndarray, images: np.ndarray
@@ -187,6 +202,10 @@ class StreamedLeftOut:
         worst = members[order]
         self._kept[image] = rows[worst], squared[worst], indices[worst], order
 
+    def worst_of(self, image: int) -> np.ndarray | None:
+        """Which patches of an image can be corrected; None where none needs to be."""
+        return self._kept[image][3] if image in self._kept else None
+
     def _return_rows(
         self,
         rows: np.ndarray,
@@ -212,9 +231,12 @@ class StreamedLeftOut:
         for i, distance in zip(patches, left, strict=True):
             image = int(coverer[i])
             if distance > self._radius and self._is_wanted(image, rows[i]):
-                known, far = self._returned.setdefault(image, ([], []))
-                known.append(rows[i].copy())
-                far.append(distance)
+                self._return(image, rows[i].copy(), distance)
+
+    def _return(self, image: int, row: np.ndarray, distance: float) -> None:
+        known, far = self._returned.setdefault(image, ([], []))
+        known.append(row)
+        far.append(distance)
 
     def _is_wanted(self, image: int, row: np.ndarray) -> bool:
         if image not in self._returned:
@@ -271,6 +293,7 @@ class StreamedLeftOut:
         self, queries: np.ndarray, images: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances and indices of the k nearest rows, as of `Bank`."""
+        k = min(k, self._n_left)
         return self._bank.search(queries, k, groups=(images, self._owner))
 
     def search_corrected(

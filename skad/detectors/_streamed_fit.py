@@ -1,5 +1,6 @@
 """Fits of PatchCore that see the images batch by batch, and never hold all features."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
@@ -7,10 +8,11 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 
-from skad._patches import image_scores, patch_rows
+from skad._patches import patch_rows
+from skad.base._calibrated import first_ranked, map_ranks, max_maps
 from skad.base._warnings import are_equal_to, warn_of_equal_images, warn_of_outlier
 from skad.detectors._bank_scores import BankDetector
-from skad.detectors._left_out import n_rows_of_one_image
+from skad.detectors._held_out_pass import HeldOutPass, no_held_out
 from skad.detectors._streamed_bank import GrowingBank, StreamedLeftOut
 from skad.networks._torch_state import in_own_torch_state
 
@@ -22,6 +24,7 @@ class StreamingBankDetector(BankDetector):
 
     on_interrupt: str
     verbose: bool
+    _holds_out_later = False  # whether held-out scores come after a merge of parts
 
     @available_if(lambda detector: detector.bank_size is not None)
     @in_own_torch_state  # a network may extract the batches
@@ -48,14 +51,21 @@ class StreamingBankDetector(BankDetector):
             self._take_threshold_parameters()
             if sample is not None:
                 warn_of_equal_images(self, np.broadcast_to(sample, (n, *sample.shape)))
-        if self.n_samples_seen_ == 1:
+        rows = None
+        if self._holds_out_later:
+            scores, maps = no_held_out(grid)
+        elif self.n_samples_seen_ == 1:
             scores, maps = self._score_left_out(_joined(list(batches))[0])
         else:
-            scores, maps = self._left_out_batches(batches, positions, grid)
+            n_old = len(self.calibration_scores_) if update else 0
+            rows = first_ranked(map_ranks(n_old, n), max_maps(grid))
+            scores, maps = self._left_out_batches(batches, positions, grid, rows)
         if update:
-            self._add_held_out(scores, maps, self.n_samples_seen_)
+            self._add_held_out(scores, maps, self.n_samples_seen_, rows)
         else:
-            self._replace_held_out(scores, maps)
+            self._replace_held_out(scores, maps, rows=rows)
+        if self._holds_out_later:
+            return self
         known = np.isfinite(scores)
         warn_of_outlier(self, scores[known], positions[known])
         return self
@@ -126,79 +136,136 @@ class StreamingBankDetector(BankDetector):
         return np.concatenate(all_positions), sample
 
     def _left_out_batches(
-        self, batches: Iterable[Batch], positions: np.ndarray, grid: tuple[int, ...]
+        self,
+        batches: Iterable[Batch],
+        positions: np.ndarray,
+        grid: tuple[int, ...],
+        map_images: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n,) and maps (n, h, w) of the images at these positions.
+        """Scores (n,) of the images at these positions, and maps of some of them.
 
         Each is scored against the bank without it; NaN where it cannot be read again.
         """
-        n, n_patches = len(positions), grid[0] * grid[1]
         number = {int(place): i for i, place in enumerate(positions)}
-        scores = np.full(n, np.nan)
-        maps = np.full((n, *grid), np.nan, np.float32)
-        left_out, n_left = self._streamed_left_out(n, n_patches)
-        for places, X in self._present_batches(batches, reset=False):
-            # An image that could not be read the first time may be there now.
-            numbers = np.array([number.get(int(place), -1) for place in places])
-            X, numbers = X[numbers >= 0], numbers[numbers >= 0]
-            if len(X) == 0:
-                continue
-            rows, inside = patch_rows(X)
-            queries = self._space(rows)
-            images = np.repeat(numbers, n_patches)[inside]
-            search = self._left_search(left_out.search, images, n_left)
-            squared, indices = left_out.add(queries, images)
-            scores[numbers], maps[numbers] = self._scores(
-                X, inside, queries, squared, indices, self._searched.rows, search
-            )
-        for image, order, *found in left_out.finish():
-            scores[image] = self._corrected(image, maps, order, found, left_out, n_left)
-        if np.isnan(scores).all():
+
+        def numbered() -> Iterator[Batch]:
+            for places, X in self._present_batches(batches, reset=False):
+                # An image that could not be read the first time may be there now.
+                numbers = np.array([number.get(int(place), -1) for place in places])
+                yield numbers[numbers >= 0], X[numbers >= 0]
+
+        n = len(positions)
+        found = HeldOutPass.over(
+            0, n, map_images, grid, self._streamed_left_out(n, grid)
+        )
+        self._add_to_pass(found, numbered())
+        self._correct(found)
+        if np.isnan(found.scores).all():
             raise ValueError(
                 "no image could be read a second time, for its held-out score: keep "
                 "the files where they are until fit returns."
             )
-        return scores, maps
+        return found.scores, found.maps
 
-    def _streamed_left_out(self, n: int, n_patches: int) -> tuple[StreamedLeftOut, int]:
-        """Search without the own rows of each of the n images learned from last.
+    def _add_to_pass(self, found: HeldOutPass, batches: Iterable[Batch]) -> None:
+        """Score batches of numbers and images against the bank without their rows."""
+        left_out = found.left_out
+        for numbers, X in batches:
+            if len(X) == 0:
+                continue
+            rows, inside = patch_rows(X)
+            queries = self._space(rows)
+            n_patches = X.shape[1] * X.shape[2]
+            images = np.repeat(numbers, n_patches)[inside]
+            squared, indices = left_out.add(queries, images)
+            scores, maps = self._scores(
+                X,
+                inside,
+                queries,
+                squared,
+                indices,
+                self._searched.rows,
+                self._left_search(left_out.search, images),
+            )
+            found.add(numbers, scores, maps, self.top_ratio)
 
-        Also the number of rows that it leaves at least.
+    def _correct(self, found: HeldOutPass) -> None:
+        """Correct scores and maps by the patches of others that replace own rows."""
+        left_out = found.left_out
+        for image, order, queries, squared, indices in left_out.finish():
+            values = self._distance(squared).mean(axis=1)
+            found.correct_map(image, order, values)
+            if self.top_ratio is not None:
+                score = found.top_score(image, values)
+            else:
+                worst = np.array([values.argmax()])
+                images = np.full(len(queries), image)
+                search = self._left_search(left_out.search_corrected, images)
+                nearest_row = indices[worst, 0]
+                weight = self._weights(
+                    queries, worst, nearest_row, left_out.rows, search
+                )
+                score = values.max() * np.ravel(weight)[0]
+            found.scores[image - found.first] = score
+
+    # -- parts that were merged ------------------------------------------------------
+
+    def _held_out_pass(
+        self, batches: Iterable[Batch], first: int, n: int, n_all: int
+    ) -> HeldOutPass:
+        """Score n of the images that the merged bank is from, without their rows.
+
+        These are the images from number `first` on, of `n_all`.
         """
-        owner = self.coreset_indices_ // n_patches - (self.n_samples_seen_ - n)
-        n_left = max(1, len(self.bank_) - n_rows_of_one_image(owner))
-        k = min(self.n_neighbors, n_left)
-        return StreamedLeftOut(self._searched, owner, k, self._nearest), n_left
+        grid = self.calibration_maps_.shape[1:]
+        maps_of = first_ranked(map_ranks(0, n_all), max_maps(grid))
+        maps_of = maps_of[(maps_of >= first) & (maps_of < first + n)]
+        left_out = self._streamed_left_out(n_all, grid)
+        found = HeldOutPass.over(first, n, maps_of, grid, left_out)
+        positions = []
+
+        def numbered() -> Iterator[Batch]:
+            n_seen = 0
+            for places, X in self._present_batches(batches, reset=False):
+                positions.append(places)
+                numbers = first + n_seen + np.arange(len(X))
+                n_seen += len(X)
+                if n_seen <= n:
+                    yield numbers, X
+            if n_seen != n:
+                raise ValueError(
+                    f"{n} images of a part could be read the first time, and {n_seen} "
+                    "the second time, for their held-out scores: keep the files as "
+                    "they are until fit_parts returns."
+                )
+
+        self._add_to_pass(found, numbered())
+        found.positions = np.concatenate(positions)
+        return found
+
+    def _set_held_out(self, passes: Iterable[HeldOutPass]) -> None:
+        """Set thresholds from passes over all images, in their order."""
+        grid, n = self.calibration_maps_.shape[1:], self.n_samples_seen_
+        maps_of = first_ranked(map_ranks(0, n), max_maps(grid))
+        left_out = self._streamed_left_out(n, grid)
+        whole = HeldOutPass.over(0, n, maps_of, grid, left_out)
+        positions = []
+        for found in passes:
+            whole.join(found)
+            positions.append(found.positions)
+        self._correct(whole)
+        self._replace_held_out(whole.scores, whole.maps, rows=maps_of)
+        warn_of_outlier(self, whole.scores, np.concatenate(positions))
+
+    def _streamed_left_out(self, n: int, grid: tuple[int, ...]) -> StreamedLeftOut:
+        """Search without the own rows of each of the n images learned from last."""
+        owner = self.coreset_indices_ // math.prod(grid) - (self.n_samples_seen_ - n)
+        return StreamedLeftOut(self._searched, owner, self.n_neighbors, self._nearest)
 
     @staticmethod
-    def _left_search(
-        search: Any, images: np.ndarray, n_left: int
-    ) -> Callable[..., Any]:
+    def _left_search(search: Any, images: np.ndarray) -> Callable[..., np.ndarray]:
         """``search(rows, worst, b)`` of `_scores`, by one of `StreamedLeftOut`."""
-        return lambda rows, worst, b: search(rows, images[worst], min(b, n_left))[1]
-
-    def _corrected(
-        self,
-        image: int,
-        maps: np.ndarray,
-        order: np.ndarray,
-        found: Sequence[np.ndarray],
-        left_out: StreamedLeftOut,
-        n_left: int,
-    ) -> float:
-        """Score of an image after its worst patches have been corrected, in `maps`."""
-        queries, squared, indices = found
-        values = self._distance(squared).mean(axis=1)
-        flat = maps[image].reshape(-1)
-        flat[np.flatnonzero(~np.isnan(flat))[order]] = values
-        if self.top_ratio is not None:
-            return image_scores(maps[[image]], self.top_ratio)[0]
-        worst = np.array([values.argmax()])
-        images = np.full(len(queries), image)
-        search = self._left_search(left_out.search_corrected, images, n_left)
-        nearest_row = indices[worst, 0]
-        weight = self._weights(queries, worst, nearest_row, left_out.rows, search)
-        return values.max() * np.ravel(weight)[0]
+        return lambda rows, worst, b: search(rows, images[worst], b)[1]
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:

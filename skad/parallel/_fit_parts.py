@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from numbers import Integral
 from typing import Any
 
 import joblib
+import numpy as np
 import sklearn.pipeline
 from joblib import Parallel, delayed
 from sklearn.base import clone
@@ -19,19 +21,21 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 import skad
 from skad._progress import progress
 from skad._user_warning import warn_user
-from skad.images import ImageError
 from skad.parallel._checkpoint import Checkpoint, joined_key, settings_key
-from skad.parallel._merge_tree import MergeTree
+from skad.parallel._merge_tree import MergeTree, check_can_merge
 from skad.parallel._parts import Parts
+from skad.parallel._reports import Reports
 from skad.parallel._worker import (
     Outcome,
-    WorkerTraceback,
+    detector_of,
     fit_part,
     fit_transformers,
+    hold_out_part,
 )
 
 _MAX_RETRIES = 3  # rounds without a new part after workers died
 _PARTS_PER_WORKER = 8  # at once, where joblib's backend gives results all together
+Task = Callable[[int], Any]  # gives what joblib runs for the part of a number
 _CONSTRAINTS: dict[str, list[Any]] = {
     "part_size": [Interval(Integral, 2, None, closed="left")],
     "n_jobs": [Integral, None],
@@ -126,16 +130,19 @@ def fit_parts(
     closely as one fit would, with about as many rows in all.
     With `bank_size`, neither a part nor the whole has more rows than that.
 
-    *Thresholds.* PaDiM's is that of one fit. Subspace and PatchCore join the held-out
-    scores of the parts, each from a model that has seen one part only. The united bank
-    of PatchCore is closer to new images than the bank of a part, so that normal images
-    are rejected less often than `contamination` says, and fewer anomalies are found;
-    for Subspace, the two differ little once a part holds some hundreds of images. For
-    the conformal promise itself, keep some normal images out of X and call
+    *Thresholds.* PaDiM's is that of one fit. Subspace joins the held-out scores of the
+    parts, each from a model that has seen one part only; the two differ little once a
+    part holds some hundreds of images. PatchCore scores all images in a second pass,
+    each against the united bank without its own rows, with patches of other images in
+    their place. With one part, with another `calibration` than "loo", or within a
+    `FusionDetector`, there is no second pass, and PatchCore's scores are joined like
+    Subspace's. Where parts are many, its false alarms are rarer than `contamination`:
+    for the conformal promise itself, keep some normal images out of X and call
     ``calibrate`` with them on the model that is returned.
 
-    *Memory.* Held-out maps of all images are kept with the threshold, in float32, by
-    PatchCore and Subspace: 3 kB per image on a grid of 28 x 28.
+    *Memory.* The second pass sends the united bank to the workers. What each of them
+    returns is bounded by a few times the rows of the bank, and by the maps of its
+    images that are kept. See `calibration_maps_` of the detectors for their number.
 
     Examples
     --------
@@ -160,32 +167,6 @@ def fit_parts(
     return _Job(model, parts, n_jobs, Checkpoint(checkpoint_dir)).run()
 
 
-def check_can_merge(model: Any) -> None:
-    """Refuse a model whose detector does not merge, before any work starts."""
-    detector = _detector(model)
-    is_frozen = isinstance(detector, FrozenEstimator)
-    if hasattr(detector, "merge") and not is_frozen:
-        return
-    name = type(detector).__name__
-    if is_frozen:
-        advice = "a frozen detector learns nothing."
-    elif hasattr(detector, "best_estimator_") or hasattr(detector, "estimator"):
-        advice = "search for parameters first, and pass the best estimator."
-    elif isinstance(detector, sklearn.pipeline.Pipeline):
-        advice = "put its steps into the outer pipeline."
-    else:
-        advice = (
-            "it has no merge. PaDiMDetector, SubspaceDetector and PatchCoreDetector "
-            "have one, and FusionDetector around them."
-        )
-    raise TypeError(f"model cannot be fitted in parts by a {name}: {advice}")
-
-
-def _detector(model: Any) -> Any:
-    is_pipeline = isinstance(model, sklearn.pipeline.Pipeline)
-    return model.steps[-1][1] if is_pipeline else model
-
-
 class _Job:
     """One call of `fit_parts`."""
 
@@ -198,8 +179,8 @@ class _Job:
         self.checkpoint = checkpoint
         self.settings = b"" if checkpoint.folder is None else settings_key(model)
         self.is_pipeline = isinstance(self.model, sklearn.pipeline.Pipeline)
-        self.failures: dict[int, Outcome] = {}
-        self.messages: list[tuple[int, type[Warning], str]] = []
+        self.reports = Reports(parts, checkpoint.folder)
+        self.n_learned = np.zeros(len(parts), np.intp)  # images, by part
 
     def run(self) -> Any:
         """Fit everything, and put the fitted model together."""
@@ -208,7 +189,7 @@ class _Job:
         tree, left = MergeTree(len(self.parts)), []
         verbose = any(
             getattr(one, "verbose", False)
-            for one in (self.model, _detector(self.model))
+            for one in (self.model, detector_of(self.model))
         )
         with progress(len(self.parts), "parts", verbose, unit="part") as bar:
             for number in range(len(self.parts)):
@@ -219,20 +200,85 @@ class _Job:
                     self._take(saved, tree)
                     bar.update(1)
             template = self._template(transformers)
-            for outcome in self._outcomes(template, left):
+            holds_out_later = self._holds_out_later(template)
+
+            def fit(k: int) -> Any:
+                # Images are looked up when a worker is about to take them.
+                return delayed(fit_part)(template, self.parts[k], k, skad.__version__)
+
+            for outcome in self._outcomes(fit, left):
                 if outcome.error is None:
                     self.checkpoint.save(keys[outcome.number], outcome)
                     self._take(outcome, tree)
                 bar.update(1)
-        self._raise_failures()
-        self._pass_on_warnings()
+        self.reports.raise_failures()
+        self.reports.pass_on_warnings()
+        if holds_out_later:
+            self._hold_out(template, tree.root, keys, verbose)
         self.checkpoint.remove_used()
         return self._assembled(transformers, tree.root)
 
     def _take(self, outcome: Outcome, tree: MergeTree) -> None:
         for category, text in outcome.messages:
-            self.messages.append((outcome.number, category, text))
+            self.reports.messages.append((outcome.number, category, text))
+        self.n_learned[outcome.number] = outcome.fitted.n_samples_seen_
         tree.add(outcome.number, outcome.fitted)
+
+    # -- held-out scores -----------------------------------------------------------
+
+    def _holds_out_later(self, template: Any) -> bool:
+        """Whether held-out scores come from the merged model; tells the workers so."""
+        detector = detector_of(template)
+        if len(self.parts) == 1 or not hasattr(detector, "_held_out_pass"):
+            return False
+        if detector._resolved_calibration() != "loo":
+            return False
+        detector._holds_out_later = True
+        return True
+
+    def _hold_out(
+        self, template: Any, detector: Any, keys: list[str], verbose: bool
+    ) -> None:
+        """Set the threshold from a second pass over the images, with the whole bank."""
+        vars(detector).pop("_holds_out_later")
+        model = detector
+        if self.is_pipeline:
+            model = copy.copy(template)
+            model.steps = [*template.steps[:-1], (template.steps[-1][0], detector)]
+        n_before = np.cumsum(self.n_learned) - self.n_learned
+        n_all = int(self.n_learned.sum())
+
+        def hold_out(k: int) -> Any:
+            where = int(n_before[k]), int(self.n_learned[k]), n_all
+            return delayed(hold_out_part)(
+                model, self.parts[k], k, skad.__version__, *where
+            )
+
+        with progress(len(self.parts), "held-out parts", verbose, unit="part") as bar:
+            detector._set_held_out(self._held_out_passes(hold_out, keys, bar.update))
+
+    def _held_out_passes(
+        self, hold_out: Task, keys: list[str], report: Any
+    ) -> Iterator[Any]:
+        """Yield what the second pass found, in the order of the parts."""
+        if self.checkpoint.folder is not None:
+            every = [key.encode() for key in keys]
+            keys = [joined_key(b"held out", key, *every) for key in every]
+        found = {k: self.checkpoint.load(key) for k, key in enumerate(keys)}
+        left = [k for k, outcome in found.items() if outcome is None]
+        outcomes = self._outcomes(hold_out, left)
+        for number in range(len(keys)):
+            while found[number] is None:
+                outcome = next(outcomes, None)
+                if outcome is None:  # they stopped by an error
+                    self.reports.raise_failures()
+                elif outcome.error is None:
+                    self.checkpoint.save(keys[outcome.number], outcome)
+                    found[outcome.number] = outcome
+            passed = found.pop(number).fitted
+            passed.positions = self.parts.positions[number][passed.positions]
+            report(1)
+            yield passed
 
     # -- models ------------------------------------------------------------------
 
@@ -246,8 +292,8 @@ class _Job:
         if fitted is None:
             task = delayed(fit_transformers)(steps, self.parts[0], skad.__version__)
             (outcome,) = Parallel(n_jobs=self.n_jobs)([task])
-            self._check(outcome)
-            self._raise_failures()
+            self.reports.check(outcome)
+            self.reports.raise_failures()
             # Unique by its time and place: parts of other transformers are strangers.
             fitted = outcome.fitted, os.urandom(16)
             self.checkpoint.save(first, fitted)
@@ -256,7 +302,7 @@ class _Job:
     def _template(self, transformers: list[tuple[str, Any]]) -> Any:
         """Model that a worker fits: frozen transformers, then the detector."""
         model = clone(self.model)
-        detector = _detector(model)
+        detector = detector_of(model)
         if "verbose" in detector.get_params():
             detector.set_params(verbose=False)
         if self.is_pipeline:
@@ -269,7 +315,7 @@ class _Job:
         return model
 
     def _assembled(self, transformers: list[tuple[str, Any]], detector: Any) -> Any:
-        original = _detector(self.model)
+        original = detector_of(self.model)
         if "verbose" in original.get_params():
             detector.set_params(verbose=original.verbose)
         if not self.is_pipeline:
@@ -287,16 +333,16 @@ class _Job:
 
     # -- work --------------------------------------------------------------------
 
-    def _outcomes(self, template: Any, left: list[int]) -> Iterator[Outcome]:
+    def _outcomes(self, task: Task, left: list[int]) -> Iterator[Outcome]:
         """Yield outcomes as they come; parts of workers that died run once more."""
         waiting, retries = list(left), 0
         while waiting:
             n_before = len(waiting)
             try:
-                for outcome in self._run(template, waiting):
+                for outcome in self._run(task, waiting):
                     waiting.remove(outcome.number)
-                    self._check(outcome)
-                    if self.failures and self.checkpoint.folder is None:
+                    self.reports.check(outcome)
+                    if self.reports.failures and self.checkpoint.folder is None:
                         return
                     yield outcome
             except BrokenExecutor as error:
@@ -312,14 +358,11 @@ class _Job:
                     "fitted again."
                 )
 
-    def _run(self, template: Any, numbers: list[int]) -> Iterator[Outcome]:
+    def _run(self, task: Task, numbers: list[int]) -> Iterator[Outcome]:
         """Yield outcomes of parts, in any order."""
         for parallel, some in self._rounds(list(numbers)):
             # The images of a part are looked up when a worker is about to take them.
-            found = parallel(
-                delayed(fit_part)(template, self.parts[k], k, skad.__version__)
-                for k in some
-            )
+            found = parallel(task(k) for k in some)
             try:
                 yield from found
             finally:
@@ -342,57 +385,6 @@ class _Job:
         step = _PARTS_PER_WORKER * joblib.effective_n_jobs(self.n_jobs)
         for lo in range(0, len(numbers), step):
             yield Parallel(self.n_jobs, batch_size=1), numbers[lo : lo + step]
-
-    # -- errors and warnings -----------------------------------------------------
-
-    def _check(self, outcome: Outcome) -> None:
-        """Complete the error of a part with what only the caller knows."""
-        if outcome.unreadable:
-            here = [path for path in outcome.unreadable if os.access(path, os.R_OK)]
-            if here:
-                n = len(self.parts[outcome.number])
-                outcome.error = ImageError(
-                    f"the worker on {outcome.where} cannot read {len(here)} of the "
-                    f"{n} files of a part, such as {here[0]!r}, which this process "
-                    "can read. fit_parts sends paths, not pixels: give all machines "
-                    "the same files at the same paths, on a shared disk, or pass the "
-                    "images themselves.",
-                    path=here[0],
-                )
-        if outcome.error is not None:
-            self.failures[outcome.number] = outcome
-
-    def _raise_failures(self) -> None:
-        if not self.failures:
-            return
-        number = min(self.failures)
-        outcome, n_parts = self.failures[number], len(self.parts)
-        error: Any = outcome.error
-        if error.args and isinstance(error.args[0], str):
-            error.args = self.parts.renumbered(error.args[0], number), *error.args[1:]
-        if isinstance(error, ImageError) and error.where:
-            error.where = self.parts.renumbered(error.where, number)
-        if n_parts > 1:
-            failed = sorted(self.failures)
-            error.add_note(
-                f"Parts {failed} of {n_parts} failed, {number} on {outcome.where}."
-            )
-            if self.checkpoint.folder is not None:
-                error.add_note(
-                    f"The other parts are in {str(self.checkpoint.folder)!r}, for the "
-                    "next call."
-                )
-        raise error from WorkerTraceback(outcome.trace)
-
-    def _pass_on_warnings(self) -> None:
-        """Repeat warnings of the workers that are true of the whole, too.
-
-        These are the ones that name an image; any is, if there is a single part.
-        """
-        for number, category, text in self.messages:
-            if len(self.parts) == 1 or "X[" in text:
-                text = self.parts.renumbered(text, number)
-                warn_user(text, category)
 
 
 def _close(results: Any) -> None:

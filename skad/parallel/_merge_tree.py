@@ -5,6 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import sklearn.pipeline
+from sklearn.frozen import FrozenEstimator
+
+from skad.parallel._worker import detector_of
+
 
 class MergeTree:
     """Merges detectors in pairs, the results of that in pairs, and so on.
@@ -68,3 +73,24 @@ def _merged(left: Any, right: Any, *, is_last: bool) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return left.merge(right)
+
+
+def check_can_merge(model: Any) -> None:
+    """Refuse a model whose detector does not merge, before any work starts."""
+    detector = detector_of(model)
+    is_frozen = isinstance(detector, FrozenEstimator)
+    if hasattr(detector, "merge") and not is_frozen:
+        return
+    name = type(detector).__name__
+    if is_frozen:
+        advice = "a frozen detector learns nothing."
+    elif hasattr(detector, "best_estimator_") or hasattr(detector, "estimator"):
+        advice = "search for parameters first, and pass the best estimator."
+    elif isinstance(detector, sklearn.pipeline.Pipeline):
+        advice = "put its steps into the outer pipeline."
+    else:
+        advice = (
+            "it has no merge. PaDiMDetector, SubspaceDetector and PatchCoreDetector "
+            "have one, and FusionDetector around them."
+        )
+    raise TypeError(f"model cannot be fitted in parts by a {name}: {advice}")

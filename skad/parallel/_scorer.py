@@ -7,13 +7,13 @@ import pickle
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 
 import skad
 from skad._kept import ByteBounded
 from skad.inspection import inspect
+from skad.persistence import load
 
 _INPUTS = ("image", "path")
 
@@ -40,10 +40,9 @@ class Scorer:
     ----------
     model_or_path : estimator or path
         A fitted detector of skad that takes images, a pipeline that ends in one, a
-        search that was fitted, or the file of one of these, as `joblib.dump` wrote it.
+        search that was fitted, or the file of one of these, as `skad.save` wrote it.
         A path is made absolute, and must lead to the file on every machine. An
         estimator travels with every copy of the scorer: for a large one, pass a path.
-        Load only files that you trust, as with any pickle.
 
     Raises
     ------
@@ -124,6 +123,9 @@ class Scorer:
         FileNotFoundError
             If there is no file of the model on this machine.
 
+        ImportError
+            If the model is a file, and skops is not installed.
+
         RuntimeError
             If this process has another version of skad than the one that made the
             scorer.
@@ -170,7 +172,7 @@ class Scorer:
                 "disk that all machines share, or pass the model itself to Scorer."
             ) from error
         key = path, state.st_mtime_ns, state.st_size
-        return _LOADED.get(key, lambda: _Loaded(joblib.load(path), state.st_size)).model
+        return _LOADED.get(key, lambda: _Loaded(load(path), state.st_size)).model
 
 
 def _dumps(model: Any) -> bytes:

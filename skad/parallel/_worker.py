@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import sklearn.pipeline
 from sklearn.base import clone
 
 import skad
+from skad.networks._torch_state import own_torch_state
 from skad.parallel._parts import unreadable_files
 
 
@@ -103,9 +105,12 @@ def fit_part(model: Any, X: Any, number: int, version: str) -> Outcome:
     """
 
     def fit() -> Any:
-        fitted = clone(model).fit(X)
-        is_pipeline = isinstance(fitted, sklearn.pipeline.Pipeline)
-        detector = fitted.steps[-1][1] if is_pipeline else fitted
+        fitted = clone(model)
+        detector = detector_of(fitted)
+        if getattr(detector_of(model), "_holds_out_later", False):
+            detector._holds_out_later = True
+        fitted.fit(X)
+        detector = detector_of(fitted)
         if detector.n_samples_seen_ == 1 and len(X) > 1:
             raise ValueError(
                 f"only one of the {len(X)} images of a part could be read, and none "
@@ -115,6 +120,50 @@ def fit_part(model: Any, X: Any, number: int, version: str) -> Outcome:
         return detector
 
     return _outcome(fit, number, X, version)
+
+
+def hold_out_part(
+    model: Any, X: Any, number: int, version: str, first: int, n: int, n_all: int
+) -> Outcome:
+    """Score the images of one part by the merged model, each without its own rows.
+
+    Parameters
+    ----------
+    model : detector or pipeline
+        Merged from all parts; where it is a pipeline, all of its transformers are
+        frozen.
+    X : sequence of images, or ndarray of patch features
+        Of the part, as for `fit_part`.
+    number : int
+        Number of the part.
+    version : str
+        Version of skad that the caller has.
+    first, n, n_all : int
+        Number of images learned from before this part, from this part, and in all.
+
+    Returns
+    -------
+    outcome : Outcome
+        Its `fitted` is what the detector found, for the caller to join.
+    """
+
+    def hold_out() -> Any:
+        detector = detector_of(model)
+        batches: Any = [(np.arange(len(X)), X)]
+        if isinstance(model, skad.Pipeline) and model._can_stream():
+            batches = model._training_batches(X, None, None)
+        elif detector is not model:
+            batches = [(np.arange(len(X)), model[:-1].transform(X))]
+        with own_torch_state():
+            return detector._held_out_pass(batches, first, n, n_all)
+
+    return _outcome(hold_out, number, X, version)
+
+
+def detector_of(model: Any) -> Any:
+    """The detector of a pipeline, or the model itself."""
+    is_pipeline = isinstance(model, sklearn.pipeline.Pipeline)
+    return model.steps[-1][1] if is_pipeline else model
 
 
 def _outcome(fit: Any, number: int, X: Any, version: str) -> Outcome:

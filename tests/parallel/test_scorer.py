@@ -37,8 +37,8 @@ def files(data, tmp_path):
 @pytest.fixture
 def n_loaded(monkeypatch):
     """Counts the files of models that are loaded."""
-    loaded, load = [], joblib.load
-    monkeypatch.setattr(_scorer.joblib, "load", lambda p: loaded.append(p) or load(p))
+    loaded, load = [], _scorer.load
+    monkeypatch.setattr(_scorer, "load", lambda p: loaded.append(p) or load(p))
     return loaded
 
 
@@ -129,19 +129,20 @@ def test_model_that_was_changed_meanwhile_is_another_one(model, data):
 
 
 def test_file_is_loaded_once(model, data, tmp_path, n_loaded, monkeypatch):
-    joblib.dump(model, tmp_path / "model.joblib")
+    pytest.importorskip("skops", reason='needs pip install "skad[line]"')
+    skad.save(model, tmp_path / "part.skad")
     monkeypatch.chdir(tmp_path)
-    scorer = Scorer("model.joblib")
+    scorer = Scorer("part.skad")
     monkeypatch.chdir("/")
     assert n_loaded == []
     for _ in range(3):
         answer = pickle.loads(pickle.dumps(scorer))({"image": data.test})
     assert len(n_loaded) == 1
     assert_array_equal(answer["score"], model.score_samples(data.test))
-    assert repr(scorer) == f"Scorer({str(tmp_path / 'model.joblib')!r})"
+    assert repr(scorer) == f"Scorer({str(tmp_path / 'part.skad')!r})"
     other = pickle.loads(pickle.dumps(model))
     other[-1].set_contamination(0.4)
-    joblib.dump((other), tmp_path / "model.joblib", compress=1)
+    skad.save(other, tmp_path / "part.skad")
     changed = scorer({"image": data.test})
     assert len(n_loaded) == 2
     assert (changed["decision"] < answer["decision"]).all()
@@ -162,7 +163,7 @@ def test_bad_arguments(model, tmp_path):
     with pytest.raises(TypeError, match="needs a detector of skad"):
         Scorer(PatchFeatures())
     with pytest.raises(FileNotFoundError, match="disk that all machines share"):
-        Scorer(tmp_path / "none.joblib")({"path": ["a.png"]})
+        Scorer(tmp_path / "none.skad")({"path": ["a.png"]})
     with pytest.raises(ValueError, match="columns 'file'; Scorer takes 'path'"):
         Scorer(model)({"file": ["a.png"]})
 

@@ -1,0 +1,226 @@
+"""The verb inspect: a table, heat maps and masks, also of a folder that fills up."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import skad
+from skad._chain import Chain
+from skad.images import list_images, read_image
+
+COLUMNS = (
+    "path",
+    "label",
+    "score",
+    "decision",
+    "p_value",
+    "n_defects",
+    "boxes",
+    "error",
+)
+_PATIENCE = 5.0  # seconds that an unreadable file of a watched folder has to become one
+
+
+def inspect(arguments: Namespace) -> None:
+    """Judge images one after the other."""
+    model = skad.load(arguments.model)
+    out = None if arguments.out is None else Path(arguments.out)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if arguments.watch:
+            images: Any = _watched(arguments, stack.enter_context(_until_told()))
+        else:
+            images = _listed(arguments.images)
+        table = stack.enter_context(_Table(out, arguments.watch, arguments.json))
+        if arguments.watch:
+            images = (path for path in images if str(path) not in table.known)
+        pictures = None if out is None else _Pictures(out, model)
+        counts = {1: 0, -1: 0, 0: 0}
+        for one in skad.inspect(model, images, maps="rejected"):
+            if arguments.watch and one.error and _is_recent(one.source):
+                images_again(arguments, one.source)
+                continue
+            table.add(one)
+            counts[one.label] += 1
+            if pictures is not None and one.mask is not None:
+                pictures.add(one)
+    print(
+        f"{counts[1]} normal, {counts[-1]} anomalous, {counts[0]} not judged",
+        file=sys.stderr,
+    )
+
+
+def images_again(arguments: Namespace, path: Any) -> None:
+    """Have a file of a watched folder looked at once more."""
+    arguments.taken.discard(Path(path))
+
+
+def _is_recent(path: Any) -> bool:
+    try:
+        return time.time() - os.stat(path).st_mtime < _PATIENCE
+    except OSError:
+        return False
+
+
+def _listed(names: list[str]) -> list[Path]:
+    found: list[Path] = []
+    for name in names:
+        path = Path(name)
+        found += list_images(path, nested=True) if path.is_dir() else [path]
+    return found
+
+
+def _watched(arguments: Namespace, told: list[int]) -> Iterator[Path]:
+    """Yield each image of a folder once it is complete, until told to end."""
+    if len(arguments.images) != 1 or not Path(arguments.images[0]).is_dir():
+        raise ValueError("--watch needs one folder that exists.")
+    folder = Path(arguments.images[0])
+    arguments.taken = set()
+    sizes: dict[Path, tuple[int, int]] = {}
+    while not told:
+        for path in _present(folder):
+            if path in arguments.taken:
+                continue
+            try:
+                state = path.stat()
+            except OSError:
+                continue  # gone again
+            size = state.st_size, state.st_mtime_ns
+            if state.st_size > 0 and sizes.get(path) == size:
+                arguments.taken.add(path)
+                sizes.pop(path)
+                yield path
+                if told:
+                    return
+            else:
+                sizes[path] = size
+        ends = time.monotonic() + arguments.interval
+        while not told and time.monotonic() < ends:
+            time.sleep(min(0.1, arguments.interval))
+
+
+def _present(folder: Path) -> list[Path]:
+    try:
+        return list_images(folder, nested=True)
+    except FileNotFoundError:
+        return []
+
+
+@contextmanager
+def _until_told() -> Iterator[list[int]]:
+    """A list that is not empty once Ctrl-C or SIGTERM came."""
+    told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [
+        signal.signal(kind, lambda number, _: told.append(number)) for kind in kinds
+    ]
+    try:
+        yield told
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+class _Table:
+    """Rows of inspections, each on the disk as soon as it is known."""
+
+    def __init__(self, out: Path | None, goes_on: bool, as_json: bool) -> None:
+        self.as_json = as_json
+        self.known: set[str] = set()
+        self._file: Any = sys.stdout
+        if out is not None:
+            path = out / "results.csv"
+            if goes_on and path.exists():
+                with open(path, newline="", encoding="utf-8") as old:
+                    self.known = {row["path"] for row in csv.DictReader(old)}
+            mode = "a" if self.known else "w"
+            self._file = open(path, mode, newline="", encoding="utf-8")  # noqa: SIM115
+        self._to_file = out is not None
+        self._csv = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+        if not self.known and (self._to_file or not as_json):
+            self._csv.writeheader()
+
+    def __enter__(self) -> _Table:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.flush()
+        if self._to_file:
+            self._file.close()
+
+    def add(self, one: Any) -> None:
+        """Write the row of an inspection."""
+        boxes = [list(defect.bbox) for defect in one.defects or ()]
+        row = {
+            "path": str(one.source),
+            "label": one.label,
+            "score": _number(one.score),
+            "decision": _number(one.decision),
+            "p_value": _number(one.p_value),
+            "n_defects": len(boxes),
+            "boxes": boxes,
+            "error": one.error,
+        }
+        if self.as_json:
+            print(json.dumps(row), flush=True)
+        if self._to_file or not self.as_json:
+            row["boxes"] = "; ".join(" ".join(map(str, box)) for box in boxes)
+            self._csv.writerow(row)
+            self._file.flush()
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+class _Pictures:
+    """Heat maps and masks of rejected images, as files."""
+
+    def __init__(self, out: Path, model: Any) -> None:
+        self._chain = Chain(model)
+        self._folders = out / "maps", out / "masks"
+        for folder in self._folders:
+            folder.mkdir(exist_ok=True)
+
+    def add(self, one: Any) -> None:
+        """Write both pictures of an inspection."""
+        maps, masks = self._folders
+        name = self._free(Path(one.source).name, one.index)
+        Image.fromarray(one.mask.astype(np.uint8) * 255).save(masks / name)
+        image = read_image(one.source)[..., :3]
+        if image.dtype != np.uint8:
+            image = np.rint(255 * image / max(float(image.max()), 1e-9))
+        grey = np.broadcast_to(image.mean(axis=2, keepdims=True), (*image.shape[:2], 3))
+        threshold = self._chain.pixel_threshold(one.anomaly_map.shape)
+        low = float(one.anomaly_map.min())
+        heat = (one.anomaly_map - low) / max(2 * (threshold - low), 1e-9)
+        share = np.clip(heat, 0, 1)[..., None]
+        hot = np.concatenate(
+            [np.full_like(share, 255), 200 * (1 - share), 0 * share], -1
+        )
+        mixed = grey * (1 - 0.7 * share) + 0.7 * share * hot
+        Image.fromarray(np.rint(mixed).astype(np.uint8)).save(maps / name)
+
+    def _free(self, name: str, index: int) -> str:
+        """A name that no other picture has."""
+        if (self._folders[1] / f"{name}.png").exists():
+            name = f"{index}-{name}"
+        return f"{name}.png"

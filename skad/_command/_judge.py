@@ -1,0 +1,108 @@
+"""The verbs that look at a model and its results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from argparse import Namespace
+from typing import Any
+
+import numpy as np
+
+import skad
+from skad.images import list_images
+
+
+def evaluate(arguments: Namespace) -> None:
+    """Print all metrics of a labelled data set."""
+    from skad import metrics
+    from skad.datasets import load
+
+    model = skad.load(arguments.model)
+    data = load(arguments.images, require_masks=False)
+    found = list(skad.inspect(model, data.test))
+    unread = [one for one in found if one.label == 0]
+    if unread:
+        raise ValueError(f"{unread[0].source}: {unread[0].error or 'has no label'}")
+    y = np.asarray(data.y_test)
+    decisions = np.array([one.decision for one in found])
+    labels = np.array([one.label for one in found])
+    values: dict[str, Any] = {
+        "n_normal": int((y == 1).sum()),
+        "n_anomalous": int((y == -1).sum()),
+        "false_alarms": float((labels[y == 1] == -1).mean()),
+        "found": float((labels[y == -1] == -1).mean()),
+        "image_auroc": float(metrics.image_auroc(y, decisions)),
+        "image_average_precision": float(metrics.image_average_precision(y, decisions)),
+        "image_f1_max": float(metrics.image_f1_max(y, decisions)),
+    }
+    known = [i for i in range(len(found)) if i not in set(data.unmasked)]
+    if data.masks is not None and any(data.masks[i] is not None for i in known):
+        maps = [found[i].anomaly_map for i in known]
+        pixels = metrics.pixel_metrics([data.masks[i] for i in known], maps)
+        values |= {name: float(value) for name, value in pixels.items()}
+    _print_values(values, arguments.json)
+
+
+def suspects(arguments: Namespace) -> None:
+    """Print the training images, the most suspicious first."""
+    from skad.inspection import suspects as ranked
+
+    images = list_images(arguments.images)
+    found = ranked(skad.load(arguments.model), images)
+    rows = [
+        {"path": str(images[i]), "score": float(score), "flagged": bool(flagged)}
+        for i, score, flagged in zip(
+            found.indices, found.scores, found.flagged, strict=True
+        )
+    ]
+    if arguments.json:
+        print(json.dumps(rows))
+        return
+    table = csv.DictWriter(
+        sys.stdout, ["path", "score", "flagged"], lineterminator="\n"
+    )
+    table.writeheader()
+    table.writerows(rows)
+
+
+def report(arguments: Namespace) -> None:
+    """Write the page of results."""
+    from skad.report import write_report
+
+    images = list_images(arguments.images, nested=True)
+    model = skad.load(arguments.model)
+    write_report(arguments.output, model, images, verbose=sys.stderr.isatty())
+    shown = {"file": arguments.output, "n_images": len(images)}
+    print(
+        json.dumps(shown)
+        if arguments.json
+        else f"{shown['file']}: {len(images)} images"
+    )
+
+
+def info(arguments: Namespace) -> None:
+    """Print what a file says of its model."""
+    found = skad.model_info(arguments.model)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        if name == "versions":
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        elif name == "networks":
+            value = "; ".join(
+                f"{one['backbone']} ({one['weights']}, licence "
+                f"{one['licence'] or 'not known'}, sha256 {one['sha256']})"
+                for one in value
+            )
+        print(f"{name}: {value}")
+
+
+def _print_values(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(values))
+        return
+    for name, value in values.items():
+        print(f"{name}: {value if isinstance(value, int) else f'{value:.4f}'}")
