@@ -13,6 +13,8 @@ import numpy as np
 import skad
 from skad.images import list_images
 
+_N_CHECKED = 16  # images for which a graph is compared with its model
+
 
 def evaluate(arguments: Namespace) -> None:
     """Print all metrics of a labelled data set."""
@@ -80,6 +82,17 @@ def report(arguments: Namespace) -> None:
         if arguments.json
         else f"{shown['file']}: {len(images)} images"
     )
+
+
+def export(arguments: Namespace) -> None:
+    """Write the graph, if it answers as the model does."""
+    from skad.export import to_onnx
+
+    images = list_images(arguments.images, nested=True)[:_N_CHECKED]
+    to_onnx(skad.load(arguments.model), arguments.output, check=images)
+    shown = {"file": arguments.output, "n_checked": len(images)}
+    text = f"{arguments.output}: answers as the model does for {len(images)} images"
+    print(json.dumps(shown) if arguments.json else text)
 
 
 def info(arguments: Namespace) -> None:

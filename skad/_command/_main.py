@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("skad: interrupted", file=sys.stderr)
             return 130
+        except BrokenPipeError:  # nobody reads on, as of `skad suspects ... | head`
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            return 0
         except Exception as error:
             if arguments.debug:
                 raise

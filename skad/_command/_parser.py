@@ -108,6 +108,22 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("images", metavar="DIR", help=_IMAGES)
     report.add_argument("-o", "--output", required=True, metavar="FILE")
 
+    export = _verb(
+        verbs,
+        "export",
+        "_judge:export",
+        "write the model as an ONNX graph",
+        "skad export part.skad new/ -o part.onnx",
+    )
+    export.add_argument("model", metavar="MODEL", help=_MODEL)
+    export.add_argument(
+        "images",
+        metavar="DIR",
+        help="images of the line, all of one size, for which the graph must answer as "
+        "the model does; the first 16 are taken",
+    )
+    export.add_argument("-o", "--output", required=True, metavar="FILE")
+
     info = _verb(
         verbs,
         "info",

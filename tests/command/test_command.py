@@ -120,6 +120,18 @@ def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
         main([*arguments, "--debug"])
 
 
+@pytest.mark.slow
+def test_export(folder, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    graph = tmp_path / "part.onnx"
+    arguments = ["export", str(folder / "part.skad"), str(folder / "test")]
+    assert main([*arguments, "-o", str(graph)]) == 0
+    assert "answers as the model does for 8 images" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(graph)
+    assert [one.name for one in session.get_inputs()] == ["image"]
+
+
 def started(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
