@@ -10,7 +10,7 @@ from skad._chain import Chain
 from skad._maps import _operators
 
 # Each fills the tables of _registry.
-from skad.export import _banks, _features, _linear  # noqa: F401
+from skad.export import _banks, _combined, _features, _linear, _trained  # noqa: F401
 from skad.export._reader import Reader
 from skad.export._registry import features_module, refuse, scores_module
 

@@ -281,11 +281,15 @@ class PCANetFeatures(PatchFeatureTransformer):
 
     def _responses(self, batch: np.ndarray) -> np.ndarray:
         """Responses of all stages on the final grid, (b, h, w, n_responses)."""
+        return self._responses_of(_to_tensor(batch)).numpy()
+
+    def _responses_of(self, x: Any) -> Any:
+        """The same of a tensor (b, c, H, W), as a tensor."""
         import torch
         from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 
-        height, width = (max(1, side // STRIDE) for side in batch.shape[1:3])
-        outputs = self._stages(_to_tensor(batch))[1]
+        height, width = (max(1, side // STRIDE) for side in x.shape[2:])
+        outputs = self._stages(x)[1]
         on_grid = []
         for output in outputs:
             if output.shape[2] >= height and output.shape[3] >= width:
@@ -296,7 +300,7 @@ class PCANetFeatures(PatchFeatureTransformer):
                 )
         stacked = torch.cat(on_grid, dim=1)
         padded = torch.nn.functional.pad(stacked, (1, 1, 1, 1), mode="replicate")
-        return avg_pool2d(padded, 3, 1).permute(0, 2, 3, 1).numpy()
+        return avg_pool2d(padded, 3, 1).permute(0, 2, 3, 1)
 
     def _stages(self, x: Any) -> tuple[Any, list[Any]]:
         """Input of the next stage, and the outputs of the stages so far."""

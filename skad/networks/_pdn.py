@@ -333,13 +333,20 @@ def raw_maps(
     Both are ndarrays (b, h, w), float32: the mean over channels of squared differences
     (Section 3.4), for images (b, H, W, 3) in [0, 1].
     """
-    batch = normalized(images, device)
+    found = disagreements(teacher, student, autoencoder, normalized(images, device))
+    return found[0].cpu().numpy(), found[1].cpu().numpy()
+
+
+def disagreements(
+    teacher: Any, student: Any, autoencoder: Any, batch: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `raw_maps`, of a normalised batch (b, 3, H, W), as tensors."""
     target = teacher(batch)
     output = student(batch)
     c = target.shape[1]
     by_teacher = (target - output[:, :c]).square().mean(dim=1)
     by_autoencoder = (autoencoder(batch) - output[:, c:]).square().mean(dim=1)
-    return by_teacher.cpu().numpy(), by_autoencoder.cpu().numpy()
+    return by_teacher, by_autoencoder
 
 
 # -- teachers --------------------------------------------------------------------

@@ -219,12 +219,19 @@ def scores_and_maps(
     maps : ndarray of shape (b, ceil(H / 4), ceil(W / 4)), float32
         Probabilities that a pixel is anomalous; means of 4 x 4 pixels.
     """
-    _, logits = restore_and_compare(networks, channels_first(images, device))
+    scores, maps = answers_of(networks, channels_first(images, device))
+    return scores.cpu().double().numpy(), maps.cpu().numpy()
+
+
+def answers_of(
+    networks: Any, images: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `scores_and_maps`, of images (b, 3, H, W), as tensors of float32."""
+    _, logits = restore_and_compare(networks, images)
     maps = logits.softmax(dim=1)[:, 1]
     scores = largest_mean(maps)
     size = -(-maps.shape[1] // 4), -(-maps.shape[2] // 4)
-    maps = functional.adaptive_avg_pool2d(maps, size)
-    return scores.cpu().double().numpy(), maps.cpu().numpy()
+    return scores, functional.adaptive_avg_pool2d(maps, size)
 
 
 def largest_mean(maps: torch.Tensor) -> torch.Tensor:
