@@ -168,7 +168,7 @@ def tiles(options):
     n = 4 if options.small else options.images
     counts = {"train": n, "normal": max(2, n * 2 // 5), "scratched": max(2, n * 2 // 5)}
     rows = []
-    for name, folder in SETS.items():
+    for name, folder in list(SETS.items())[: 1 if options.small else None]:
         photographs = sorted((options.data / folder / "train" / "good").glob("*"))
         if not photographs:
             raise SystemExit(f"no photographs in {options.data / folder}; see --data.")

@@ -54,8 +54,11 @@ LONGEST = (
 )
 
 
-# Takes as long as the rest of its file.
-ALONE = ("tests/test_real_data.py::test_simplenet_on_magnetic_tiles",)
+# Take long, and share nothing with the rest of their files.
+ALONE = (
+    "tests/test_real_data.py::test_simplenet_on_magnetic_tiles",
+    "tests/test_benchmarks.py::test_runs_small[",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -77,7 +80,9 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            return nodeid if nodeid in ALONE else super()._split_scope(nodeid)
+            if nodeid.startswith(ALONE):
+                return nodeid
+            return super()._split_scope(nodeid)
 
     config.option.loadscopereorder = False
     return ByFile(config, log)

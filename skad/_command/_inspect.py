@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 import skad
-from skad._chain import Chain
-from skad.images import list_images, read_image
+from skad._command._pictures import Pictures
+from skad.images import list_images
 
 COLUMNS = (
     "path",
@@ -44,12 +43,13 @@ def inspect(arguments: Namespace) -> None:
     with ExitStack() as stack:
         if arguments.watch:
             images: Any = _watched(arguments, stack.enter_context(_until_told()))
+            base = Path(arguments.images[0])
         else:
-            images = _listed(arguments.images)
+            images, base = _listed(arguments.images)
         table = stack.enter_context(_Table(out, arguments.watch, arguments.json))
         if arguments.watch:
             images = (path for path in images if str(path) not in table.known)
-        pictures = None if out is None else _Pictures(out, model)
+        pictures = None if out is None else Pictures(out, base, model)
         counts = {1: 0, -1: 0, 0: 0}
         for one in skad.inspect(model, images, maps="rejected"):
             if arguments.watch and one.error and _is_recent(one.source):
@@ -57,8 +57,8 @@ def inspect(arguments: Namespace) -> None:
                 continue
             table.add(one)
             counts[one.label] += 1
-            if pictures is not None and one.mask is not None:
-                pictures.add(one)
+            if pictures is not None:
+                pictures.update(one)
     print(
         f"{counts[1]} normal, {counts[-1]} anomalous, {counts[0]} not judged",
         file=sys.stderr,
@@ -77,12 +77,14 @@ def _is_recent(path: Any) -> bool:
         return False
 
 
-def _listed(names: list[str]) -> list[Path]:
+def _listed(names: list[str]) -> tuple[list[Path], Path]:
+    """The images of files and folders, and the folder that holds them all."""
     found: list[Path] = []
-    for name in names:
-        path = Path(name)
+    folders = []
+    for path in map(Path, names):
         found += list_images(path, nested=True) if path.is_dir() else [path]
-    return found
+        folders.append(os.path.abspath(path if path.is_dir() else path.parent))
+    return found, Path(os.path.commonpath(folders))
 
 
 def _watched(arguments: Namespace, told: list[int]) -> Iterator[Path]:
@@ -189,38 +191,3 @@ class _Table:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
-
-
-class _Pictures:
-    """Heat maps and masks of rejected images, as files."""
-
-    def __init__(self, out: Path, model: Any) -> None:
-        self._chain = Chain(model)
-        self._folders = out / "maps", out / "masks"
-        for folder in self._folders:
-            folder.mkdir(exist_ok=True)
-
-    def add(self, one: Any) -> None:
-        """Write both pictures of an inspection."""
-        maps, masks = self._folders
-        name = self._free(Path(one.source).name, one.index)
-        Image.fromarray(one.mask.astype(np.uint8) * 255).save(masks / name)
-        image = read_image(one.source)[..., :3]
-        if image.dtype != np.uint8:
-            image = np.rint(255 * image / max(float(image.max()), 1e-9))
-        grey = np.broadcast_to(image.mean(axis=2, keepdims=True), (*image.shape[:2], 3))
-        threshold = self._chain.pixel_threshold(one.anomaly_map.shape)
-        low = float(one.anomaly_map.min())
-        heat = (one.anomaly_map - low) / max(2 * (threshold - low), 1e-9)
-        share = np.clip(heat, 0, 1)[..., None]
-        hot = np.concatenate(
-            [np.full_like(share, 255), 200 * (1 - share), 0 * share], -1
-        )
-        mixed = grey * (1 - 0.7 * share) + 0.7 * share * hot
-        Image.fromarray(np.rint(mixed).astype(np.uint8)).save(maps / name)
-
-    def _free(self, name: str, index: int) -> str:
-        """A name that no other picture has."""
-        if (self._folders[1] / f"{name}.png").exists():
-            name = f"{index}-{name}"
-        return f"{name}.png"

@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,11 @@ def report(arguments: Namespace) -> None:
     """Write the page of results."""
     from skad.report import write_report
 
-    images = list_images(arguments.images, nested=True)
     model = skad.load(arguments.model)
-    write_report(arguments.output, model, images, verbose=sys.stderr.isatty())
+    images, labelled = _with_labels(arguments.images)
+    write_report(
+        arguments.output, model, images, verbose=sys.stderr.isatty(), **labelled
+    )
     shown = {"file": arguments.output, "n_images": len(images)}
     print(
         json.dumps(shown)
@@ -84,11 +87,23 @@ def report(arguments: Namespace) -> None:
     )
 
 
+def _with_labels(folder: str) -> tuple[list[Any], dict[str, Any]]:
+    """Images of a folder; of a data set, its test images with what is known of them."""
+    if not (Path(folder) / "train").is_dir():
+        return list_images(folder, nested=True), {}
+    from skad.datasets import load
+
+    data = load(folder, require_masks=False)
+    known = {"y": data.y_test, "masks": data.masks, "kinds": data.defect_types}
+    return list(data.test), known
+
+
 def export(arguments: Namespace) -> None:
     """Write the graph, if it answers as the model does."""
     from skad.export import to_onnx
 
-    images = list_images(arguments.images, nested=True)[:_N_CHECKED]
+    images = list_images(arguments.images, nested=True)
+    images = images[:: -(-len(images) // _N_CHECKED)]
     to_onnx(skad.load(arguments.model), arguments.output, check=images)
     shown = {"file": arguments.output, "n_checked": len(images)}
     text = f"{arguments.output}: answers as the model does for {len(images)} images"

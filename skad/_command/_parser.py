@@ -105,7 +105,12 @@ def parser() -> argparse.ArgumentParser:
         "skad report part.skad new/ -o report.html",
     )
     report.add_argument("model", metavar="MODEL", help=_MODEL)
-    report.add_argument("images", metavar="DIR", help=_IMAGES)
+    report.add_argument(
+        "images",
+        metavar="DIR",
+        help=f"{_IMAGES}, or a data set such as MVTec AD's, whose labels and masks the "
+        "page then shows",
+    )
     report.add_argument("-o", "--output", required=True, metavar="FILE")
 
     export = _verb(
@@ -120,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
         "images",
         metavar="DIR",
         help="images of the line, all of one size, for which the graph must answer as "
-        "the model does; the first 16 are taken",
+        "the model does; up to 16 of them are taken, evenly spread",
     )
     export.add_argument("-o", "--output", required=True, metavar="FILE")
 

@@ -52,7 +52,7 @@ def load_real_iad(
         As `load_mvtec` returns it, in the order of the file; `defect_types` are the
         codes of the data set, "good" for normal images;
         `anomalous`, `anomalous_masks` : the anomalous training images of the splits
-        "realiad_jsons_fuiad_...". Learn from ``data.train + data.anomalous`` to repeat
+        ``realiad_jsons_fuiad_*``. Learn from ``data.train + data.anomalous`` to repeat
         what they were made for, training data with unknown defects.
 
     Raises

@@ -35,16 +35,8 @@ TRUE_COLOR = (0, 165, 200, 115)  # of masks that the user passed
 
 
 def picture(image: NDArray[Any]) -> str:
-    """Data URL of a thumbnail of an image (H, W, C) as `read_image` returns it.
-
-    An image with more than 8 bits is shown up to its brightest value, since sensors
-    often use a small part of the range.
-    """
-    if image.shape[2] == 2:  # grey and opacity
-        image = image[..., :1]
-    image = image[..., :3]
-    if image.dtype != np.uint8:
-        image = np.rint(255 * image / max(float(image.max()), 1e-9)).astype(np.uint8)
+    """Data URL of a thumbnail of an image (H, W, C) as `read_image` returns it."""
+    image = shown(image)
     whole = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
     def files() -> Iterable[bytes]:
@@ -60,8 +52,31 @@ def picture(image: NDArray[Any]) -> str:
     return _url(_smallest_fitting(files(), _IMAGE_BYTES), "jpeg")
 
 
+def shown(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """An image (H, W, C) as `read_image` returns it, with 1 or 3 channels of 8 bits.
+
+    An image with more bits is shown up to its brightest value, since sensors often use
+    a small part of the range.
+    """
+    image = image[..., : 1 if image.shape[2] == 2 else 3]  # without opacity
+    if image.dtype == np.uint8:
+        return image
+    return np.rint(255 * image / max(float(image.max()), 1e-9)).astype(np.uint8)
+
+
 def heat_map(anomaly_map: NDArray[Any], usual: float, threshold: float) -> str:
     """Data URL of a heat map: clear at a usual value, orange at the threshold."""
+    levels, palette = heat_levels(anomaly_map, usual, threshold)
+    return _of_levels(levels, palette, _HEAT_SIDE, _HEAT_BYTES)
+
+
+def heat_levels(
+    anomaly_map: NDArray[Any], usual: float, threshold: float
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Positions (H, W) in a palette, and the palette (n, 4): red, green, blue, opacity.
+
+    All of the palette is from 0 to 255.
+    """
     colors = _HEAT_STOPS[:, 1:]
     places = np.linspace(0, _HEAT_STOPS[-1, 0], _N_HEAT_LEVELS)
     palette = np.stack(
@@ -70,7 +85,7 @@ def heat_map(anomaly_map: NDArray[Any], usual: float, threshold: float) -> str:
     span = max(threshold - usual, 1e-9 * max(abs(threshold), 1.0))
     share = (anomaly_map - usual) / (span * _HEAT_STOPS[-1, 0])
     levels = np.rint(np.clip(share, 0, 1) * (_N_HEAT_LEVELS - 1)).astype(np.uint8)
-    return _of_levels(levels, palette, _HEAT_SIDE, _HEAT_BYTES)
+    return levels, palette
 
 
 def mask_picture(mask: NDArray[np.bool_], color: tuple[int, ...]) -> str:

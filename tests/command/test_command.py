@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,9 +69,15 @@ def test_inspect(folder, tmp_path, capsys):
     assert found[-1]["score"] == ""
     n_rejected = sum(row["label"] == "-1" for row in found)
     assert n_rejected >= 3
-    assert len(list((out / "maps").iterdir())) == n_rejected
-    for mask in (out / "masks").iterdir():
-        assert set(np.unique(np.asarray(Image.open(mask)))) <= {0, 255}
+    assert len(list(out.rglob("*.png"))) == 2 * n_rejected
+    base = os.path.commonpath([folder / "test", tmp_path])
+    for row in found:
+        if row["label"] == "-1":
+            place = f"{os.path.relpath(row['path'], base)}.png"
+            heat_map = np.asarray(Image.open(out / "maps" / place))
+            assert heat_map.shape == (64, 64, 3)
+            mask = np.asarray(Image.open(out / "masks" / place))
+            assert set(np.unique(mask)) <= {0, 255}
     assert main(["inspect", str(folder / "part.skad"), images[0], "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["path"] for line in lines] == paths
@@ -96,6 +104,23 @@ def test_the_other_verbs(folder, tmp_path, capsys):
     pytest.importorskip("jinja2")
     assert main(["report", model, good, "-o", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").stat().st_size > 10_000
+    assert main(["report", model, str(folder), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert re.search(r'"kind": ?"spot"', page)
+    assert re.search(r'"truth": ?-1', page)
+
+
+def test_a_later_run_removes_pictures_of_what_is_normal_now(folder, tmp_path):
+    part = tmp_path / "part.png"
+    command = ["inspect", str(folder / "part.skad"), str(part), "--out", str(tmp_path)]
+    shutil.copy(folder / "test/spot/0.png", part)
+    assert main(command) == 0
+    assert rows(tmp_path / "results.csv")[0]["label"] == "-1"
+    assert (tmp_path / "maps/part.png.png").exists()
+    shutil.copy(folder / "train/good/0.png", part)
+    assert main(command) == 0
+    assert rows(tmp_path / "results.csv")[0]["label"] == "1"
+    assert not list((tmp_path / "maps").iterdir())
 
 
 @pytest.mark.parametrize(
