@@ -10,7 +10,7 @@ from skad.detectors import PatchCoreDetector
 from skad.export._patches import PatchScores, image_scores
 from skad.export._registry import refuse_setting, scores_module
 
-_SPARE_CANDIDATES = 3  # rows beyond the k nearest whose distances are computed exactly
+SPARE_CANDIDATES = 3  # rows beyond the k nearest whose distances are computed exactly
 
 
 class NearestRows(nn.Module):
@@ -34,7 +34,7 @@ class NearestRows(nn.Module):
     def __init__(self, rows: np.ndarray, k: int) -> None:
         super().__init__()
         self.k = k
-        self.n_candidates = min(k + _SPARE_CANDIDATES, len(rows))
+        self.n_candidates = min(k + SPARE_CANDIDATES, len(rows))
         lengths = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
         self.register_buffer("rows", torch.from_numpy(np.ascontiguousarray(rows)))
         self.register_buffer("lengths", torch.from_numpy(lengths.astype(rows.dtype)))
@@ -80,7 +80,7 @@ class PatchCore(PatchScores):
         n, n_patches, d = patches.shape
         queries = patches.reshape(n * n_patches, d)
         if self.is_cosine:
-            queries = _unit_rows(queries)
+            queries = unit_rows(queries)
         squared, indices = self.nearest(queries)
         values = self._distance(squared).mean(dim=1).reshape(n, n_patches)
         scores = image_scores(values, self.top_ratio)
@@ -104,9 +104,9 @@ class PatchCore(PatchScores):
         return squared / 2 if self.is_cosine else squared.sqrt()
 
 
-def _unit_rows(rows: torch.Tensor) -> torch.Tensor:
+def unit_rows(rows: torch.Tensor) -> torch.Tensor:
     """As `skad.neighbors._distances.unit_rows`."""
-    length = (rows * rows).sum(dim=1, keepdim=True).sqrt()
+    length = (rows * rows).sum(dim=-1, keepdim=True).sqrt()
     return rows / length.clamp(min=torch.finfo(rows.dtype).tiny)
 
 

@@ -6,9 +6,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from skad.detectors import FusionDetector
+from skad.detectors import (
+    FusionDetector,
+    ImagePUADDetector,
+    PatchwiseDetector,
+    PRNDetector,
+    PUADDetector,
+)
 from skad.export._patches import PatchScores
-from skad.export._registry import scores_module
+from skad.export._registry import (
+    features_module,
+    patches_inside,
+    refuse,
+    scores_module,
+)
 
 
 class Fusion(PatchScores):
@@ -39,6 +50,63 @@ class Fusion(PatchScores):
         return scores, maps
 
 
+class TwoScores(PatchScores):
+    """Sum of a detector's score and of the distance of the mean patch feature.
+
+    Parameters
+    ----------
+    detector : PUADDetector or ImagePUADDetector
+
+    inside : ndarray of shape (h, w), bool
+        Patches inside of the region, of which the mean is taken.
+
+    scores : module
+        Of the detector inside.
+    """
+
+    location: torch.Tensor
+    precision: torch.Tensor
+
+    def __init__(self, detector: Any, inside: np.ndarray, scores: nn.Module) -> None:
+        super().__init__(inside)
+        self.scores = scores
+        for name in ("location", "precision"):
+            values = np.asarray(getattr(detector, f"{name}_"), np.float64)
+            self.register_buffer(name, torch.from_numpy(values))
+        self.terms = _standardisation(detector.score_means_, 1 / detector.score_stds_)
+
+    def forward(
+        self, features: torch.Tensor, pooled: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores (n,) and maps (n, h, w) of features (n, h, w, d)."""
+        scores, maps = self.scores(features, pooled)
+        return self.total(scores, features), maps
+
+    def total(self, scores: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Scores (n,) of the detector inside, and of features, standardised."""
+        patches = features.flatten(1, 2).index_select(1, self.chosen)
+        centred = patches.to(torch.float64).mean(dim=1) - self.location
+        squared = ((centred @ self.precision) * centred).sum(dim=1)
+        return _weighted_sum([scores, squared.clamp(min=0).sqrt()], self.terms)
+
+
+class ImageTwoScores(TwoScores):
+    """`ImagePUADDetector`: the detector inside and the features get the same images."""
+
+    def __init__(self, detector: ImagePUADDetector) -> None:
+        features = detector.features_
+        scores = scores_module(detector.detector_, None)
+        super().__init__(detector, patches_inside(features), scores)
+        self.features = features_module(features)
+
+    def forward(
+        self, images: torch.Tensor, nothing: None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores (n,) and maps (n, h, w) of images (n, H, W, c)."""
+        scores, maps = self.scores(images, None)
+        return self.total(scores, self.features(images)[0]), maps
+
+
 def _standardisation(means: Any, factors: Any) -> list[tuple[float, float]]:
     return [(float(m), float(f)) for m, f in zip(means, factors, strict=True)]
 
@@ -59,3 +127,36 @@ def _weighted_sum(
 @scores_module.register
 def _(detector: FusionDetector, inside: Any) -> nn.Module:
     return Fusion(detector, inside)
+
+
+@scores_module.register
+def _(detector: PUADDetector, inside: Any) -> nn.Module:
+    return TwoScores(detector, inside, scores_module(detector.detector_, inside))
+
+
+@scores_module.register
+def _(detector: ImagePUADDetector, inside: Any) -> nn.Module:
+    read = [
+        (step._frame(), step._n_channels()) for step in (detector, detector.features_)
+    ]
+    if read[0] != read[1]:
+        refuse(
+            detector,
+            "its detector and its features resize images differently: fit with the "
+            "same image_size and crop_size of both",
+        )
+    return ImageTwoScores(detector)
+
+
+@scores_module.register
+def _(detector: PRNDetector, inside: Any) -> nn.Module:
+    refuse(detector, "export a model with PatchCoreDetector or DRAEMDetector")
+
+
+@scores_module.register
+def _(detector: PatchwiseDetector, inside: Any) -> nn.Module:
+    refuse(
+        detector,
+        "its estimator is of another library; export a model with PatchCoreDetector "
+        "or SubspaceDetector",
+    )

@@ -10,9 +10,21 @@ from skad._chain import Chain
 from skad._maps import _operators
 
 # Each fills the tables of _registry.
-from skad.export import _banks, _combined, _features, _linear, _trained  # noqa: F401
+from skad.export import (  # noqa: F401
+    _banks,
+    _combined,
+    _features,
+    _linear,
+    _spade,
+    _trained,
+)
 from skad.export._reader import Reader
-from skad.export._registry import features_module, refuse, scores_module
+from skad.export._registry import (
+    features_module,
+    patches_inside,
+    refuse,
+    scores_module,
+)
 
 
 class Model(nn.Module):
@@ -38,9 +50,7 @@ class Model(nn.Module):
         if chain.images is not None:
             self.features = features_module(chain.images)
             looked_at = chain.images.regions(None, 1)
-            inside = np.ones(chain.images.grid_shape_, bool)
-            if looked_at:
-                inside = looked_at.inside(0, chain.images.grid_shape_, source.window())
+            inside = patches_inside(chain.images)
         self.scores = scores_module(chain.final, inside)
         self.answers = Answers(chain, size, looked_at)
 

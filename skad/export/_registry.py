@@ -42,6 +42,14 @@ def scores_module(detector: Any, inside: np.ndarray | None) -> Any:
     )
 
 
+def patches_inside(transformer: Any) -> np.ndarray:
+    """Patches (h, w) inside of the region of interest of a transformer, bool."""
+    looked_at = transformer.regions(None, 1)
+    if looked_at:
+        return looked_at.inside(0, transformer.grid_shape_, transformer.window())
+    return np.ones(transformer.grid_shape_, bool)
+
+
 def refuse(estimator: Any, advice: str) -> NoReturn:
     """Raise for an estimator, or a setting of it, that has no graph."""
     raise NotImplementedError(

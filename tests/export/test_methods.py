@@ -10,9 +10,10 @@ from skad.detectors import distill_teacher
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-pytest.importorskip("torch", minversion="2.9")
+torch = pytest.importorskip("torch", minversion="2.9")
 
-from skad.export import OnnxDetector, to_onnx
+from skad.export import OnnxDetector, _graph, to_onnx  # noqa: E402, F401
+from skad.export._registry import scores_module  # noqa: E402
 
 SIZE = (72, 80)  # of raw images
 
@@ -21,10 +22,6 @@ SIZE = (72, 80)  # of raw images
 def data():
     images = make_textures(n_normal=16, n_anomalous=4, size=96, random_state=0)
     return {name: images[name][:, : SIZE[0], : SIZE[1]] for name in ("train", "test")}
-
-
-def small(**kwargs):
-    return skad.PatchFeatures("skad_small", layers="auto", image_size=64, **kwargs)
 
 
 def region():
@@ -38,64 +35,97 @@ def other(name, **kwargs):
     return skad.PatchFeatures(name, **settings)
 
 
+def own(**kwargs):
+    """A network of two layers, which is traced in a second."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 12, 8, stride=8),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(12, 20, 2, stride=2),
+        )
+    settings = {"layers": ("1", "2"), "embedding": "concat", "image_size": 64}
+    return skad.PatchFeatures(network, **{**settings, **kwargs})
+
+
 def pcanet():
     return skad.PCANetFeatures(image_size=64, n_components=24)
 
 
 def teacher():
     images = make_textures(n_normal=8, n_anomalous=1, size=64, random_state=1).train
-    return distill_teacher(small(), images, max_steps=2, random_state=0)
+    return distill_teacher(
+        skad.PatchFeatures("skad_small", layers="auto", image_size=64),
+        images,
+        max_steps=2,
+        random_state=0,
+    )
 
 
 MODELS = {
     "PaDiM, fewer images than channels": lambda: [
-        small(n_components=50),
+        own(),
         skad.PaDiMDetector(),
     ],
     "PaDiM, a region, a crop": lambda: [
-        small(n_components=8, region=region(), crop_size=(48, 40)),
+        own(n_components=8, region=region(), crop_size=(48, 40)),
         skad.PaDiMDetector(interpolation="bicubic"),
     ],
     "PatchCore, neighbours, cosine, a region": lambda: [
-        small(region=region()),
+        own(region=region()),
         skad.PatchCoreDetector(n_neighbors=3, metric="cosine", top_ratio=0.1),
     ],
-    "a convnet, mean1d": lambda: [
-        other("resnet10t", target_dim=96),
+    "a convnet, mean1d, grey": lambda: [
+        other("resnet10t", backbone_kwargs={"in_chans": 1}, target_dim=96),
         skad.PatchCoreDetector(reweight=3),
-    ],
-    "grey": lambda: [
-        other("resnet10t", backbone_kwargs={"in_chans": 1}, embedding="concat"),
-        skad.SubspaceDetector(top_ratio=None),
     ],
     "a transformer": lambda: [
         other("vit_tiny_patch16_224", backbone_kwargs={"img_size": 64}),
         skad.PatchCoreDetector(),
     ],
     "Fused and Fusion, a region": lambda: [
-        skad.FusedFeatures(small(region=region()), pcanet()),
+        skad.FusedFeatures(own(region=region()), pcanet()),
         skad.FusionDetector(skad.PatchCoreDetector()),
     ],
     "Tiled": lambda: [
-        skad.TiledFeatures(small(), SIZE, overlap=16),
-        skad.SubspaceDetector(),
+        skad.TiledFeatures(own(), SIZE, overlap=16),
+        skad.SubspaceDetector(top_ratio=None),
     ],
     "SimpleNet, both heads, a region": lambda: [
-        small(region=region()),
+        own(region=region()),
         skad.SimpleNetDetector(
             max_epochs=1, upscale=2, noise_mask="perlin", classification_head=True
         ),
+    ],
+    "DRAEM": lambda: [
+        skad.DRAEMDetector("tiny", image_size=64, max_epochs=2, learning_rate=0.01)
+    ],
+    "SPADE, levels, few images, a region": lambda: [
+        own(region=region(), embedding="replicate"),
+        skad.SPADEDetector(5, n_neighbors=2, squared=False),
+    ],
+    "SPADE as RAD": lambda: [
+        own(),
+        skad.SPADEDetector(metric="cosine", position_radius=1, image_score="max"),
+    ],
+    "SPADE, a gate, descriptors": lambda: [
+        other("resnet10t", pooled=True, image_size=32),
+        skad.SPADEDetector(4, gate=True, levels="joint", squared_patches=True),
+    ],
+    "PUAD, a region": lambda: [
+        own(region=region()),
+        skad.PUADDetector(skad.PaDiMDetector()),
     ],
     "EfficientAD": lambda: [
         skad.EfficientADDetector(
             teacher=teacher(), image_size=64, max_steps=3, random_state=0
         )
     ],
-    "DRAEM": lambda: [
-        skad.DRAEMDetector("tiny", image_size=64, max_epochs=2, learning_rate=0.01)
-    ],
-    "CutPaste": lambda: [
-        skad.CutPasteDetector(backbone="resnet10t", image_size=64, max_steps=2)
+    "PUAD of images, CutPaste": lambda: [
+        skad.ImagePUADDetector(
+            skad.CutPasteDetector(backbone="resnet10t", image_size=64, max_steps=2),
+            own(),
+        )
     ],
 }
 
@@ -117,10 +147,27 @@ def test_graph(name, data, tmp_path):
     assert len(np.unique(known)) == len(known)
 
 
-@pytest.mark.parametrize("detector", [skad.SPADEDetector, skad.PUADDetector])
-def test_a_detector_without_a_graph_is_named(detector, data, tmp_path):
-    model = skad.make_pipeline(small(), skad.SubspaceDetector()).fit(data["train"])
-    other = detector()
-    other.__dict__.update(model[-1].__dict__)
-    with pytest.raises(NotImplementedError, match=detector.__name__):
-        to_onnx(skad.make_pipeline(model[0], other), tmp_path / "part.onnx", size=64)
+REFUSED = {
+    "PRNDetector.*PatchCoreDetector": lambda: skad.PRNDetector(),
+    "PatchwiseDetector.*PatchCoreDetector": lambda: skad.PatchwiseDetector(),
+    "SPADEDetector with n_neighbors=200.*16 or less": lambda: skad.SPADEDetector(
+        4, n_neighbors=200, position_radius=1
+    ),
+    "ImagePUADDetector.*image_size": lambda: skad.ImagePUADDetector(
+        skad.DRAEMDetector("tiny", image_size=64), own(image_size=32)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_model_without_a_graph_is_named(message):
+    """And what to use; a graph is refused before anything is traced."""
+    detector = REFUSED[message]()
+    rng = np.random.default_rng(0)
+    if isinstance(detector, skad.SPADEDetector):
+        detector.fit(rng.normal(size=(20, 4, 4, 3)).astype(np.float32))
+    if isinstance(detector, skad.ImagePUADDetector):
+        images = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+        detector.features_ = detector.features.fit(images)
+    with pytest.raises(NotImplementedError, match=message):
+        scores_module(detector, np.ones((4, 4), bool))
