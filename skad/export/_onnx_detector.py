@@ -41,7 +41,7 @@ class OnnxDetector:
         Their channels, 3 for grey images too.
 
     metadata : dict
-        What the file says of the model, by names that begin with "skad_": versions,
+        What the file says of the model, by names that begin with ``skad_*``: versions,
         networks, thresholds and sizes. All values are texts, most of them JSON.
 
     Raises
