@@ -100,11 +100,11 @@ class ImageTwoScores(TwoScores):
         self.features = features_module(features)
 
     def forward(
-        self, images: torch.Tensor, nothing: None = None
+        self, features: torch.Tensor, pooled: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores (n,) and maps (n, h, w) of images (n, H, W, c)."""
-        scores, maps = self.scores(images, None)
-        return self.total(scores, self.features(images)[0]), maps
+        """Scores (n,) and maps (n, h, w) of images (n, H, W, c), here `features`."""
+        scores, maps = self.scores(features, None)
+        return self.total(scores, self.features(features)[0]), maps
 
 
 def _standardisation(means: Any, factors: Any) -> list[tuple[float, float]]:

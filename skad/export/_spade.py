@@ -94,6 +94,7 @@ class SPADE(PatchScores):
         scores = self._distance(squared, self.detector.squared).mean(dim=1)
         parts = features.split(self.counts, dim=3)
         maps: Any = 0.0
+        level: Any
         for part, level in zip(parts, self.levels, strict=True):
             patches = level.patches_of(part)
             patches = unit_rows(patches) if self.is_cosine else patches
