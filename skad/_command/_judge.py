@@ -103,7 +103,8 @@ def export(arguments: Namespace) -> None:
     from skad.export import to_onnx
 
     images = list_images(arguments.images, nested=True)
-    images = images[:: -(-len(images) // _N_CHECKED)]
+    chosen = np.linspace(0, len(images) - 1, min(len(images), _N_CHECKED)).astype(int)
+    images = [images[i] for i in chosen]
     to_onnx(skad.load(arguments.model), arguments.output, check=images)
     shown = {"file": arguments.output, "n_checked": len(images)}
     text = f"{arguments.output}: answers as the model does for {len(images)} images"
