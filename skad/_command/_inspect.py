@@ -19,6 +19,7 @@ import numpy as np
 
 import skad
 from skad._command._pictures import Pictures
+from skad._progress import progress
 from skad.images import list_images
 
 COLUMNS = (
@@ -42,8 +43,10 @@ def inspect(arguments: Namespace) -> None:
         out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if arguments.watch:
-            images: Any = _watched(arguments, stack.enter_context(_until_told()))
-            base = Path(arguments.images[0])
+            told = stack.enter_context(_until_told())
+            watched = _WatchedFolder(arguments.images, arguments.interval, told)
+            images: Any = iter(watched)
+            base = watched.folder
         else:
             images, base = _listed(arguments.images)
         table = stack.enter_context(_Table(out, arguments.watch, arguments.json))
@@ -51,11 +54,15 @@ def inspect(arguments: Namespace) -> None:
             images = (path for path in images if str(path) not in table.known)
         pictures = None if out is None else Pictures(out, base, model)
         counts = {1: 0, -1: 0, 0: 0}
+        shows = sys.stderr.isatty() and out is not None and not arguments.watch
+        n_images = 0 if arguments.watch else len(images)
+        bar = stack.enter_context(progress(n_images, "images", shows, unit="image"))
         for one in skad.inspect(model, images, maps="rejected"):
             if arguments.watch and one.error and _is_recent(one.source):
-                images_again(arguments, one.source)
+                watched.look_again_at(one.source)
                 continue
             table.add(one)
+            bar.update(1)
             counts[one.label] += 1
             if pictures is not None:
                 pictures.update(one)
@@ -63,11 +70,6 @@ def inspect(arguments: Namespace) -> None:
         f"{counts[1]} normal, {counts[-1]} anomalous, {counts[0]} not judged",
         file=sys.stderr,
     )
-
-
-def images_again(arguments: Namespace, path: Any) -> None:
-    """Have a file of a watched folder looked at once more."""
-    arguments.taken.discard(Path(path))
 
 
 def _is_recent(path: Any) -> bool:
@@ -87,33 +89,47 @@ def _listed(names: list[str]) -> tuple[list[Path], Path]:
     return found, Path(os.path.commonpath(folders))
 
 
-def _watched(arguments: Namespace, told: list[int]) -> Iterator[Path]:
-    """Yield each image of a folder once it is complete, until told to end."""
-    if len(arguments.images) != 1 or not Path(arguments.images[0]).is_dir():
-        raise ValueError("--watch needs one folder that exists.")
-    folder = Path(arguments.images[0])
-    arguments.taken = set()
-    sizes: dict[Path, tuple[int, int]] = {}
-    while not told:
-        for path in _present(folder):
-            if path in arguments.taken:
-                continue
-            try:
-                state = path.stat()
-            except OSError:
-                continue  # gone again
-            size = state.st_size, state.st_mtime_ns
-            if state.st_size > 0 and sizes.get(path) == size:
-                arguments.taken.add(path)
-                sizes.pop(path)
-                yield path
-                if told:
+class _WatchedFolder:
+    """Yields each image of a folder once it is complete, until told to end.
+
+    An image is complete when its size and its time stand still between two looks.
+    """
+
+    def __init__(self, names: list[str], interval: float, told: list[int]) -> None:
+        if len(names) != 1 or not Path(names[0]).is_dir():
+            raise ValueError("--watch needs one folder that exists.")
+        self.folder = Path(names[0])
+        self._interval, self._told = interval, told
+        self._taken: set[Path] = set()
+        self._seen: dict[Path, tuple[int, int]] = {}  # sizes and times of the others
+
+    def __iter__(self) -> Iterator[Path]:
+        while not self._told:
+            for path in _present(self.folder):
+                if self._told:
                     return
-            else:
-                sizes[path] = size
-        ends = time.monotonic() + arguments.interval
-        while not told and time.monotonic() < ends:
-            time.sleep(min(0.1, arguments.interval))
+                if path not in self._taken and self._is_complete(path):
+                    self._taken.add(path)
+                    yield path
+            ends = time.monotonic() + self._interval
+            while not self._told and time.monotonic() < ends:
+                time.sleep(min(0.1, self._interval))
+
+    def look_again_at(self, path: Path) -> None:
+        """Yield an image once more."""
+        self._taken.discard(path)
+
+    def _is_complete(self, path: Path) -> bool:
+        try:
+            state = path.stat()
+        except OSError:
+            return False  # gone again
+        before = self._seen.get(path)
+        self._seen[path] = state.st_size, state.st_mtime_ns
+        if state.st_size == 0 or self._seen[path] != before:
+            return False
+        del self._seen[path]
+        return True
 
 
 def _present(folder: Path) -> list[Path]:

@@ -20,7 +20,12 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=skad.__version__)
     verbs = whole.add_subparsers(required=True, metavar="VERB")
+    for add in (_add_fit, _add_inspect, _add_updates, _add_looks, _add_outputs):
+        add(verbs)
+    return whole
 
+
+def _add_fit(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     fit = _verb(verbs, "fit", "_learn:fit", "learn from a folder of normal images", "")
     fit.epilog = (
         "Without options it takes the network that comes with skad, and downloads "
@@ -40,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
         help="parameter, as features__NAME or detector__NAME; may be repeated",
     )
 
+
+def _add_inspect(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     inspect = _verb(
         verbs,
         "inspect",
@@ -68,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
         help="between two looks at the folder (default: %(default)s)",
     )
 
+
+def _add_updates(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verbs that change a model."""
     for name, verb, text in (
         ("calibrate", "_learn:calibrate", "set the threshold from new normal images"),
         ("update", "_learn:update", "learn from more normal images"),
@@ -77,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("images", metavar="DIR", help=f"{_IMAGES}, all normal")
         one.add_argument("-o", "--output", metavar="FILE", help="default: MODEL itself")
 
+
+def _add_looks(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verbs that print what is known."""
     evaluate = _verb(
         verbs,
         "evaluate",
@@ -97,6 +110,18 @@ def parser() -> argparse.ArgumentParser:
     suspects.add_argument("model", metavar="MODEL", help=_MODEL)
     suspects.add_argument("images", metavar="DIR", help="the folder of the fit")
 
+    info = _verb(
+        verbs,
+        "info",
+        "_judge:info",
+        "show what a file says of its model",
+        "skad info part.skad",
+    )
+    info.add_argument("model", metavar="MODEL", help=_MODEL)
+
+
+def _add_outputs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verbs that write a file for others."""
     report = _verb(
         verbs,
         "report",
@@ -128,16 +153,6 @@ def parser() -> argparse.ArgumentParser:
         "the model does; up to 16 of them are taken, evenly spread",
     )
     export.add_argument("-o", "--output", required=True, metavar="FILE")
-
-    info = _verb(
-        verbs,
-        "info",
-        "_judge:info",
-        "show what a file says of its model",
-        "skad info part.skad",
-    )
-    info.add_argument("model", metavar="MODEL", help=_MODEL)
-    return whole
 
 
 def _verb(

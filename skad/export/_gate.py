@@ -7,6 +7,7 @@ import numpy as np
 from skad.base import decide
 from skad.base._threshold import conformal_p_values
 from skad.export._onnx_detector import OUTPUTS
+from skad.inspection._inspect import inspections
 
 # Relative, of scores and maps. A value that is so close to a threshold may lie on
 # either side of it.
@@ -87,18 +88,13 @@ def _check_same(name: str, known: Any, found: Any, bounds: Any) -> None:
         )
 
 
-def answers(chain: Any, images: Any, size: tuple[int, int]) -> dict[str, Any]:
+def answers(chain: Any, images: Any) -> dict[str, Any]:
     """Answers of a model for images of one size, by the names of the outputs."""
-    taken = images if chain.images is None else chain.features(images)
-    detector = chain.final
-    maps = np.asarray(chain.anomaly_map(images, size=size))
-    threshold = chain.pixel_threshold(size)
-    return {
-        "score": detector.score_samples(taken),
-        "decision": detector.decision_function(taken),
-        "label": detector.predict(taken),
-        "p_value": detector.p_value(taken),
-        "map": maps,
-        "mask": maps > threshold,
-        "pixel_threshold": threshold,
+    found = list(inspections(chain, images))
+    answered = {
+        name: np.array(
+            [getattr(one, "anomaly_map" if name == "map" else name) for one in found]
+        )
+        for name in OUTPUTS
     }
+    return answered | {"pixel_threshold": found[0].pixel_threshold}

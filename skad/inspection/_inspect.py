@@ -166,7 +166,7 @@ def inspect(
         chain.final._refuse_features(X)
     elif hasattr(chain.images, "_refuse_features"):
         chain.images._refuse_features(X)
-    return _inspections(_Inspector(chain, size, maps), X)
+    return inspections(chain, X, size, maps)
 
 
 def _check_iterable(X: Any) -> None:
@@ -180,8 +180,14 @@ def _check_iterable(X: Any) -> None:
         raise ValueError("X is empty: found 0 images.")
 
 
-def _inspections(inspector: Any, X: Any) -> Iterator[Inspection]:
-    start = 0
+def inspections(
+    chain: Chain,
+    X: Any,
+    size: tuple[int, int] | None = None,
+    maps: bool | str = True,
+) -> Iterator[Inspection]:
+    """Yield what `inspect` does, by the steps of a model; nothing is checked."""
+    inspector, start = _Inspector(chain, size, maps), 0
     for part in _parts(X, inspector.images_at_once()):
         yield from inspector.inspections(part, start)
         start += len(part)

@@ -31,33 +31,7 @@ def skad_small(pretrained=False, **kwargs):
 
 
 def build(name, weights, kwargs):
-    """A network on the CPU, whose random weights torch's generator gives.
-
-    Parameters
-    ----------
-    name : str
-
-    weights : None, path or False
-
-    kwargs : dict
-        For ``timm.create_model``.
-
-    Returns
-    -------
-    module : torch.nn.Module
-        A timm model, in training mode.
-
-    Raises
-    ------
-    ValueError
-        If there is no such model, or the weights are not of this model.
-
-    FileNotFoundError
-        If there is no such file.
-
-    OSError
-        If pretrained weights cannot be found or downloaded.
-    """
+    """A network as of `skad.networks._backbone.build`, by its arguments."""
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
         close = get_close_matches(name, timm.list_models(), n=5)
         raise ValueError(

@@ -169,7 +169,7 @@ def test_the_detector_loads_neither_torch_nor_scikit_learn(file):
 @pytest.fixture(scope="module")
 def known_and_found(file, model, data):
     chain = skad.pipeline.Chain(model)
-    known = _gate.answers(chain, data["test"], SIZE)
+    known = _gate.answers(chain, data["test"])
     return known, OnnxDetector(file, n_threads=1).answers(data["test"])
 
 
