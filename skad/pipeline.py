@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from skad._augmented_fit import check_can_augment, fit_on_views, update_on_views
 from skad._chain import (
     Chain,
     is_frozen,
@@ -56,9 +57,18 @@ class Pipeline(sklearn.pipeline.Pipeline):
     verbose : bool, default=False
         Print the time of each step of `fit`.
 
+    augmentation : AugmentedViews or None, default=None
+        For few images: `fit` and `partial_fit` learn from each normal image and from
+        changed copies of it. For held-out scores, an image and all of its copies are
+        left out together, so that thresholds keep their rate of false alarms; there is
+        one score per image. Needs a step that reads images, and one of
+        `PatchCoreDetector`, `PaDiMDetector`, `SPADEDetector`, `SubspaceDetector`,
+        `PatchwiseDetector` and `SimpleNetDetector` at the end.
+
     See Also
     --------
     make_pipeline : The same from positional arguments.
+    skad.synthesis.AugmentedViews : The copies.
     anomaly_map : Maps of any estimator, scikit-learn's own Pipeline included.
 
     Examples
@@ -73,6 +83,22 @@ class Pipeline(sklearn.pipeline.Pipeline):
     >>> maps.shape[1:]
     (64, 64)
     """
+
+    augmentation: Any = None  # of pipelines from before it was a parameter
+
+    def __init__(
+        self,
+        steps: Sequence[Any],
+        *,
+        transform_input: list[str] | None = None,
+        memory: Any = None,
+        verbose: bool = False,
+        augmentation: Any = None,
+    ) -> None:
+        super().__init__(
+            steps, transform_input=transform_input, memory=memory, verbose=verbose
+        )
+        self.augmentation = augmentation
 
     @property
     def steps(self) -> Any:
@@ -96,7 +122,8 @@ class Pipeline(sklearn.pipeline.Pipeline):
 
         As in scikit-learn. A `PatchFeatures` followed by a `PaDiMDetector`, or by a
         `PatchCoreDetector` with `bank_size`, works batch by batch, so that memory does
-        not grow with the number of images.
+        not grow with the number of images. With `augmentation`, the features of all
+        images and copies are held in memory.
 
         Parameters
         ----------
@@ -117,6 +144,8 @@ class Pipeline(sklearn.pipeline.Pipeline):
         self : object
             The same object.
         """
+        if self.augmentation is not None:
+            return self._fit_augmented(X, y, regions, params)
         Chain(self).check_takes_images()
         if self._can_stream() and not params:
             started = time.perf_counter()
@@ -130,6 +159,24 @@ class Pipeline(sklearn.pipeline.Pipeline):
             return self._fit_around_frozen(path[0][0], X, y, regions, params)
         return super().fit(X, y, **params, **_regions_parameter(path, regions))
 
+    def _fit_augmented(
+        self,
+        X: Any,
+        y: ArrayLike | None,
+        regions: Sequence[Any] | None,
+        params: dict[str, Any],
+    ) -> Self:
+        if params:
+            raise ValueError(
+                f"{sorted(params)} cannot be passed to fit together with augmentation; "
+                "only y and regions can."
+            )
+        check_can_augment(self)
+        started = time.perf_counter()
+        fit_on_views(self, X, y, regions)
+        self._say_elapsed(started)
+        return self
+
     def _training_batches(
         self, X: Any, y: ArrayLike | None, regions: Sequence[Any] | None
     ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
@@ -141,10 +188,11 @@ class Pipeline(sklearn.pipeline.Pipeline):
 
     def _say_elapsed(self, started: float) -> None:
         if self.verbose:
-            first, second = (name for name, _ in self.steps)
+            names = " and ".join(name for name, _ in self.steps)
             seconds = time.perf_counter() - started
+            n = len(self.steps)
             sys.stdout.write(
-                f"[Pipeline] (steps 1 and 2 of 2) Processing {first} and {second}, "
+                f"[Pipeline] (steps 1 and {n} of {n}) Processing {names}, "
                 f"total={seconds:5.1f}s\n"
             )
 
@@ -218,7 +266,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
         if hasattr(final, "_check_holds_out_all"):
             final._check_holds_out_all()
         streams = self._can_stream() and not params
-        if regions is None and not streams:
+        if regions is None and not streams and self.augmentation is None:
             Chain(self).check_takes_images()
             return super().fit_predict(X, y, **params)
         self.fit(X, y, regions, **params)
@@ -329,6 +377,10 @@ class Pipeline(sklearn.pipeline.Pipeline):
         final = self.steps[-1][1]
         if not _is_fitted(final):
             self.fit(X, y, regions)
+            return self
+        if self.augmentation is not None:
+            check_can_augment(self)
+            update_on_views(self, X, y, regions)
             return self
         chain = Chain(self)
         if self._can_stream():
@@ -510,6 +562,7 @@ def make_pipeline(
     memory: Any = None,
     transform_input: list[str] | None = None,
     verbose: bool = False,
+    augmentation: Any = None,
 ) -> Pipeline:
     """Build a `Pipeline` from estimators, naming each after its class.
 
@@ -518,7 +571,7 @@ def make_pipeline(
     *steps : estimators
         Transformers, and a detector at the end.
 
-    memory, transform_input, verbose : as in Pipeline
+    memory, transform_input, verbose, augmentation : as in Pipeline
         As in `Pipeline`.
 
     Returns
@@ -533,7 +586,11 @@ def make_pipeline(
     dict_keys(['pcanetfeatures', 'patchcoredetector'])
     """
     steps = sklearn.pipeline.make_pipeline(*steps).steps
-    kwargs: dict[str, Any] = {"memory": memory, "verbose": verbose}
+    kwargs: dict[str, Any] = {
+        "memory": memory,
+        "verbose": verbose,
+        "augmentation": augmentation,
+    }
     if transform_input is not None:
         kwargs["transform_input"] = transform_input
     return Pipeline(steps, **kwargs)

@@ -25,7 +25,7 @@ from skad._maps import WHOLE, render
 from skad._patches import filled
 from skad._portable import Portable
 from skad.base._calibrated import CONTAMINATION, CalibratedThreshold
-from skad.base._hold_out import HOLD_OUT, way_to_hold_out
+from skad.base._hold_out import HOLD_OUT, n_left_out_together, way_to_hold_out
 from skad.base._hooks import checked_hook
 from skad.base._threshold import RULES, conformal_p_values
 from skad.base._warnings import warn_of_equal_images, warn_of_outlier
@@ -83,6 +83,8 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     _auto_calibration = "kfold"  # what calibration="auto" stands for
     _keeps_left_out_scores = False  # whether they can be computed again at any time
     _min_left_out = 2  # images that calibration="loo" needs
+    _takes_views = False  # whether it can leave an image and its views out together
+    _n_per_image = 1  # samples of each image: itself, and its augmented views
     _n_folds = 10  # of calibration="kfold"
     _required_parameters: tuple[str, ...] = (
         "contamination",
@@ -142,7 +144,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         self._validate_params()
         self._check_constructor()
         samples, positions = self._to_learn_from(X, y, reset=True)
-        self.n_samples_seen_ = 0
+        self.n_samples_seen_, self._n_per_image = 0, 1
         with own_torch_state():
             self._learn(samples, positions, first=True)
         return self
@@ -419,7 +421,8 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         way = way_to_hold_out(self, len(samples), first)
         if first:
             self._take_threshold_parameters()
-            warn_of_equal_images(self, samples)
+            n = self._n_per_image
+            warn_of_equal_images(self, samples if n == 1 else samples[::n])
         held_out = HOLD_OUT[way](self, samples, first=first)
         self._in_sample = way == "train" or (self._in_sample and not first)
         if first or (way == "loo" and self._keeps_left_out_scores):
@@ -428,7 +431,8 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
             )
         else:
             self._add_held_out(held_out.scores, held_out.maps, self.n_samples_seen_)
-        if way != "train":
+        n_together = n_left_out_together(self, len(samples), first)
+        if way != "train" and n_together == self._n_per_image:
             warn_of_outlier(self, held_out.scores, positions, held_out.indices)
 
     def _resolved_calibration(self):

@@ -5,6 +5,10 @@ function here lets a detector learn from samples, and returns scores and maps of
 that are held out from it, or from a copy of it.
 
 ``first`` tells a fit from an update of a model that has learned before.
+
+Where a detector learns from augmented views, the samples are each image and its views
+after it. They are left out together: a model that knows a view of an image would score
+the image too low. Scores and maps are those of the images, not of their views.
 """
 
 import copy
@@ -30,7 +34,7 @@ class HeldOut(NamedTuple):
     maps : ndarray of shape (m, h, w)
 
     indices : ndarray of shape (m,), int
-        Which of the samples they are of; negative for images of earlier calls.
+        Which of the images they are of; negative for images of earlier calls.
     """
 
     scores: np.ndarray
@@ -38,9 +42,19 @@ class HeldOut(NamedTuple):
     indices: np.ndarray
 
 
-def way_to_hold_out(detector: Any, n: int, first: bool) -> str:
-    """Key of `HOLD_OUT` for n samples: `calibration`, where these are enough."""
+def n_left_out_together(detector: Any, n_samples: int, first: bool) -> int:
+    """Number of samples that are left out at once: an image and its views.
+
+    It is 1 for the views of one image, where no other image is left to learn from.
+    """
+    n = detector._n_per_image
+    return 1 if first and n_samples == n else n
+
+
+def way_to_hold_out(detector: Any, n_samples: int, first: bool) -> str:
+    """Key of `HOLD_OUT` for samples: `calibration`, where these are enough."""
     way = detector._resolved_calibration()
+    n = n_samples // n_left_out_together(detector, n_samples, first)
     if n == 1 and way in ("kfold", "split"):
         way = "train" if first else "kfold"
     if way == "loo" and first and n < detector._min_left_out:
@@ -51,6 +65,12 @@ def way_to_hold_out(detector: Any, n: int, first: bool) -> str:
             "from the training image itself and will reject most normal images. "
             "Call calibrate with more normal images."
         )
+    if way != "train" and first and 1 < n_samples == detector._n_per_image:
+        warn_user(
+            "one training image leaves none to hold out: its views are held out from "
+            "each other, and the threshold is a guess. Call calibrate with more "
+            "normal images."
+        )
     return way
 
 
@@ -58,43 +78,55 @@ def leave_one_out(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     """Score each sample by the model of all others, in the way of the method."""
     _learn(detector, samples, first)
     scores, maps = detector._score_left_out(samples)
-    return HeldOut(scores, maps, detector._left_out_images(len(samples)))
+    n = len(samples) // n_left_out_together(detector, len(samples), first)
+    return HeldOut(scores, maps, detector._left_out_images(n))
 
 
 def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     """Score each fold by a copy of the detector that learned from the other folds."""
     before = copy.copy(detector)
     _learn(detector, samples, first)
-    folds = detector._folds(len(samples))
-    scores, maps = np.empty(len(samples)), np.empty(0)
-    models = detector._models_without(folds, samples, before, first=first)
+    n_together = n_left_out_together(detector, len(samples), first)
+    n = len(samples) // n_together
+    folds = detector._folds(n)
+    rows = [_rows(fold, n_together) for fold in folds]
+    scores, maps = np.empty(n), np.empty(0)
+    models = detector._models_without(rows, samples, before, first=first)
     verbose = getattr(detector, "verbose", False)  # one of a user's own may lack it
-    with progress(len(samples), "images held out", verbose, unit="image") as bar:
+    with progress(n, "images held out", verbose, unit="image") as bar:
         for fold, model in zip(folds, models, strict=True):
-            scores[fold], fold_maps = model._score_for_calibration(samples[fold])
+            found = model._score_for_calibration(samples[fold * n_together])
+            scores[fold], fold_maps = found
             if len(maps) == 0:
-                maps = np.empty((len(samples), *fold_maps.shape[1:]), fold_maps.dtype)
+                maps = np.empty((n, *fold_maps.shape[1:]), fold_maps.dtype)
             maps[fold] = fold_maps
             bar.update(len(fold))
-    return HeldOut(scores, maps, np.arange(len(samples)))
+    return HeldOut(scores, maps, np.arange(n))
 
 
 def split(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     """Learn from four fifths of the samples, and score the last one."""
-    n = len(samples)
+    n_together = n_left_out_together(detector, len(samples), first)
+    n = len(samples) // n_together
     order = check_random_state(detector.random_state).permutation(n)
     n_held_out = max(1, n // _SPLIT_PARTS)
     held_out = np.sort(order[:n_held_out])
-    _learn(detector, samples[np.sort(order[n_held_out:])], first)
-    scores, maps = detector._score_for_calibration(samples[held_out])
+    rest = _rows(np.sort(order[n_held_out:]), n_together)
+    _learn(detector, samples[rest], first)
+    scores, maps = detector._score_for_calibration(samples[held_out * n_together])
     return HeldOut(scores, maps, held_out)
 
 
 def in_sample(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     """Score the samples by the model that learned from them: none is held out."""
     _learn(detector, samples, first)
-    scores, maps = detector._score_for_calibration(samples)
-    return HeldOut(scores, maps, np.arange(len(samples)))
+    n = len(samples) // detector._n_per_image
+    images = np.arange(n)
+    originals = (
+        samples if n == len(samples) else samples[images * detector._n_per_image]
+    )
+    scores, maps = detector._score_for_calibration(originals)
+    return HeldOut(scores, maps, images)
 
 
 HOLD_OUT: dict[str, Callable[..., HeldOut]] = {
@@ -110,4 +142,9 @@ def _learn(detector: Any, samples: Any, first: bool) -> None:
         detector._fit(samples)
     else:
         detector._update(samples)
-    detector.n_samples_seen_ += len(samples)
+    detector.n_samples_seen_ += -(-len(samples) // detector._n_per_image)
+
+
+def _rows(images: np.ndarray, n_together: int) -> np.ndarray:
+    """Places of images and their views among the samples."""
+    return (images[:, None] * n_together + np.arange(n_together)).ravel()

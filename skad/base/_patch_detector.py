@@ -98,6 +98,9 @@ class PatchDetector(BaseDetector):
     array([ 1, -1])
     """
 
+    _takes_views = True
+    _leaves_out_views = False  # whether `_score_left_out` does
+
     @available_if(_has("_update"))
     def partial_fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
         """Learn from more normal images, on top of those seen so far.
@@ -127,6 +130,7 @@ class PatchDetector(BaseDetector):
         if not hasattr(self, "offset_"):
             return self.fit(X, y)
         self._validate_params()
+        self._check_views(1)
         samples, positions = self._to_learn_from(X, y, reset=False)
         self._check_grid(samples.shape[1:3])
         with own_torch_state():
@@ -172,6 +176,7 @@ class PatchDetector(BaseDetector):
                 f"on {self.n_features_in_}; fit both on features of the same type."
             )
         self._check_grid(other.calibration_maps_.shape[1:])
+        self._check_views(other._n_per_image)
         self._merge(other)
         self.n_samples_seen_ += other.n_samples_seen_
         if self._keeps_left_out_scores and self._resolved_calibration() == "loo":
@@ -278,6 +283,62 @@ class PatchDetector(BaseDetector):
             If the detector is not fitted.
         """
         return self._pixel_threshold(None if size is None else check_size(size), window)
+
+    # -- augmented views -------------------------------------------------------------
+
+    def _learn_views(self, X, positions, n_per_image, *, update=False):
+        """Fit, or update, on patch features of images, each followed by its views.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n * n_per_image, h, w, d)
+            Where an image is NaN, so are its views.
+
+        positions : ndarray of shape (n,)
+            Of the images in what the user passed.
+
+        n_per_image : int
+            One more than there are views of each.
+        """
+        first = not (update and hasattr(self, "offset_"))
+        self._validate_params()
+        self._check_constructor()
+        self._check_takes_views()
+        samples, places = self._to_learn_from(X, None, reset=first)
+        if first:
+            self.n_samples_seen_, self._n_per_image = 0, n_per_image
+        else:
+            self._check_views(n_per_image)
+            self._check_grid(samples.shape[1:3])
+        with own_torch_state():
+            positions = positions[places[::n_per_image] // n_per_image]
+            self._learn(samples, positions, first=first)
+        return self
+
+    def _check_takes_views(self):
+        name = type(self).__name__
+        if not self._takes_views:
+            raise ValueError(
+                f"{name} cannot leave out images together with their augmented views. "
+                "Use PatchCoreDetector, PaDiMDetector, SPADEDetector, "
+                "SubspaceDetector, PatchwiseDetector or SimpleNetDetector, or "
+                "augmentation=None."
+            )
+        if self._resolved_calibration() == "loo" and not self._leaves_out_views:
+            raise ValueError(
+                f"{name}._score_left_out knows no augmented views, which have to be "
+                "left out together with their image: use calibration='kfold', or "
+                "augmentation=None."
+            )
+
+    def _check_views(self, n_per_image):
+        """Refuse to join what was learned with another number of views."""
+        if n_per_image != self._n_per_image:
+            raise ValueError(
+                f"{type(self).__name__} has learned {self._n_per_image - 1} augmented "
+                f"views of each image, and cannot go on with {n_per_image - 1}: keep "
+                "the augmentation of the fit, or fit again."
+            )
 
     # -- hooks ---------------------------------------------------------------------
 

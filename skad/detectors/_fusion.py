@@ -142,6 +142,7 @@ class FusionDetector(PatchDetector):
     """
 
     _auto_calibration = "loo"
+    _takes_views = False
     _keeps_left_out_scores = True  # the detectors keep their left-out scores
     _parameter_constraints = {
         **PatchDetector._parameter_constraints,

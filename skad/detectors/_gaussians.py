@@ -44,21 +44,36 @@ class Gaussians:
         Number of images to keep at least. These are the ones with the smallest hashes
         of their contents: a random sample that does not depend on the order of the
         images, nor on the batches that they come in.
+
+    n_per_image : int, default=1
+        One more than there are augmented views of each image. Wherever arrays of images
+        are meant, each is followed by its views, and is kept with them. Numbers are
+        those of images.
     """
 
+    n_per_image = 1
+
     def __init__(
-        self, n_positions: int, n_features: int, dtype: Any, eps: float, n_kept: int
+        self,
+        n_positions: int,
+        n_features: int,
+        dtype: Any,
+        eps: float,
+        n_kept: int,
+        n_per_image: int = 1,
     ):
         self.eps = eps
         self.n_kept = n_kept
-        self.n_images = 0
+        self.n_per_image = n_per_image
+        self.n_images = 0  # and views of images
         self.counts = np.zeros(n_positions, np.int64)
         self.mean = np.zeros((n_positions, n_features))
         self.squares: Any = None  # S of each position, while learning, from n >= d on
         self.factor: Any = None  # Cholesky factors, once finished
         # Pages of memory are taken when they are written to: room for the worst case.
-        room = max(n_kept, n_features - 1)
-        self.images = np.empty((room, n_positions, n_features), dtype)
+        room = max(n_kept, (n_features - 1) // n_per_image)
+        shape = room * n_per_image, n_positions, n_features
+        self.images = np.empty(shape, dtype)
         self.keys = np.empty(room, np.uint64)  # hashes of the images kept
         self.numbers = np.empty(room, np.int64)  # their places among all images
         self.start = 0  # number of the first image of the last call
@@ -71,11 +86,12 @@ class Gaussians:
         `numbers`, counted from `start`, are their places among the images of this
         call; without them they are in the order of arrival.
         """
+        n = self.n_per_image
         if numbers is None:
-            numbers = self.n_numbers - self.start + np.arange(len(images))
+            numbers = self.n_numbers - self.start + np.arange(len(images) // n)
         numbers = self.start + numbers
         self.n_numbers = max(self.n_numbers, int(numbers.max(initial=-1)) + 1)
-        step = max(1, _CHUNK_ENTRIES // images[0].size)
+        step = max(1, _CHUNK_ENTRIES // images[0].size // n) * n
         for lo in range(0, len(images), step):
             block = images[lo : lo + step]
             self.n_images += len(block)
@@ -83,8 +99,7 @@ class Gaussians:
                 self._start_squares()
             if self.squares is not None:
                 self._add_squares(block)
-            for image, number in zip(block, numbers[lo:], strict=False):
-                self._keep(image, number)
+            self._keep_each(block, numbers[lo // n :])
         return self
 
     def join(self, other):
@@ -100,32 +115,33 @@ class Gaussians:
         for part in self._parts(1):
             squares, n = other._squares(part), other.counts[part]
             self._add_to(part, squares, n, other.mean[part])
-        for image, number in zip(other.images, numbers, strict=True):
-            self._keep(image, number)
+        self._keep_each(other.images, numbers)
         return self
 
     def reopened(self):
         """A copy that can learn from more images; this one stays as it is."""
         n, d = self.mean.shape
-        new = Gaussians(n, d, self.images.dtype, self.eps, self.n_kept).join(self)
+        new = Gaussians(
+            n, d, self.images.dtype, self.eps, self.n_kept, self.n_per_image
+        ).join(self)
         new.start = new.n_numbers
         return new
 
     def finish(self):
         """Compute means and Cholesky factors, which scoring needs."""
-        self.images = self.images[: self.n_used]
+        self.images = self.images[: self.n_used * self.n_per_image]
         self.keys = self.keys[: self.n_used]
         self.numbers = self.numbers[: self.n_used]
         if (np.diff(self.numbers) < 0).any():  # else views, which take no memory
             arrived = np.argsort(self.numbers)
-            self.images, self.keys = self.images[arrived], self.keys[arrived]
-            self.numbers = self.numbers[arrived]
+            self.images = self._with_views(arrived)
+            self.keys, self.numbers = self.keys[arrived], self.numbers[arrived]
         n_rows = self.mean.shape[1]
         if self.squares is None:
-            n_rows = self.n_used
+            n_rows = len(self.images)
             inside = ~np.isnan(self.images[:, :, 0])
             self.counts = inside.sum(axis=0)
-            for part in self._parts(self.n_used):
+            for part in self._parts(n_rows):
                 total = np.nan_to_num(self._rows(self.images, part)).sum(axis=1)
                 self.mean[part] = total / np.maximum(self.counts[part], 1)[:, None]
             self.factor = np.empty((len(self.mean), n_rows, n_rows))
@@ -161,8 +177,11 @@ class Gaussians:
                 result[block, part] = np.sqrt(np.maximum(squared, 0)).T
         return result
 
-    def left_out(self, report):
+    def left_out(self, report, n_together=1):
         """Distances (n_kept, n_positions) of the images kept, each to all others.
+
+        With `n_together` = `n_per_image`, each is left out together with its views, and
+        the distances are those of the images alone.
 
         Without image i, the mean is m - c_i / (n - 1). So x_i lies a c_i from it, with
         a = n / (n - 1), and the sums of squares are S - a c_i c_i'. With
@@ -175,8 +194,10 @@ class Gaussians:
 
         ``report(n)`` is called after every n positions.
         """
+        if n_together > 1:
+            return self._left_out_with_views(report)
         result = np.full(self.images.shape[:2], np.nan)
-        for part in self._parts(max(self.n_used, self.mean.shape[1])):
+        for part in self._parts(max(len(self.images), self.mean.shape[1])):
             n = self.counts[part][:, None].astype(np.float64)
             freedom = np.maximum(n - 2, 1)
             inside = ~np.isnan(self.images[:, part, 0]).T & (n > 1)
@@ -187,6 +208,35 @@ class Gaussians:
             result[:, part] = np.where(
                 inside, np.sqrt(np.maximum(squared, 0)), np.nan
             ).T
+            report(part.stop - part.start)
+        return result
+
+    def _left_out_with_views(self, report):
+        """Distances of the images kept, each to all others and their views.
+
+        Let c_j be the m centred rows of an image and its views, s their sum, and k the
+        number of all other rows. Without the m rows, the mean is m - s / k, the sums of
+        squares are S - sum(c_j c_j') - s s' / k, and the image lies c_0 + s / k away.
+        """
+        grouped = self.images.reshape(self.n_used, self.n_per_image, *self.mean.shape)
+        result = np.full((self.n_used, len(self.mean)), np.nan)
+        for part in self._parts(self.mean.shape[1]):
+            squares = self._squares(part)
+            for i, image in enumerate(grouped):
+                inside = ~np.isnan(image[:, part, 0])
+                n_others = self.counts[part] - inside.sum(axis=0)
+                freedom = np.maximum(n_others - 1.0, 1)
+                centred = self._centred(image, part)
+                total = centred.sum(axis=1)
+                shift = total / np.maximum(n_others, 1)[:, None]
+                rest = squares - centred.transpose(0, 2, 1) @ centred
+                rest -= total[:, :, None] * shift[:, None]
+                _add_diagonal(rest, self.eps * freedom)
+                away = (centred[:, 0] + shift)[:, :, None]
+                solved = _solve(_cholesky(rest), away)[:, :, 0]
+                squared = freedom * np.einsum("pd,pd->p", solved, solved)
+                is_known = inside[0] & (n_others > 0)
+                result[i, part] = np.where(is_known, np.sqrt(squared), np.nan)
             report(part.stop - part.start)
         return result
 
@@ -217,13 +267,14 @@ class Gaussians:
         n_positions, n_features = self.mean.shape
         self.squares = np.zeros((n_positions, n_features, n_features))
         if self.n_used:
-            self._add_squares(self.images[: self.n_used])
+            self._add_squares(self.images[: self.n_used * self.n_per_image])
         # From now on a sample of the images is kept, moved up in place.
         smallest = np.sort(np.argsort(self.keys[: self.n_used])[: self.n_kept])
         for slot, image in enumerate(smallest):
-            self.images[slot], self.keys[slot] = self.images[image], self.keys[image]
-            self.numbers[slot] = self.numbers[image]
-        self.images, self.n_used = self.images[: self.n_kept], len(smallest)
+            self.images[self._rows_at(slot)] = self.images[self._rows_at(image)]
+            self.keys[slot], self.numbers[slot] = self.keys[image], self.numbers[image]
+        self.images = self.images[: self.n_kept * self.n_per_image]
+        self.n_used = len(smallest)
 
     def _add_squares(self, images):
         for part in self._parts(len(images)):
@@ -300,7 +351,7 @@ class Gaussians:
             return np.einsum("pdb,pdb->pb", solved, solved)
         kernel = centred @ centred.transpose(0, 2, 1)
         _add_diagonal(kernel, ridge)
-        identity = np.broadcast_to(np.eye(self.n_used), kernel.shape)
+        identity = np.broadcast_to(np.eye(len(self.images)), kernel.shape)
         solved = _solve(_cholesky(kernel), identity)
         return 1 - ridge[:, None] * np.einsum("pmb,pmb->pb", solved, solved)
 
@@ -326,18 +377,32 @@ class Gaussians:
 
     # -- images kept -----------------------------------------------------------
 
+    def _rows_at(self, slot):
+        """Where an image that is kept is with its views."""
+        return slice(slot * self.n_per_image, (slot + 1) * self.n_per_image)
+
+    def _with_views(self, slots):
+        """A copy of the images at some slots, with their views."""
+        grouped = self.images.reshape(-1, self.n_per_image, *self.mean.shape)
+        return grouped[slots].reshape(-1, *self.mean.shape)
+
+    def _keep_each(self, images, numbers):
+        n = self.n_per_image
+        for i in range(len(images) // n):
+            self._keep(images[i * n : (i + 1) * n], numbers[i])
+
     def _keep(self, image, number):
         """Keep an image if there is room, or if its hash is below the largest one."""
         digest = blake2b(image.tobytes(), digest_size=8).digest()
         key = np.uint64(int.from_bytes(digest, "little"))
-        slot = self.n_used
-        if slot == len(self.images):
+        slot, room = self.n_used, len(self.images) // self.n_per_image
+        if slot == room:
             slot = int(self.keys[:slot].argmax()) if slot else 0
-            if slot == len(self.images) or key >= self.keys[slot]:
+            if slot == room or key >= self.keys[slot]:
                 return
         else:
             self.n_used += 1
-        self.images[slot] = image
+        self.images[self._rows_at(slot)] = image
         self.keys[slot], self.numbers[slot] = key, number
 
 

@@ -130,6 +130,7 @@ class PaDiMDetector(PatchDetector):
     """
 
     _auto_calibration = "loo"
+    _leaves_out_views = True
     _keeps_left_out_scores = True
     _parameter_constraints = {
         **PatchDetector._parameter_constraints,
@@ -201,6 +202,10 @@ class PaDiMDetector(PatchDetector):
     def _fit_batches(self, batches: Any, update: bool = False) -> Self:
         """Fit, or update, on batches of positions in X and features."""
         self._validate_params()
+        if update:
+            self._check_views(1)
+        else:
+            self._n_per_image = 1
         gaussians = self._gaussians.reopened() if update else None
         n_before = self.n_samples_seen_ if update else 0
         for positions, X in batches:
@@ -230,14 +235,20 @@ class PaDiMDetector(PatchDetector):
     def _new_gaussians(self, X: Any) -> Gaussians:
         n_positions, n_features = X.shape[1] * X.shape[2], X.shape[3]
         return Gaussians(
-            n_positions, n_features, X.dtype, self.eps, self.calibration_size
+            n_positions,
+            n_features,
+            X.dtype,
+            self.eps,
+            self.calibration_size,
+            self._n_per_image,
         )
 
     def _learn_from(self, gaussians: Any, X: Any) -> None:
         with progress(len(X), "Gaussians", self.verbose) as bar:
-            for lo in range(0, len(X), 32):
-                gaussians.add(_flat(X[lo : lo + 32]))
-                bar.update(min(32, len(X) - lo))
+            step = max(1, 32 // self._n_per_image) * self._n_per_image
+            for lo in range(0, len(X), step):
+                gaussians.add(_flat(X[lo : lo + step]))
+                bar.update(min(step, len(X) - lo))
         if gaussians.n_images == 1:
             warn_user(
                 "one training image has no covariance: patches score by their "
@@ -272,7 +283,9 @@ class PaDiMDetector(PatchDetector):
         grid = self.mean_.shape[:2]
         n_positions = grid[0] * grid[1]
         with progress(n_positions, "positions, images left out", self.verbose) as bar:
-            maps = self._gaussians.left_out(bar.update).reshape(-1, *grid)
+            # Views of one image alone are left out one by one.
+            n_together = 1 if self.n_samples_seen_ == 1 else self._n_per_image
+            maps = self._gaussians.left_out(bar.update, n_together).reshape(-1, *grid)
         return image_scores(maps), maps
 
     def _rendering(self, window: Any, grid: Any) -> dict[str, Any]:

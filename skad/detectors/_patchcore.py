@@ -208,6 +208,7 @@ class PatchCoreDetector(StreamingBankDetector):
 
     _auto_calibration = "loo"
     _min_left_out = 1  # patches of one image are held out from each other
+    _leaves_out_views = True
     _parameter_constraints = {
         **PatchDetector._parameter_constraints,
         "coreset_ratio": [Interval(Real, 0, 1, closed="right")],
@@ -301,7 +302,7 @@ class PatchCoreDetector(StreamingBankDetector):
                 on_interrupt=self.on_interrupt,
                 verbose=self.verbose,
             )
-        first = self.n_samples_seen_ * X.shape[1] * X.shape[2]
+        first = self.n_samples_seen_ * self._n_per_image * X.shape[1] * X.shape[2]
         self._set_united_bank(
             np.concatenate([self.bank_, rows[selected]]),
             np.concatenate(
@@ -314,7 +315,8 @@ class PatchCoreDetector(StreamingBankDetector):
         selected = extend_coreset(
             self._space(self.bank_), self._space(other.bank_), len(other.bank_)
         )
-        first = self.n_samples_seen_ * math.prod(self.calibration_maps_.shape[1:])
+        first = self.n_samples_seen_ * self._n_per_image
+        first *= math.prod(self.calibration_maps_.shape[1:])
         self._set_united_bank(
             np.concatenate([self.bank_, other.bank_[selected]]),
             np.concatenate(
@@ -342,19 +344,22 @@ class PatchCoreDetector(StreamingBankDetector):
     def _score_left_out(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Score each training image against the bank without it.
 
-        X holds the images learned from last. `owner` is the image in X that each row
-        of the bank is from, negative for images of earlier calls; `images` is the same
-        for the rows of X.
+        X holds the images learned from last, each followed by its augmented views.
+        `owner` is the image in X that each row of the bank is from, negative for images
+        of earlier calls; `images` is the same for the rows of X.
         """
         if self._holds_out_later:
             return no_held_out(X.shape[1:3])
         rows, inside = patch_rows(X)
         queries = self._space(rows)
         n_patches = X.shape[1] * X.shape[2]
-        n_before = self.n_samples_seen_ - len(X)
-        owner = self.coreset_indices_ // n_patches - n_before
-        images = np.repeat(np.arange(len(X)), n_patches)[inside]
-        if self.n_samples_seen_ == 1:
+        is_one = self.n_samples_seen_ == 1  # whose views are left out one by one
+        n_together = 1 if is_one else self._n_per_image
+        n_images = len(X) // n_together
+        n_before = 0 if is_one else self.n_samples_seen_ - n_images
+        owner = self.coreset_indices_ // (n_together * n_patches) - n_before
+        images = np.repeat(np.arange(n_images), n_together * n_patches)[inside]
+        if is_one and n_images == 1:
             warn_user(
                 "one training image cannot be held out: each of its patches is "
                 "scored against the other ones, and the threshold is a guess. "
@@ -368,10 +373,21 @@ class PatchCoreDetector(StreamingBankDetector):
             self._searched, owner, queries, images, k, self._nearest, self.verbose
         )
 
+        X, scored = X[::n_together], np.zeros((n_images, n_together, n_patches), bool)
+        scored[:, 0] = True
+        scored, inside = scored.ravel()[inside], inside.reshape(scored.shape)[:, 0]
+        images = images[scored]
+
         def search_left(rows: np.ndarray, worst: np.ndarray, b: int) -> np.ndarray:
             return bank.search(rows, images[worst], min(b, n_left))[1]
 
-        squared, indices = bank.found
+        squared, indices = (found[scored] for found in bank.found)
         return self._scores(
-            X, inside, queries, squared, indices, bank.rows, search_left
+            X,
+            inside.ravel(),
+            queries[scored],
+            squared,
+            indices,
+            bank.rows,
+            search_left,
         )

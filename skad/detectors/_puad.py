@@ -245,6 +245,7 @@ class PUADDetector(_TwoScores, PatchDetector):
     """
 
     _auto_calibration = "split"
+    _takes_views = False
     _parameter_constraints = {
         **PatchDetector._parameter_constraints,
         "detector": [PatchDetector, None],

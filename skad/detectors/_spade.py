@@ -160,6 +160,7 @@ class SPADEDetector(PatchDetector):
     """
 
     _auto_calibration = "loo"
+    _leaves_out_views = True
     _parameter_constraints = {
         **PatchDetector._parameter_constraints,
         "n_neighbors_image": [Interval(Integral, 1, None, closed="left")],
@@ -228,9 +229,13 @@ class SPADEDetector(PatchDetector):
         return self._compare(X, *self._nearest_images(X))
 
     def _score_left_out(self, X):
-        """Compare each training image with all others."""
-        own = np.arange(len(X)), np.arange(len(X))
-        return self._compare(X, *self._nearest_images(X, own))
+        """Compare each training image with all others, and with their views."""
+        n_together = 1 if self.n_samples_seen_ == 1 else self._n_per_image
+        owner = np.arange(len(X)) // n_together
+        images = X[::n_together]
+        return self._compare(
+            images, *self._nearest_images(images, (owner[::n_together], owner))
+        )
 
     def _image_scores(self, X):
         if self.image_score == "max":
@@ -253,7 +258,8 @@ class SPADEDetector(PatchDetector):
     def _nearest_images(self, X, groups=None):
         """Scores by the nearest training images (Equation 1), and their indices."""
         bank = self.descriptors_
-        k = min(self.n_neighbors_image, len(bank) - (groups is not None))
+        n_left_out = 0 if groups is None else int(np.sum(groups[1] == 0))
+        k = min(self.n_neighbors_image, len(bank) - n_left_out)
         squared, neighbors = search(
             self._space(X.pooled).astype(bank.dtype), bank, k, groups=groups
         )

@@ -34,6 +34,10 @@ class StreamingBankDetector(BankDetector):
         The batches can be iterated over twice.
         """
         self._validate_params()
+        if update:
+            self._check_views(1)
+        else:
+            self._n_per_image = 1
         held, rest = self._batches_that_fit(batches, reset=not update)
         if update:
             self._check_grid(held[0][1].shape[1:3])

@@ -22,6 +22,7 @@ from skad.features._cache import Cache
 from skad.features._regions import Regions, read_region
 from skad.images._batches import ImageReader
 from skad.networks._torch_state import own_torch_state
+from skad.synthesis._augmented import WithViews
 
 _PART_ENTRIES = 2**24  # float32 features of a part that is scored: 64 MB
 
@@ -233,6 +234,44 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         if self._n_pooled:
             return PatchArray(features, pooled, self._own_levels)
         return features
+
+    def _features_of_views(
+        self, X: Any, y: ArrayLike | None, regions: Any, augmentation: Any, *, fit: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """Features of normal images, each followed by its augmented views.
+
+        Returns
+        -------
+        features : ndarray of shape (n * (1 + n_views), h, w, d), float32
+            Where an image could not be read, it and its views are NaN.
+
+        positions : ndarray of shape (n,)
+            Of the images in X.
+        """
+        images = self._validated_reader(X) if fit else self._checked_reader(X)
+        normal = normal_positions(images, y)
+        with own_torch_state():
+            if fit:
+                self._fit_images(images, y)
+            checked = self.regions(regions, len(images))
+            each = None if checked is None else checked.each
+            images = images[normal]
+            X = WithViews(images, augmentation)
+            views = self._reader(X)
+            if views.on_error == "skip":
+                views.on_error = "report"  # images are reported, not their views
+            each = X.regions(None if each is None else [each[i] for i in normal])
+            features = self._all_features(views, each, scoring=False)
+        images.skipped = [
+            (int(normal[k // X.n_rows]), reason)
+            for k, reason in views.skipped
+            if k % X.n_rows == 0
+        ]
+        self._warn_of_skipped(images, len(images))
+        if fit:
+            self.skipped_ = sorted(images.skipped)
+        _complete(features, X.n_rows)
+        return features, normal
 
     def _fit_batches(
         self, X: Any, y: ArrayLike | None = None, regions: Any = None
@@ -453,6 +492,19 @@ def _require_memory(shape):
         "images at a time. Or reduce image_size, the channels (target_dim, layers), or "
         "the number of images.",
     )
+
+
+def _complete(features: Any, n_rows: int) -> None:
+    """Have an image in place of a view that shows nothing of its region.
+
+    Where an image is NaN, so are all of its views.
+    """
+    absent = np.isnan(features[..., 0]).all(axis=(1, 2))
+    first = np.arange(len(features)) // n_rows * n_rows
+    absent = np.flatnonzero(absent | absent[first])
+    features[absent] = np.asarray(features)[first[absent]]
+    if getattr(features, "pooled", None) is not None:
+        features.pooled[absent] = features.pooled[first[absent]]
 
 
 class NormalBatches:

@@ -42,6 +42,10 @@ class Explanation:
 
     distance : float
         Distance of the two patches.
+
+    training_view : int, default=0
+        0 for the training image itself. If the model was fitted with augmentation, k
+        is the k-th augmented view of it: patch and region are then of that view.
     """
 
     index: int
@@ -51,6 +55,7 @@ class Explanation:
     training_patch: tuple[int, int]
     training_region: tuple[float, float, float, float]
     distance: float
+    training_view: int = 0
 
 
 def explain(model: Any, X: Any) -> list[Explanation | None]:
@@ -120,25 +125,29 @@ def explain(model: Any, X: Any) -> list[Explanation | None]:
         window = chain.images.window()
         sizes = chain.images.image_sizes(chain.entering(X))
     return [
-        None if np.isnan(row[0]) else _explanation(i, row, grid, window, size)
+        None
+        if np.isnan(row[0])
+        else _explanation(i, row, grid, window, size, detector._n_per_image)
         for i, (row, size) in enumerate(zip(found, sizes, strict=True))
     ]
 
 
 def _explanation(
-    index: int, found: Any, grid: Any, window: Any, size: Any
+    index: int, found: Any, grid: Any, window: Any, size: Any, n_per_image: int
 ) -> Explanation:
     worst, nearest = found[:2].astype(int)
-    image, nearest = divmod(nearest, grid[0] * grid[1])
+    sample, nearest = divmod(nearest, grid[0] * grid[1])
+    image, view = divmod(int(sample), n_per_image)
     patch, training_patch = _place(worst, grid), _place(nearest, grid)
     return Explanation(
         index=index,
         patch=patch,
         bbox=None if size is None else _bbox(_region(patch, grid, window), size),
-        training_index=int(image),
+        training_index=image,
         training_patch=training_patch,
         training_region=_region(training_patch, grid, window),
         distance=float(found[2]),
+        training_view=view,
     )
 
 

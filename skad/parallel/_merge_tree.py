@@ -78,6 +78,11 @@ def _merged(left: Any, right: Any, *, is_last: bool) -> Any:
 def check_can_merge(model: Any) -> None:
     """Refuse a model whose detector does not merge, before any work starts."""
     detector = detector_of(model)
+    if getattr(model, "augmentation", None) is not None:
+        raise ValueError(
+            "model has an augmentation, which is for a fit on few images; fit_parts is "
+            "for many, and takes augmentation=None."
+        )
     is_frozen = isinstance(detector, FrozenEstimator)
     if hasattr(detector, "merge") and not is_frozen:
         return

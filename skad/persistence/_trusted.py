@@ -46,6 +46,7 @@ SKAD_OBJECTS = frozenset(
         "skad.metrics._scorers.PixelScorer",
         "skad.model_selection.OneClassSplit",
         "skad.pipeline.Pipeline",
+        "skad.synthesis._augmented.AugmentedViews",
         "skad.synthesis._transformer.SyntheticAnomalies",
     }
 )

@@ -1,5 +1,6 @@
 """Synthetic anomalies, and augmented views of images, which hold no anomaly."""
 
+from skad.synthesis._augmented import AugmentedViews
 from skad.synthesis._cutpaste import cutpaste, cutpaste_scar
 from skad.synthesis._draem import changed_texture, draem, procedural_texture
 from skad.synthesis._extended import extended_anomaly, foreground_mask
@@ -9,6 +10,7 @@ from skad.synthesis._transformer import SyntheticAnomalies
 from skad.synthesis._views import strong_view, weak_view
 
 __all__ = [
+    "AugmentedViews",
     "SyntheticAnomalies",
     "changed_texture",
     "cutpaste",
