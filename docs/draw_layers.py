@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs/_static/layers.svg"
 WORDS = {
     "base": "scores, thresholds, p-values, masks",
+    "calibration": "a threshold per product",
     "datasets": "folders, textures",
     "detectors": "one method, one file",
     "export": "a model as an ONNX graph",
@@ -29,7 +30,7 @@ WORDS = {
     "pipeline": "scikit-learn's pipeline with maps, regions and updates",
     "presets": "settings of the papers",
     "report": "a page for a browser",
-    "synthesis": "synthetic anomalies",
+    "synthesis": "synthetic anomalies, augmented views",
 }
 HELPERS = ("small helpers", "checks, maps, patches, progress")
 COLORS = ("#fdf0e3 #dd8452", "#eef3fb #4c72b0", "#eaf5ec #55a868", "#f1eef7 #8172b3")

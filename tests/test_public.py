@@ -15,6 +15,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.rst"
 MODULES = (
     "skad",
     "skad.base",
+    "skad.calibration",
     "skad.datasets",
     "skad.detectors",
     "skad.export",

@@ -55,6 +55,7 @@ class CalibratedThreshold:
     _map_rows: np.ndarray  # of each map, the place of its score
     _map_ranks: np.ndarray  # by which maps are chosen where there are too many
     _in_sample = False  # whether the scores are of training images
+    _whose = ""  # what they are of, where that has to be said in warnings
     _is_part = False  # whether it is part of another detector, which needs all maps
     contamination: Any
     threshold: Any
@@ -192,8 +193,8 @@ class CalibratedThreshold:
         n = len(scores)
         if n and not certifies(n, rate):
             warn_user(
-                f"{n} held-out images cannot certify a false-alarm rate of {rate:g}; "
-                f"the smallest rate that they can certify is {1 / (n + 1):.2g}. The "
-                "threshold lies beyond all of their scores, by their spread: an "
-                "estimate without a guarantee."
+                f"{self._whose}{n} held-out images cannot certify a false-alarm rate "
+                f"of {rate:g}; the smallest rate that they can certify is "
+                f"{1 / (n + 1):.2g}. The threshold lies beyond all of their scores, by "
+                "their spread: an estimate without a guarantee."
             )

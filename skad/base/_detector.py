@@ -303,17 +303,24 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         skad.images.ImageError
             If an image cannot be read, as in `fit`.
         """
+        self._calibrate(*self._scores_to_calibrate(X, y), add=add)
+        return self
+
+    def _scores_to_calibrate(self, X, y):
+        """Anomaly scores and maps of new normal images, and their positions in X."""
         self._validate_params()
         check_is_fitted(self)
         samples, positions = self._to_learn_from(X, y, reset=False)
         with own_torch_state():
-            scores, maps = self._score_for_calibration(samples)
+            return *self._score_for_calibration(samples), positions
+
+    def _calibrate(self, scores, maps, positions, *, add):
+        """Set the threshold from scores and maps of new normal images."""
         if add and not self._in_sample:
             self._add_held_out(scores, maps, self.n_samples_seen_)
         else:
             self._replace_held_out(scores, maps)
         warn_of_outlier(self, scores, positions)
-        return self
 
     @property
     def classes_(self) -> NoReturn:

@@ -8,7 +8,7 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
 from skad._chain import Chain
-from skad.base import BaseDetector
+from skad._held_out import check_detector_of_skad, held_out_positions
 
 _N_ROBUST_STDS = 3
 _STD_PER_MAD = 1.4826  # of a normal distribution, per MAD
@@ -92,63 +92,15 @@ def suspects(model: Any, X: Any, y: ArrayLike | None = None) -> Bunch:
     """
     chain = Chain(model)
     detector = chain.final
-    if not isinstance(detector, BaseDetector):
-        raise TypeError(
-            f"model ends in {type(detector).__name__}; suspects needs a detector of "
-            "skad, alone or at the end of a pipeline."
-        )
+    check_detector_of_skad(detector, "suspects")
     check_is_fitted(detector, "offset_")
-    _check_held_out(detector)
-    learned = _learned_from(chain, X, y)
+    positions = held_out_positions(chain, X, y, "suspects")
     scores = detector.calibration_scores_
-    if len(scores) != len(learned):
-        raise ValueError(
-            f"suspects needs a held-out score of each of the {len(learned)} images "
-            f"that were learned from, but the model keeps {len(scores)} scores of "
-            f"held-out images. {_why_not_all(detector)}"
-        )
-    positions = learned[detector._held_out_positions(len(learned))]
     order = np.argsort(scores, kind="stable")
     return Bunch(
         indices=positions[order],
         scores=scores[order],
         flagged=scores[order] < _limit(scores),
-    )
-
-
-def _check_held_out(detector: Any) -> None:
-    """Refuse a model that keeps scores of images that it learned from, or of a part."""
-    detector._check_holds_out_all("suspects")
-    if detector._in_sample or detector._resolved_calibration() == "train":
-        raise ValueError(
-            "suspects judges each image by a model that has not seen it, but "
-            f"{type(detector).__name__}(calibration={detector.calibration!r}) has no "
-            "held-out scores of the images that were learned from. Fit with "
-            "calibration='kfold' or, where it is offered, 'loo'."
-        )
-
-
-def _learned_from(chain: Chain, X: Any, y: Any) -> np.ndarray:
-    """Positions of the images of X that the model has learned from."""
-    n_learned = chain.final.n_samples_seen_
-    learned = np.broadcast_to(chain.final._not_anomalous(X, y), len(X))
-    if learned.sum() > n_learned:  # some may not have been readable
-        learned = learned & ~np.isnan(chain.ask("decision_function", X))
-    if learned.sum() != n_learned:
-        labelled = "" if y is None else " that are not labelled -1"
-        raise ValueError(
-            f"the model has learned from {n_learned} images, but X has "
-            f"{int(learned.sum())}{labelled}; pass X and y of its fit."
-        )
-    return np.flatnonzero(learned)
-
-
-def _why_not_all(detector: Any) -> str:
-    if hasattr(detector, "calibration_size"):
-        return f"Raise calibration_size={detector.calibration_size} and fit again."
-    return (
-        "They are of other images after calibrate, and old ones are dropped by "
-        "partial_fit; fit again on all images."
     )
 
 

@@ -20,6 +20,7 @@ SKAD_OBJECTS = frozenset(
     {
         "skad._moments.Moments",
         "skad._training_images.LeftBehind",
+        "skad.calibration._per_group.ThresholdPerGroup",
         "skad.detectors._cutpaste.CutPasteDetector",
         "skad.detectors._draem.DRAEMDetector",
         "skad.detectors._efficientad.EfficientADDetector",

@@ -1,0 +1,508 @@
+"""One model for several products, with a threshold for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+import sklearn.pipeline
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, OutlierMixin, clone
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from skad._chain import Chain, unwrap
+from skad._held_out import check_detector_of_skad, held_out_positions
+from skad._maps import masks_above
+from skad._portable import Portable
+from skad.base._detector import decide
+from skad.base._threshold import conformal_p_values
+from skad.pipeline import anomaly_map
+
+# What a fitted detector keeps of its held-out images, and the threshold from it.
+_HELD_OUT = (
+    *("calibration_scores_", "calibration_maps_", "_calibration_seen"),
+    *("_map_rows", "_map_ranks", "contamination_", "offset_", "_in_sample", "_whose"),
+)
+
+
+class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimator):
+    """One model for several products, with a threshold for each.
+
+    The model learns from the images of all products together. Normal images of one
+    product may score lower than those of another: with one threshold for all, the
+    first product has more false alarms than promised, and defects of the other are
+    missed. Here the held-out scores of each product set a threshold of its own.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A pipeline that ends in a detector of skad, or such a detector, whose
+        `calibration` is "loo" or "kfold". It stays unfitted. Within a
+        `sklearn.frozen.FrozenEstimator`, a fitted one is taken as it is, and `fit`
+        takes what it was fitted on.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        Fitted on the images of all groups.
+
+    groups_ : ndarray of shape (n_groups,)
+        The groups, sorted.
+
+    offsets_ : ndarray of shape (n_groups,), float64
+        Threshold of `score_samples` for each of them.
+
+    n_held_out_ : ndarray of shape (n_groups,), int64
+        Number of held-out scores behind each.
+
+    See Also
+    --------
+    skad.datasets.load_mvtec : Products in folders.
+
+    Notes
+    -----
+    The promise on false alarms holds for each group by itself. A group needs as many
+    images for it as a single product does: 19 for a rate of 5 %. With fewer, the
+    threshold is an estimate, as in a single model, and a warning names the group.
+
+    A group is whatever shifts scores and is known when an image is judged: a product,
+    a camera, a line.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skad import PatchCoreDetector
+    >>> from skad.calibration import ThresholdPerGroup
+    >>> rng = np.random.default_rng(0)
+    >>> smooth, rough = rng.normal(size=(2, 30, 4, 4, 8))
+    >>> X = np.concatenate([0.1 * smooth, 20 + rough])
+    >>> product = np.repeat(["smooth", "rough"], 30)
+    >>> model = ThresholdPerGroup(PatchCoreDetector()).fit(X, groups=product)
+    >>> model.groups_, model.n_held_out_
+    (array(['rough', 'smooth'], dtype='<U6'), array([30, 30]))
+    >>> new = 0.1 * rng.normal(size=(1, 4, 4, 8))
+    >>> new[0, 2, 1] += 1  # nothing beside the rough product, much for the smooth one
+    >>> model.predict(new, groups=["smooth"]), model.estimator_.predict(new)
+    (array([-1]), array([1]))
+    """
+
+    def __init__(self, estimator: Any) -> None:
+        self.estimator = estimator
+
+    def fit(
+        self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
+        """Learn from the images of all groups, and set the threshold of each.
+
+        Parameters
+        ----------
+        X : sequence of images, or ndarray of patch features
+            As `estimator` takes them.
+
+        y : array-like of shape (n,), optional
+            Images labelled -1 are left out.
+
+        groups : array-like of shape (n,)
+            Group of each image: a string or an integer.
+
+        Returns
+        -------
+        self : object
+            The same object.
+
+        Raises
+        ------
+        TypeError
+            If `estimator` does not end in a detector of skad.
+
+        ValueError
+            If `groups` is missing or of another length than X, if a group has no normal
+            image, or if `estimator` does not hold out every image.
+        """
+        self._fit(X, y, groups)
+        return self
+
+    def fit_predict(
+        self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> np.ndarray:
+        """Learn from images, and decide for each of them as if it were new.
+
+        Parameters
+        ----------
+        X, y, groups
+            As in `fit`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,), int64
+            +1 is normal, -1 is anomalous; 0 for an image that was skipped. Images that
+            were learned from are judged by their held-out scores.
+        """
+        positions = self._fit(X, y, groups)
+        decisions = self.decision_function(X, groups)
+        held_out = Chain(self.estimator_).final.calibration_scores_
+        offsets = self.offsets_[self._members(X, groups)]
+        decisions[positions] = held_out - offsets[positions]
+        return decide(decisions)
+
+    def _fit(self, X: Any, y: Any, groups: Any) -> np.ndarray:
+        """Fit; returns the positions in X of the held-out scores."""
+        final = Chain(self.estimator).final
+        check_detector_of_skad(final, "ThresholdPerGroup", "estimator")
+        final._check_holds_out_all("ThresholdPerGroup")
+        groups = _checked_groups(groups, X)
+        self.estimator_ = clone(self.estimator)
+        self.estimator_.fit(X, y)
+        chain = Chain(self.estimator_)
+        positions = held_out_positions(chain, X, y, "ThresholdPerGroup")
+        self.groups_ = np.unique(groups)
+        of_score = groups[positions]
+        self._held_out = []
+        for group in self.groups_:
+            twin = _twin(chain.final)
+            twin._whose = f"group {_shown(group)}: "
+            _keep_some(twin, np.flatnonzero(of_score == group))
+            self._held_out.append(_taken_from(twin))
+        self._set_attributes()
+        return positions
+
+    def _set_attributes(self) -> None:
+        held_out = self._held_out
+        self.offsets_ = np.array([one["offset_"] for one in held_out], np.float64)
+        counts = [len(one["calibration_scores_"]) for one in held_out]
+        self.n_held_out_ = np.array(counts, np.int64)
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Score images, whatever their group; larger is more normal.
+
+        Parameters
+        ----------
+        X : sequence of images, or ndarray of patch features
+            As in `fit`.
+
+        Returns
+        -------
+        scores : ndarray of shape (n,), float64
+            NaN for an image that was skipped.
+        """
+        check_is_fitted(self)
+        return Chain(self.estimator_).ask("score_samples", X)
+
+    def decision_function(self, X: Any, groups: ArrayLike | None = None) -> np.ndarray:
+        """Score images against the threshold of their group; negative is anomalous.
+
+        Parameters
+        ----------
+        X : sequence of images, or ndarray of patch features
+            As in `fit`.
+
+        groups : array-like of shape (n,)
+            Group of each image, one of `groups_`.
+
+        Returns
+        -------
+        decision : ndarray of shape (n,), float64
+            NaN for an image that was skipped.
+
+        Raises
+        ------
+        ValueError
+            If `groups` is missing, of another length than X, or holds a group that
+            `fit` has not seen.
+        """
+        check_is_fitted(self)
+        offsets = self.offsets_[self._members(X, groups)]
+        return self.score_samples(X) - offsets
+
+    def predict(self, X: Any, groups: ArrayLike | None = None) -> np.ndarray:
+        """Decide for each image by the threshold of its group: -1 is anomalous.
+
+        Parameters
+        ----------
+        X : sequence of images, or ndarray of patch features
+            As in `fit`.
+
+        groups : array-like of shape (n,)
+            Group of each image, one of `groups_`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,), int64
+            +1 is normal, -1 is anomalous; 0 for an image that was skipped.
+        """
+        return decide(self.decision_function(X, groups))
+
+    def p_value(self, X: Any, groups: ArrayLike | None = None) -> np.ndarray:
+        """Conformal p-value of each image among its group: small for anomalies.
+
+        Parameters
+        ----------
+        X : sequence of images, or ndarray of patch features
+            As in `fit`.
+
+        groups : array-like of shape (n,)
+            Group of each image, one of `groups_`.
+
+        Returns
+        -------
+        p : ndarray of shape (n,), float64
+            In (0, 1]; NaN for an image that was skipped.
+        """
+        check_is_fitted(self)
+        members = self._members(X, groups)
+        scores = self.score_samples(X)
+        p = np.empty(len(scores))
+        for k, places in _by_group(members):
+            held_out = self._held_out[k]["calibration_scores_"]
+            p[places] = conformal_p_values(scores[places], held_out)
+        return p
+
+    def anomaly_map(
+        self, X: Any, size: tuple[int, int] | None = None
+    ) -> np.ndarray | list[np.ndarray]:
+        """Anomaly score of each pixel, whatever the group; larger is more anomalous.
+
+        Parameters
+        ----------
+        X : sequence of images, or ndarray of patch features
+            As in `fit`.
+
+        size : (int, int), optional
+            Height and width of the maps in pixels, as of `estimator`.
+
+        Returns
+        -------
+        maps : ndarray of shape (n, H, W), float32, or list of (H, W) arrays
+            A list where images differ in size.
+        """
+        check_is_fitted(self)
+        return anomaly_map(self.estimator_, X, size)
+
+    def predict_mask(
+        self,
+        X: Any,
+        size: tuple[int, int] | None = None,
+        groups: ArrayLike | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Mark the anomalous pixels, by the pixel threshold of each image's group.
+
+        Parameters
+        ----------
+        X : sequence of images, or ndarray of patch features
+            As in `fit`.
+
+        size : (int, int), optional
+            Height and width of the masks in pixels, as of `estimator`.
+
+        groups : array-like of shape (n,)
+            Group of each image, one of `groups_`.
+
+        Returns
+        -------
+        masks : ndarray of shape (n, H, W), bool, or list of (H, W) arrays
+            A list where images differ in size.
+        """
+        check_is_fitted(self)
+        members = self._members(X, groups)
+        maps = self.anomaly_map(X, size)
+        on_grid = size is None and not hasattr(self._reader_of_images(), "image_sizes")
+        masks: list[Any] = [None] * len(maps)
+        for k, places in _by_group(members):
+            model = self.model_of(self.groups_[k])
+            some = [maps[i] for i in places]
+            if on_grid:
+                limit = model.pixel_threshold(None)
+                found: Any = [one > limit for one in some]
+            else:
+                found = masks_above(some, model.pixel_threshold)
+            for i, mask in zip(places, found, strict=True):
+                masks[i] = mask
+        return np.stack(masks) if isinstance(maps, np.ndarray) else masks
+
+    def _reader_of_images(self) -> Any:
+        chain = Chain(self.estimator_)
+        return chain.final if chain.images is None else chain.images
+
+    def model_of(self, group: Any) -> Any:
+        """Give the fitted model with the thresholds of one group.
+
+        For the line that makes only this product, for `skad.inspect`, a report, or a
+        graph. It shares its arrays with this object, which stays as it is.
+
+        Parameters
+        ----------
+        group : str or int
+            One of `groups_`.
+
+        Returns
+        -------
+        model : estimator
+            Of the type of `estimator_`, fitted.
+
+        Raises
+        ------
+        ValueError
+            If `group` is not one of `groups_`.
+        """
+        check_is_fitted(self)
+        k = self._places(np.asarray([group]))[0]
+        return self._with(self._held_out[k])
+
+    def _with(self, held_out: dict[str, Any]) -> Any:
+        """A copy of the model that holds these scores out."""
+
+        def copied(model: Any) -> Any:
+            inner = unwrap(model)
+            twin = _twin(inner)
+            if isinstance(inner, sklearn.pipeline.Pipeline):
+                name, final = inner.steps[-1]
+                twin.steps = [*inner.steps[:-1], (name, copied(final))]
+            else:
+                vars(twin).update(held_out)
+            return twin
+
+        return copied(self.estimator_)
+
+    def set_contamination(self, contamination: float) -> Self:
+        """Set another rate of false alarms for all groups, from the scores at hand.
+
+        Parameters
+        ----------
+        contamination : float
+            Tolerated false-alarm rate on normal images, in (0, 0.5].
+
+        Returns
+        -------
+        self : object
+            The same object.
+        """
+        check_is_fitted(self)
+        detectors = [self._detector_of(k) for k in range(len(self.groups_))]
+        for detector in detectors:
+            detector.set_contamination(contamination)
+        self._held_out = [_taken_from(detector) for detector in detectors]
+        self._set_attributes()
+        return self
+
+    def _detector_of(self, k: int) -> Any:
+        return Chain(self.model_of(self.groups_[k])).final
+
+    def calibrate(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        *,
+        add: bool = False,
+    ) -> Self:
+        """Set thresholds anew from normal images that were not trained on.
+
+        Only those of the groups in `groups` change.
+
+        Parameters
+        ----------
+        X : sequence of images, or ndarray of patch features
+            As in `fit`.
+
+        y : array-like of shape (n,), optional
+            Images labelled -1 are left out.
+
+        groups : array-like of shape (n,)
+            Group of each image, one of `groups_`.
+
+        add : bool, default=False
+            Whether to add to the held-out scores at hand; by default the new ones
+            replace them.
+
+        Returns
+        -------
+        self : object
+            The same object.
+        """
+        check_is_fitted(self)
+        members = self._members(X, groups)
+        chain = Chain(self.estimator_)
+        scores, maps, positions = chain.final._scores_to_calibrate(chain.features(X), y)
+        for k, places in _by_group(members[positions]):
+            detector = self._detector_of(k)
+            detector._calibrate(
+                scores[places], maps[places], positions[places], add=add
+            )
+            self._held_out[k] = _taken_from(detector)
+        self._set_attributes()
+        return self
+
+    def _members(self, X: Any, groups: Any) -> np.ndarray:
+        """Place among `groups_` of the group of each image."""
+        return self._places(_checked_groups(groups, X))
+
+    def _places(self, groups: np.ndarray) -> np.ndarray:
+        known = self.groups_.tolist()
+        unknown = sorted({repr(one) for one in groups.tolist() if one not in known})
+        if unknown:
+            raise ValueError(
+                f"groups holds {', '.join(unknown[:5])}, of which fit has seen no "
+                f"image; it knows {', '.join(map(repr, known[:20]))}. Fit again with "
+                "normal images of every group."
+            )
+        place = {group: k for k, group in enumerate(known)}
+        return np.array([place[one] for one in groups.tolist()], np.intp)
+
+
+def _checked_groups(groups: Any, X: Any) -> np.ndarray:
+    """Groups as an array (n,) of strings or integers."""
+    if groups is None:
+        raise ValueError(
+            "groups is missing: pass the group of each image, such as the name of its "
+            "product, as groups=."
+        )
+    found = np.asarray(groups)
+    if found.dtype == object:
+        kinds = {type(one) for one in found.ravel()}
+        if len(kinds) == 1 and issubclass(kinds.pop(), (str, int)):
+            found = np.array(found.tolist())
+    if found.ndim != 1 or found.dtype.kind not in "USiub":
+        raise ValueError(
+            f"groups has shape {found.shape} and dtype {found.dtype}: expected one "
+            "string or integer per image."
+        )
+    check_consistent_length(X, found)
+    return found
+
+
+def _by_group(members: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the place of each group that occurs, and the places of its images."""
+    for k in np.unique(members):
+        yield int(k), np.flatnonzero(members == k)
+
+
+def _twin(estimator: Any) -> Any:
+    """A copy of an estimator that shares everything with it."""
+    twin: Any = object.__new__(type(estimator))
+    vars(twin).update(vars(estimator))
+    return twin
+
+
+def _taken_from(detector: Any) -> dict[str, Any]:
+    return {name: getattr(detector, name) for name in _HELD_OUT}
+
+
+def _keep_some(detector: Any, rows: np.ndarray) -> None:
+    """Keep only some of the held-out scores, and their maps; set the threshold."""
+    if len(rows) == 0:
+        raise ValueError(
+            f"{detector._whose}it has no normal image that could be read: leave its "
+            "images out, or add normal ones."
+        )
+    kept = np.isin(detector._map_rows, rows)
+    detector.calibration_scores_ = detector.calibration_scores_[rows]
+    detector._calibration_seen = detector._calibration_seen[rows]
+    detector.calibration_maps_ = detector.calibration_maps_[kept]
+    detector._map_ranks = detector._map_ranks[kept]
+    detector._map_rows = np.searchsorted(rows, detector._map_rows[kept])
+    detector._set_offset()
+
+
+def _shown(group: Any) -> str:
+    return repr(group.item() if hasattr(group, "item") else group)
