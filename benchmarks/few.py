@@ -13,7 +13,6 @@ keeps what each draw gave, and goes on from there.
 import csv
 import json
 import warnings
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +27,13 @@ from skad import (
     Pipeline,
     SubspaceDetector,
 )
+from skad.calibration import ThresholdPerGroup
 from skad.datasets import load_elpv, load_mvtec
 from skad.images import read_image
+from skad.inspection import suspects
 from skad.synthesis import AugmentedViews
 
-SIZE, SHOTS, MOST = 112, (1, 2, 4, 8, 16), 100
+SIZE, MOST = 112, 100  # pixels, images tested of each kind
 SHIFT = 8  # pixels of 256
 FEATURES = PatchFeatures("skad_small", embedding="concat", image_size=SIZE)
 DETECTORS = {
@@ -128,3 +129,220 @@ def shifted(images, seed):
         edge = np.pad(pixels, ((SHIFT,) * 2, (SHIFT,) * 2, (0, 0)), mode="edge")
         h, w = pixels.shape[:2]
         yield edge[SHIFT - down :, SHIFT - right :][:h, :w]
+
+
+SHIFTED_HEADER = ("detector", "images", "shifted views", "draws")
+SHIFTED_HEADER += ("AUROC", "found", "false alarms")
+SHIFTED_VIEWS = AugmentedViews(rotation=0, brightness=0, shift=1.25 * SHIFT / 256)
+
+
+def shifts(bottle, method, views, n, seed):
+    """`judged` on shifted bottles, of a model of bottles in their place."""
+    learned, tested = bottle.draw(n, seed)
+    model = Pipeline(
+        [FEATURES, clone(DETECTORS[method])],
+        augmentation=SHIFTED_VIEWS if views else None,
+    )
+    quiet_fit(model, [bottle.normal[i] for i in learned])
+    normal = shifted([bottle.normal[i] for i in tested], seed)
+    X = (FEATURES.transform(list(some)) for some in (normal, shifted(bottle.bad, seed)))
+    return judged(model[-1], *X)
+
+
+PRODUCT_HEADER = ("product", "detector", "images of each", "draws")
+PRODUCT_HEADER += tuple(
+    f"{threshold}: {what}"
+    for threshold in ("one threshold", "per product", "own model")
+    for what in ("false alarms", "found")
+)
+PRODUCT_HEADER += ("AUROC of one model", "AUROC of own model")
+
+
+def together(some, method, n, seed):
+    """For each product: a model of all with one threshold or more, and an own model."""
+    parts = [(p, *p.draw(n, seed)) for p in some]
+    X = np.concatenate([p.X[learned] for p, learned, _ in parts])
+    groups = np.repeat([p.name for p in some], [len(one) for _, one, _ in parts])
+    model = ThresholdPerGroup(clone(DETECTORS[method]))
+    quiet_fit(model, X, groups=groups)
+    found = {}
+    for p, learned, tested in parts:
+        sets = p.X[tested], p.X_bad
+        own = quiet_fit(clone(DETECTORS[method]), p.X[learned])
+        rows = [
+            judged(one, *sets)
+            for one in (model.estimator_, model.model_of(p.name), own)
+        ]
+        found[p.name] = [rate for row in rows for rate in (row[2], row[1])]
+        found[p.name] += [rows[0][0], rows[2][0]]
+    return found
+
+
+BATCH_HEADER = ("product", "images in the batch", "defects", "draws", "AUROC")
+BATCH_HEADER += ("flagged defects", "flagged normal", "AUROC after 16 normal images")
+BATCH_DETECTOR = SubspaceDetector(0.95)
+
+
+def batch(product, n, share, seed):
+    """AUROC in a batch without labels, and the shares of it that are flagged."""
+    rng = np.random.default_rng([seed, n])
+    n_bad = max(1, round(share * n))
+    normal = rng.permutation(len(product.normal))
+    bad = rng.permutation(len(product.bad))[:n_bad]
+    X = np.concatenate([product.X[normal[: n - n_bad]], product.X_bad[bad]])
+    is_bad = np.arange(n) >= n - n_bad
+    model = quiet_fit(clone(BATCH_DETECTOR), X)
+    list_ = suspects(model, X)
+    flagged = np.zeros(n, bool)
+    flagged[list_.indices[list_.flagged]] = True
+    scores = np.empty(n)
+    scores[list_.indices] = list_.scores
+    few = quiet_fit(clone(BATCH_DETECTOR), product.X[normal[-16:]])
+    return [
+        float(roc_auc_score(~is_bad, scores)),
+        float(flagged[is_bad].mean()),
+        float(flagged[~is_bad].mean()),
+        float(roc_auc_score(~is_bad, few.score_samples(X))),
+    ]
+
+
+class Record:
+    """Results of draws by their names, in a file that a later run goes on from."""
+
+    def __init__(self, folder):
+        self._path = folder and folder / "few.json"
+        self._known = {}
+        if self._path and self._path.exists():
+            self._known = json.loads(self._path.read_text())
+
+    def get(self, names, function, *arguments):
+        """What a draw gives, from the file if it is there."""
+        key = "/".join(map(str, names))
+        if key not in self._known:
+            self._known[key] = function(*arguments)
+            if self._path:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                partial = self._path.with_suffix(".partial")
+                partial.write_text(json.dumps(self._known))
+                partial.replace(self._path)
+        return self._known[key]
+
+
+def spread(values, digits):
+    """Mean and standard deviation over the draws."""
+    if digits:
+        return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
+    return f"{np.mean(values):.0%} ± {100 * np.std(values):.0f}"
+
+
+def rows_of_shots(record, some, sizes, draws):
+    cases = [
+        (p, method, n, views)
+        for p in some
+        for method in DETECTORS
+        for n in sizes
+        for views in ("", "small", "chosen")
+    ]
+    found = {}
+    for seed in range(draws):  # a run that is stopped has the same draws of all
+        for p, method, n, views in cases:
+            case = p.name, method, n, views
+            one = record.get(("shots", *case, seed), shots, p, method, views, n, seed)
+            found.setdefault(case, []).append(one)
+        print(f"draw {seed} is done", flush=True)
+    for case, results in found.items():
+        auroc, hits, alarms = np.transpose(results)
+        cells = spread(auroc, 3), spread(hits, 0), spread(alarms, 0)
+        yield *case[:3], case[3] or "none", len(results), *cells
+
+
+def rows_of_shifts(record, some, sizes, draws):
+    bottle = next(p for p in some if p.name == "bottle")
+    for method in DETECTORS:
+        for n in sizes:
+            for views in (False, True):
+                case = method, n, "yes" if views else "no"
+                auroc, hits, alarms = np.transpose(
+                    [
+                        record.get(
+                            ("shifts", *case, seed),
+                            shifts,
+                            bottle,
+                            method,
+                            views,
+                            n,
+                            seed,
+                        )
+                        for seed in range(draws)
+                    ]
+                )
+                cells = spread(auroc, 3), spread(hits, 0), spread(alarms, 0)
+                yield *case, draws, *cells
+
+
+def rows_of_products(record, some, sizes, draws):
+    (n,) = sizes
+    for method in DETECTORS:
+        results = [
+            record.get(("products", method, n, seed), together, some, method, n, seed)
+            for seed in range(draws)
+        ]
+        for p in some:
+            *rates, one, own = np.transpose([result[p.name] for result in results])
+            cells = [spread(rate, 0) for rate in rates]
+            yield p.name, method, n, draws, *cells, spread(one, 3), spread(own, 3)
+
+
+def rows_of_batches(record, some, sizes, draws):
+    for p in some:
+        for n in sizes:
+            for share in (0.05, 0.1, 0.25):
+                auroc, hits, alarms, few = np.transpose(
+                    [
+                        record.get(
+                            ("batches", p.name, n, share, seed),
+                            batch,
+                            p,
+                            n,
+                            share,
+                            seed,
+                        )
+                        for seed in range(draws)
+                    ]
+                )
+                cells = spread(auroc, 3), spread(hits, 0), spread(alarms, 0)
+                yield p.name, n, f"{share:.0%}", draws, *cells, spread(few, 3)
+
+
+# By part: its rows, its header, numbers of images, draws; the last two also if small.
+PARTS = {
+    "products": (rows_of_products, PRODUCT_HEADER, (100,), 10, (8,), 1),
+    "batches": (rows_of_batches, BATCH_HEADER, (40, 100), 10, (12,), 1),
+    "shifts": (rows_of_shifts, SHIFTED_HEADER, (16, 30), 5, (4,), 1),
+    "shots": (rows_of_shots, SHOT_HEADER, (1, 2, 4, 8, 16), 10, (1, 4), 1),
+}
+
+
+def main():
+    command = parser(__doc__)
+    command.add_argument("--folder", type=Path, help="keep what each draw gave here")
+    command.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    command.add_argument("--draws", type=int, help="random draws of each case")
+    options = command.parse_args()
+    limit_threads(options.threads)
+    some = list(products(options))
+    record = Record(options.folder)
+    for part in options.parts:
+        rows_of, header, *large, small_sizes, small_draws = PARTS[part]
+        sizes, draws = (small_sizes, small_draws) if options.small else large
+        draws = options.draws or draws
+        rows = list(rows_of(record, some, sizes, draws))
+        publish(options, f"few {part}", rows, header)
+        if options.write:
+            table = Path(__file__).parents[1] / "docs" / f"few_{part}.csv"
+            with table.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+if __name__ == "__main__":
+    main()

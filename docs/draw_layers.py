@@ -30,7 +30,7 @@ WORDS = {
     "pipeline": "scikit-learn's pipeline with maps, regions and updates",
     "presets": "settings of the papers",
     "report": "a page for a browser",
-    "synthesis": "synthetic anomalies, augmented views",
+    "synthesis": "anomalies, augmented views",
 }
 HELPERS = ("small helpers", "checks, maps, patches, progress")
 COLORS = ("#fdf0e3 #dd8452", "#eef3fb #4c72b0", "#eaf5ec #55a868", "#f1eef7 #8172b3")

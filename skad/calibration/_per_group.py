@@ -130,7 +130,13 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
 
         Parameters
         ----------
-        X, y, groups
+        X : sequence of images, or ndarray of patch features
+            As in `fit`.
+
+        y : array-like of shape (n,), optional
+            As in `fit`.
+
+        groups : array-like of shape (n,)
             As in `fit`.
 
         Returns
