@@ -38,7 +38,7 @@ SHIFT = 8  # pixels of 256
 FEATURES = PatchFeatures("skad_small", embedding="concat", image_size=SIZE)
 DETECTORS = {
     "PatchCore": PatchCoreDetector(bank_size=2000),
-    "PaDiM": PaDiMDetector(),
+    "PaDiM": PaDiMDetector(calibration_size=1000),
     "Subspace": SubspaceDetector(),
 }
 SMALL = AugmentedViews()  # its defaults: 3 degrees, 3 % of the sides, 10 % brightness
@@ -316,9 +316,9 @@ def rows_of_batches(record, some, sizes, draws):
 
 # By part: its rows, its header, numbers of images, draws; the last two also if small.
 PARTS = {
-    "products": (rows_of_products, PRODUCT_HEADER, (100,), 10, (8,), 1),
-    "batches": (rows_of_batches, BATCH_HEADER, (40, 100), 10, (12,), 1),
-    "shifts": (rows_of_shifts, SHIFTED_HEADER, (16, 30), 5, (4,), 1),
+    "products": (rows_of_products, PRODUCT_HEADER, (50,), 5, (8,), 1),
+    "batches": (rows_of_batches, BATCH_HEADER, (100,), 5, (12,), 1),
+    "shifts": (rows_of_shifts, SHIFTED_HEADER, (16,), 5, (4,), 1),
     "shots": (rows_of_shots, SHOT_HEADER, (1, 2, 4, 8, 16), 10, (1, 4), 1),
 }
 
