@@ -88,6 +88,10 @@ def quick():
             small(), bank(random_state=np.random.RandomState(3))
         ),
         "PaDiM": skad.make_pipeline(resnet(n_components=20), skad.PaDiMDetector()),
+        "PaDiM, principal axes": skad.make_pipeline(
+            small(n_components=20, reduction="pca", patch_stride=2),
+            skad.PaDiMDetector(),
+        ),
         "Subspace": skad.make_pipeline(small(), skad.SubspaceDetector()),
         "Fusion": skad.make_pipeline(
             skad.FusedFeatures(small(), pcanet()), skad.FusionDetector()
