@@ -59,6 +59,7 @@ def main():
     table = chosen(options)
     options.output = options.output or Path(f"papers-{options.table}.csv")
     done = read(options.output, table)
+    import timm  # noqa: F401 - so that no time of a fit has the seconds of this import
 
     def report():
         ours = functools.partial(settings, options)

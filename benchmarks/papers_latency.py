@@ -22,10 +22,8 @@ def machine(options, row):
         return Bunch(layout=f"{name}, {kind}", category="")
     threads = torch.get_num_threads()
     name = platform.processor() or platform.machine()
-    return Bunch(
-        layout=f"CPU {name}, {threads} threads, float32 (not the paper's protocol)",
-        category="",
-    )
+    layout = f"CPU ({name}, threads: {threads}), float32: not the paper's protocol"
+    return Bunch(layout=layout, category="")
 
 
 def uses_gpu(options):

@@ -5,6 +5,8 @@ import time
 
 from papers_data import CROP, parts
 
+FEW_STEPS = {"max_steps": 2, "max_epochs": 1, "train_batch_size": 4}
+
 
 def given(options):
     """Images and weights that were passed, as parameters of the detector."""
@@ -87,21 +89,24 @@ def small(preset):
     """Few steps and small networks, whatever the preset says."""
     from skad import PatchFeatures
 
-    changes = {
-        "model": "tiny",
-        "max_steps": 2,
-        "max_epochs": 1,
-        "train_batch_size": 4,
-    }
+    changes = {"model": "tiny", **FEW_STEPS}
     if preset.features is None:
         changes |= {"image_size": 64, "weights": False}
     if preset.detector.__name__ == "EfficientADDetector":
         features = PatchFeatures("skad_small", n_components=64, image_size=128)
         changes |= {"teacher": "distill", "features": features}
-    known = preset.detector().get_params()
-    return {name: value for name, value in changes.items() if name in known}
+    return known(changes, preset.detector)
 
 
 def small_features(preset):
-    """Untrained networks and small images."""
-    return {"weights": False, "image_size": 56, "crop_size": None}
+    """Untrained networks, small images, and few steps where features are trained."""
+    changes = {"weights": False, "image_size": 56, "crop_size": None}
+    if "giant" in preset.features["backbone"]:
+        changes["backbone"] = "vit_small_patch14_reg4_dinov2"
+        changes["layers"] = ("blocks.8", "blocks.9")
+    return changes | known(FEW_STEPS, preset.transformer)
+
+
+def known(settings, estimator):
+    """Those of the settings that an estimator has."""
+    return {k: v for k, v in settings.items() if k in estimator().get_params()}

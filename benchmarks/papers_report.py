@@ -101,6 +101,8 @@ def notes(table):
 
     lines = [f"- {table.note}"] if table.note else []
     names = dict.fromkeys(row.preset for row in table.rows if row.preset)
+    if table.protocol == "latency":
+        return lines
     for text in dict.fromkeys(PRESETS[name].differs for name in names):
         alike = [f"`{name}`" for name in names if PRESETS[name].differs == text]
         lines += [f"- {', '.join(alike)}: {text}"] if text else []

@@ -19,6 +19,7 @@ TABLES = {
                 {"MVTec AD": {"pixel_auroc": 96.7, "pro": 90.1}},
                 DEFARD,
             ),
+            Row("PaDiM, R18, PCA to d = 100", "padim-r18-pca"),
         ]
     ),
     "padim-nonaligned": Table(
