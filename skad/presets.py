@@ -225,10 +225,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             SimpleNetDetector,
             {
                 "max_epochs": 160,
+                "adaptor": "linear",
                 "hidden_dim": 1024,
                 "noise_std": 0.015,
                 "relative_noise": False,
-                "margin": 0.5,
+                "margin": (0.5, -0.5),
                 "learning_rate": 2e-4,
                 "adaptor_learning_rate": 1e-4,
                 "weight_decay": 1e-5,
@@ -280,6 +281,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "model": "full",
                 "prototype_ratio": 0.1,
                 "max_steps": 5000,
+                "extended_ratio": 1.0,
+                "optimizer": "adam",
                 "learning_rate": 1e-4,
                 "weight_decay": 1e-2,
                 "focal_weight": 5.0,
@@ -288,7 +291,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             },
             "Zhang et al., Prototypical Residual Networks for Anomaly Detection and "
             "Localization, CVPR 2023",
-            differs="5,000 steps stand for 700 epochs. AdamW takes the place of Adam.",
+            differs="5,000 steps stand for 700 epochs.",
             needs=("texture_images",),
         ),
         "anomalydino-448": Preset(

@@ -103,7 +103,11 @@ MODELS = {
     "SimpleNet, both heads, a region": lambda: [
         own(region=region()),
         skad.SimpleNetDetector(
-            max_epochs=1, upscale=2, noise_mask="perlin", classification_head=True
+            max_epochs=1,
+            adaptor="mlp",
+            upscale=2,
+            noise_mask="perlin",
+            classification_head=True,
         ),
     ],
     "DRAEM": lambda: [

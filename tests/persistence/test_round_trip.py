@@ -117,7 +117,9 @@ def others(images):
     bank = skad.PatchCoreDetector
     return {
         "SPADE": skad.make_pipeline(resnet(pooled=True), skad.SPADEDetector(3)),
-        "SimpleNet": skad.make_pipeline(small(), skad.SimpleNetDetector(1)),
+        "SimpleNet": skad.make_pipeline(
+            small(), skad.SimpleNetDetector(1, adaptor="mlp", margin=(0.5, -0.4))
+        ),
         "PUAD": skad.make_pipeline(small(), skad.PUADDetector(bank())),
         "SPD": skad.make_pipeline(tuned, bank()),
         "Tiled": skad.make_pipeline(skad.TiledFeatures(small(), 128), bank()),
