@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +153,17 @@ def test_rows_are_of_presets_and_metrics_that_there_are(papers):
             assert row.parameters.keys() <= preset.detector().get_params().keys()
             if row.features:
                 assert row.features.keys() <= preset.transformer().get_params().keys()
+
+
+def test_commands_of_the_documentation_are_complete(papers):
+    """One for each table, with all that it needs."""
+    text = (BENCHMARKS.parent / "docs" / "papers.rst").read_text().replace("\\\n", "")
+    pattern = r"python benchmarks/papers\.py ([^\n#]+)"
+    commands = [shlex.split(match) for match in re.findall(pattern, text)]
+    found = [papers.arguments().parse_args(command) for command in commands]
+    assert {options.table for options in found} == papers.TABLES.keys()
+    for options in found:
+        assert papers.chosen(options) == papers.TABLES[options.table]
 
 
 def test_a_table_for_another_data_set_is_refused(papers, root):
