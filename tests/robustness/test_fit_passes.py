@@ -49,4 +49,4 @@ def test_every_image_goes_through_the_filters_as_seldom_as_can_be(images, monkey
     assert sum(seen) == len(images)
     seen.clear()
     fused().fit_transform(images)
-    assert sum(seen) == 2 * (len(images) + len(images))  # to fit, and to extract
+    assert sum(seen) == 2 * len(images)  # of each of the two, to fit and to extract
