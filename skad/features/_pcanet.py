@@ -22,7 +22,8 @@ from skad._moments import Moments
 from skad._progress import progress
 from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._passes import Passes
-from skad.features._positions import MIN_VARIANCE, Positions
+from skad.features._positions import Positions
+from skad.features._principal import MIN_VARIANCE, in_order, leading_directions
 
 STRIDE = 8  # pixels from patch to patch
 _N_FILTER_PATCHES = 50_000  # patches from which a stage learns its filters
@@ -273,9 +274,9 @@ class PCANetFeatures(PatchFeatureTransformer):
                 for each in batch:
                     left = left.with_rows(each.reshape(-1, each.shape[-1]))
                 bar.update(len(batch))
-        values, vectors, mean = _leading(left.covariance, self.n_components)
+        values, vectors, mean = leading_directions(left.covariance, self.n_components)
         spread = np.sqrt(values + self.shrinkage * mean + MIN_VARIANCE)
-        self.whitening_ = _in_order(vectors / spread)
+        self.whitening_ = in_order(vectors / spread)
         self.position_mean_, self.position_scale_ = positions.mean, positions.scale
         self.grid_shape_ = positions.mean.shape[:2]
         self.n_features_out_ = self.whitening_.shape[1]
@@ -340,6 +341,7 @@ class PCANetFeatures(PatchFeatureTransformer):
 
 
 def _finished(stages: Any) -> np.ndarray:
+    """Responses of one image that has passed all stages, (h, w, n_responses)."""
     return stages.responses()[0].numpy()
 
 
@@ -353,40 +355,8 @@ def _filters(
         centre = np.eye(window) - 1 / window
         projector = np.kron(np.eye(channels), centre)
         covariance = projector @ covariance @ projector
-    values, vectors, _ = _leading(covariance, n_filters)
+    values, vectors, _ = leading_directions(covariance, n_filters)
     floor = _QUANTISATION_VARIANCE if first else MIN_VARIANCE
     scaled = vectors / np.sqrt(np.maximum(values, floor))
     filters = scaled.T.reshape(len(values), -1, kernel_size, kernel_size)
-    return _in_order(filters)
-
-
-def _leading(
-    covariance: np.ndarray, n: int | None
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Leading variances and principal components, and the mean of all variances.
-
-    Directions in which nothing varies, as in equal images, are all alike: those among
-    the leading ones look into all of them, not into a few channels, so that what
-    differs from the images learned from does not escape.
-    """
-    values, vectors = np.linalg.eigh(covariance)
-    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    silent = values <= 1e-10 * max(values[0], MIN_VARIANCE)
-    leading = _signed(vectors[:, :n])
-    n_mixed = np.sum(silent[:n])
-    if n_mixed:
-        kept = np.sum(~silent)
-        mixture = np.random.default_rng(0).normal(size=(np.sum(silent), n_mixed))
-        leading[:, kept:] = vectors[:, kept:] @ np.linalg.qr(mixture)[0]
-    return values[:n], leading, values.mean()
-
-
-def _in_order(values: np.ndarray) -> np.ndarray:
-    """Convert to float32 in C order, as after a pickle: order changes last bits."""
-    return np.ascontiguousarray(values, np.float32)
-
-
-def _signed(vectors: np.ndarray) -> np.ndarray:
-    """Eigenvectors with their largest entry positive: the sign is arbitrary."""
-    largest = np.abs(vectors).argmax(axis=0)
-    return vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
+    return in_order(filters)

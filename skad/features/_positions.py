@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-MIN_VARIANCE = 1e-6  # of responses to values in [0, 1]: no signal
+from skad.features._principal import MIN_VARIANCE
+
 _PRIOR_IMAGES = 20  # that the common variance counts for, against a position's own
 
 
