@@ -13,6 +13,7 @@ keeps what each draw gave, and goes on from there.
 import csv
 import json
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -110,13 +111,13 @@ def quiet_fit(model, X, **params):
         return model.fit(X, **params)
 
 
-def shots(product, method, views, n, seed):
+def shots(one, method, views, n, seed):
     """`judged` of one draw of n images."""
-    augmentation = {"": None, "small": SMALL, "chosen": CHOSEN[product.name]}[views]
-    learned, tested = product.draw(n, seed)
+    augmentation = {"": None, "small": SMALL, "chosen": CHOSEN[one.name]}[views]
+    learned, tested = one.draw(n, seed)
     model = Pipeline([FEATURES, clone(DETECTORS[method])], augmentation=augmentation)
-    quiet_fit(model, [product.normal[i] for i in learned])
-    return judged(model[-1], product.X[tested], product.X_bad)
+    quiet_fit(model, [one.normal[i] for i in learned])
+    return judged(model[-1], one.X[tested], one.X_bad)
 
 
 def shifted(images, seed):
@@ -183,13 +184,13 @@ BATCH_HEADER += ("flagged defects", "flagged normal", "AUROC after 16 normal ima
 BATCH_DETECTOR = SubspaceDetector(0.95)
 
 
-def batch(product, n, share, seed):
+def batch(one, n, share, seed):
     """AUROC in a batch without labels, and the shares of it that are flagged."""
     rng = np.random.default_rng([seed, n])
     n_bad = max(1, round(share * n))
-    normal = rng.permutation(len(product.normal))
-    bad = rng.permutation(len(product.bad))[:n_bad]
-    X = np.concatenate([product.X[normal[: n - n_bad]], product.X_bad[bad]])
+    normal = rng.permutation(len(one.normal))
+    bad = rng.permutation(len(one.bad))[:n_bad]
+    X = np.concatenate([one.X[normal[: n - n_bad]], one.X_bad[bad]])
     is_bad = np.arange(n) >= n - n_bad
     model = quiet_fit(clone(BATCH_DETECTOR), X)
     list_ = suspects(model, X)
@@ -197,7 +198,7 @@ def batch(product, n, share, seed):
     flagged[list_.indices[list_.flagged]] = True
     scores = np.empty(n)
     scores[list_.indices] = list_.scores
-    few = quiet_fit(clone(BATCH_DETECTOR), product.X[normal[-16:]])
+    few = quiet_fit(clone(BATCH_DETECTOR), one.X[normal[-16:]])
     return [
         float(roc_auc_score(~is_bad, scores)),
         float(flagged[is_bad].mean()),
@@ -206,11 +207,14 @@ def batch(product, n, share, seed):
     ]
 
 
+_RANKS = {name: k for k, name in enumerate([*CHOSEN, *DETECTORS])}
+
+
 class Record:
     """Results of draws by their names, in a file that a later run goes on from."""
 
-    def __init__(self, folder):
-        self._path = folder and folder / "few.json"
+    def __init__(self, folder, only_known):
+        self._path, self._only_known = folder and folder / "few.json", only_known
         self._known = {}
         if self._path and self._path.exists():
             self._known = json.loads(self._path.read_text())
@@ -218,6 +222,8 @@ class Record:
     def get(self, names, function, *arguments):
         """What a draw gives, from the file if it is there."""
         key = "/".join(map(str, names))
+        if self._only_known and key not in self._known:
+            return None
         if key not in self._known:
             self._known[key] = function(*arguments)
             if self._path:
@@ -236,24 +242,16 @@ def spread(values, digits):
 
 
 def rows_of_shots(record, some, sizes, draws):
-    cases = [
-        (p, method, n, views)
-        for p in some
-        for method in DETECTORS
-        for n in sizes
-        for views in ("", "small", "chosen")
-    ]
     found = {}
-    for seed in range(draws):  # a run that is stopped has the same draws of all
-        for p, method, n, views in cases:
+    for n, seed in product(sizes, range(draws)):  # few images, which are fast, first
+        for p, method, views in product(some, DETECTORS, ("", "small", "chosen")):
             case = p.name, method, n, views
             one = record.get(("shots", *case, seed), shots, p, method, views, n, seed)
-            found.setdefault(case, []).append(one)
-        print(f"draw {seed} is done", flush=True)
-    for case, results in found.items():
-        auroc, hits, alarms = np.transpose(results)
+            found.setdefault(case, []).extend([one] if one else [])
+    for case in sorted(found, key=lambda case: (*map(_RANKS.get, case[:2]), case[2])):
+        auroc, hits, alarms = np.transpose(found[case])
         cells = spread(auroc, 3), spread(hits, 0), spread(alarms, 0)
-        yield *case[:3], case[3] or "none", len(results), *cells
+        yield *case[:3], case[3] or "none", len(found[case]), *cells
 
 
 def rows_of_shifts(record, some, sizes, draws):
@@ -323,15 +321,45 @@ PARTS = {
 }
 
 
+def draw(rows, path):
+    """AUROC and false alarms over the number of images, one column per product."""
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(row[0] for row in rows))
+    figure, axes = plt.subplots(
+        2, len(names), figsize=(9, 5), sharex=True, sharey="row", layout="constrained"
+    )
+    for column, name in zip(axes.T, names, strict=True):
+        for k, views in enumerate(("none", "small", "chosen")):
+            some = [r for r in rows if (r[0], r[1], r[3]) == (name, "PatchCore", views)]
+            n = np.array([row[2] for row in some]) * 1.04 ** (k - 1)
+            for ax, cell, scale in zip(column, (5, 7), (1, 0.01), strict=True):
+                pairs = [row[cell].replace("%", "").split(" ± ") for row in some]
+                mean, std = scale * np.array(pairs, float).T
+                ax.errorbar(n, mean, std, fmt="o-", capsize=3, label=views)
+        column[0].set(title=name)
+        column[1].axhline(0.05, color="0.5", linestyle="--")
+        column[1].set(xscale="log", xlabel="images to learn from")
+        column[1].set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        column[1].minorticks_off()
+    axes[0, 0].set(ylabel="image AUROC")
+    axes[1, 0].set(ylabel="false alarms", ylim=(-0.03, 1.05))
+    axes[0, -1].legend(title="views", loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
 def main():
     command = parser(__doc__)
     command.add_argument("--folder", type=Path, help="keep what each draw gave here")
+    command.add_argument(
+        "--known", action="store_true", help="no draws beyond those in --folder (shots)"
+    )
     command.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     command.add_argument("--draws", type=int, help="random draws of each case")
     options = command.parse_args()
     limit_threads(options.threads)
     some = list(products(options))
-    record = Record(options.folder)
+    record = Record(options.folder, options.known)
     for part in options.parts:
         rows_of, header, *large, small_sizes, small_draws = PARTS[part]
         sizes, draws = (small_sizes, small_draws) if options.small else large
@@ -342,6 +370,8 @@ def main():
             table = Path(__file__).parents[1] / "docs" / f"few_{part}.csv"
             with table.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows([header, *rows])
+            if part == "shots":
+                draw(rows, table.parent / "_static" / "few.png")
 
 
 if __name__ == "__main__":
