@@ -17,7 +17,8 @@ from skad._moments import Moments
 from skad._patch_array import PatchArray
 from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._network import PatchFeatures
-from skad.features._pcanet import MIN_VARIANCE, PCANetFeatures
+from skad.features._pcanet import PCANetFeatures
+from skad.features._principal import MIN_VARIANCE
 from skad.images._batches import ImageReader
 
 _KEPT_BYTES = 2**28  # of features that need not be extracted again
