@@ -60,12 +60,12 @@ def watched(detector, images, n_steps, networks_of=None):
     found = {}
 
     class Watched(type(detector)):
-        def _rate(self, step, n_steps):  # asked once before the first step
-            found["ends"].append(time.perf_counter())
+        def _rate(self, step, n_steps):  # asked when the step before is done
+            found["ends"][step] = time.perf_counter()
             return super()._rate(step, n_steps)
 
         def _train(self, module, data, seed):
-            found["ends"] = []
+            found["ends"] = {}
             losses = super()._train(module, data, seed)
             if networks_of is not None:
                 forward = networks_of(self, module)
@@ -76,8 +76,8 @@ def watched(detector, images, n_steps, networks_of=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Watched(**detector.get_params(deep=False)).fit(images)
-    step = np.median(np.diff(found["ends"])[SETTLED:])
-    return float(step), float(np.median(found.get("bare", [np.nan])[SETTLED:]))
+    steps = np.diff(list(found["ends"].values()))
+    return np.median(steps[SETTLED:]), np.median(found.get("bare", steps)[SETTLED:])
 
 
 def bare_times(forward, optimizer, n_steps):
@@ -172,7 +172,7 @@ def cases(options, images, n_steps):
     weights = {
         "backbone": "mobilenetv2_100",
         "weights": options.weights,
-        "train_batch_size": 2 if options.small else 16,
+        "train_batch_size": 4 if options.small else 16,
         "max_steps": n_steps,
     }
     epochs = -(-n_steps // -(-len(images) // 8))

@@ -55,9 +55,7 @@ LONGEST = (
 
 
 # Take long, and share nothing with the rest of their files.
-ALONE = (
-    "tests/test_benchmarks.py::test_runs_small[",
-)
+ALONE = ("tests/test_benchmarks.py::test_runs_small[",)
 
 
 def pytest_collection_modifyitems(items):
