@@ -22,6 +22,7 @@ _CANDIDATE_ROWS = 256, 2048  # fewest and most that a round looks at
 _CANDIDATE_BYTES = 1.2e7  # for these and their distances, or a tenth of X
 _STALE_GROUPS = 4
 _CHUNK_ENTRIES = 2**18  # entries of a temporary
+_BLOCK_ROWS = 512  # whose mutual distances are taken at once
 
 
 def greedy_coreset(
@@ -153,6 +154,32 @@ def extend_coreset(
     both = _projected(np.concatenate([coreset, X]), projection_dim, random_state)
     traversal = _Traversal(both, len(coreset) + n_samples, range(len(coreset)))
     return traversal.run(verbose, on_interrupt)[len(coreset) :] - len(coreset)
+
+
+def far_apart(rows, squared):
+    """Indices of rows, in order, that are not near to one before them.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, d)
+
+    squared : float
+        The square of the distance up to which a row is near.
+    """
+    apart = np.empty(0, np.intp)
+    for lo in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[lo : lo + _BLOCK_ROWS]
+        left = np.full(len(block), True)
+        if len(apart):
+            left = squared_distances(block, rows[apart]).min(axis=1) > squared
+        far = squared_distances(block, block) > squared
+        taken = []
+        for i in range(len(block)):
+            if left[i]:
+                taken.append(lo + i)
+                left &= far[i]
+        apart = np.concatenate([apart, np.array(taken, np.intp)])
+    return apart
 
 
 def _projected(rows, n_dimensions, random_state):

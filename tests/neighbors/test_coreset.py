@@ -6,7 +6,7 @@ from sklearn.random_projection import GaussianRandomProjection
 
 from skad import PatchCoreDetector
 from skad.neighbors import greedy_coreset
-from skad.neighbors._coreset import _Traversal
+from skad.neighbors._coreset import _Traversal, far_apart
 
 
 def plain(X, n_samples, start=0):
@@ -143,3 +143,15 @@ def test_interrupted_detector_has_a_smaller_bank(rows, interrupted):
         detector.fit(images)
     assert 1 < len(detector.bank_) < 1000
     assert np.isfinite(detector.score_samples(images)).all()
+
+
+@pytest.mark.parametrize("radius", [0.0, 1.0, 2.5])
+def test_rows_far_apart_are_those_of_the_textbook_loop(radius):
+    X = np.random.default_rng(0).normal(size=(700, 4)).astype(np.float32)
+    X[600:650] = X[:50]
+    taken = []
+    for i, row in enumerate(X.astype(np.float64)):
+        gaps = row - X[taken]
+        if not taken or np.einsum("ij,ij->i", gaps, gaps).min() > radius**2:
+            taken.append(i)
+    np.testing.assert_array_equal(far_apart(X, radius**2), taken)
