@@ -246,6 +246,18 @@ def test_images_and_masks_are_cropped_alike(papers, papers_data, root, protocol)
             assert image[~mask].mean() < 130
 
 
+def test_images_are_cropped_as_the_features_would_do(papers_data, root):
+    image = load(root, "nut").train[:1]
+    preset = PRESETS["padim-r18"]
+    features = {"weights": False, "device": "cpu"}
+    whole = preset.make(patch_features=features)[0].fit_transform(image)
+    features |= {"image_size": 224, "crop_size": None}
+    cropped = preset.make(patch_features=features)[0]
+    np.testing.assert_array_equal(
+        cropped.fit_transform(papers_data.frame(image)), whole
+    )
+
+
 def test_images_that_are_not_aligned_depend_on_the_seed_only(papers_data, root):
     images = load(root, "nut").train
     first, again, other = (papers_data.misaligned(images, k, 0) for k in (0, 0, 1))
