@@ -305,11 +305,11 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         samples, positions = self._to_learn_from(X, y, reset=False)
         with own_torch_state():
-            scores, maps = self._score_for_calibration(samples)
+            scores, maps, rows = self._score_for_calibration(samples)
         if add and not self._in_sample:
-            self._add_held_out(scores, maps, self.n_samples_seen_)
+            self._add_held_out(scores, maps, self.n_samples_seen_, rows)
         else:
-            self._replace_held_out(scores, maps)
+            self._replace_held_out(scores, maps, rows)
         warn_of_outlier(self, scores, positions)
         return self
 
@@ -360,8 +360,11 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         raise NotImplementedError
 
     def _score_for_calibration(self, samples):
-        """Scores and maps for thresholds; as `_score`, unless that omits some maps."""
-        return self._score(samples)
+        """Scores and maps for thresholds, and the places of the scores that have maps.
+
+        As `_score`, unless that omits some maps. None for the places is all of them.
+        """
+        return *self._score(samples), None
 
     def _image_scores(self, samples):
         """The scores of `_score` alone, which some methods compute in less time."""
@@ -424,10 +427,12 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         self._in_sample = way == "train" or (self._in_sample and not first)
         if first or (way == "loo" and self._keeps_left_out_scores):
             self._replace_held_out(
-                held_out.scores, held_out.maps, in_sample=self._in_sample
+                held_out.scores, held_out.maps, held_out.rows, self._in_sample
             )
         else:
-            self._add_held_out(held_out.scores, held_out.maps, self.n_samples_seen_)
+            self._add_held_out(
+                held_out.scores, held_out.maps, self.n_samples_seen_, held_out.rows
+            )
         if way != "train":
             warn_of_outlier(self, held_out.scores, positions, held_out.indices)
 

@@ -44,7 +44,8 @@ class PatchDetector(BaseDetector):
     larger for more anomalous, NaN for patches that are NaN. Further hooks add methods:
 
     - ``_score_left_out(X)``, which scores each training image by a model of all others,
-      adds ``calibration="loo"``;
+      adds ``calibration="loo"``; where it gives the maps of some scores only, it returns
+      the places of these as a third array;
     - ``_update(X)`` adds `partial_fit`, and ``_merge(other)`` adds `merge`; both put
       new arrays in the place of old ones, so that a copy made before stays as it was.
 

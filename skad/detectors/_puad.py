@@ -97,7 +97,7 @@ class _TwoScores:
 
     def _score_for_calibration(self, X):
         found = self.detector_._score_for_calibration(self._score_input(X))
-        return self._sum(X, found[0]), found[1]
+        return self._sum(X, found[0]), *found[1:]
 
     def _image_scores(self, X):
         scores = self.detector_._image_scores(self._score_input(X))

@@ -225,7 +225,7 @@ class SPADEDetector(PatchDetector):
         self.galleries_ = [self._space(level) for level in _split(X)]
 
     def _score_for_calibration(self, X):
-        return self._compare(X, *self._nearest_images(X))
+        return *self._compare(X, *self._nearest_images(X)), None
 
     def _score_left_out(self, X):
         """Compare each training image with all others."""
