@@ -9,6 +9,7 @@ and -1 for anomalous. Maps run the other way: larger is more anomalous.
 """
 
 import copy
+import math
 from numbers import Real
 from types import MethodType
 from typing import Any, NoReturn, Self
@@ -27,6 +28,7 @@ from skad._portable import Portable
 from skad.base._calibrated import CONTAMINATION, CalibratedThreshold
 from skad.base._hold_out import HOLD_OUT, way_to_hold_out
 from skad.base._hooks import checked_hook
+from skad.base._memory_of_fit import learning, require_memory_to_learn
 from skad.base._threshold import RULES, conformal_p_values
 from skad.base._warnings import warn_of_equal_images, warn_of_outlier
 from skad.networks._torch_state import own_torch_state
@@ -344,6 +346,13 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         """
         raise NotImplementedError
 
+    _reads_samples = False  # whether samples are read when needed, not in memory
+
+    @staticmethod
+    def _shape_of(samples):
+        """Shape (n, h, w, d) of the samples, and bytes of each number."""
+        return samples.shape, samples.dtype.itemsize
+
     @staticmethod
     def _not_anomalous(X, y):
         """Which images (n,) `y` does not call anomalous; True for all of them."""
@@ -373,6 +382,28 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     def _anomaly_maps(self, samples):
         """The maps of `_score` alone, which some methods compute in less time."""
         return self._score(samples)[1]
+
+    def _fit_bytes(self, shape, itemsize, *, first):
+        """Estimate of the memory that `_fit`, or `_update`, takes.
+
+        Beside the samples, which are numbers of `itemsize` bytes in an array (n, h, w,
+        d): bytes of the model, and those that are free again after the fit. Together
+        they may be half or twice of what it really is.
+        """
+        return 0.0, 0.0
+
+    def _fold_bytes(self, kept, shape, itemsize):
+        """Estimate of what ``calibration="kfold"`` adds; a model has `kept` bytes."""
+        if self._reads_samples:
+            return kept
+        return kept + math.prod(shape) * itemsize  # the images outside of a fold
+
+    def _memory_advice(self):
+        """Sentence that says which parameters to change if memory is short."""
+        return (
+            "Reduce image_size of the features, their channels, or the number of "
+            "images."
+        )
 
     def _fit_fold(self, samples, whole):
         """Learn from the samples outside of a fold; `whole` learned from all."""
@@ -420,10 +451,13 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     def _learn(self, samples, positions, *, first):
         """Fit, or update, on samples, and set the threshold from held-out scores."""
         way = way_to_hold_out(self, len(samples), first)
+        shape, itemsize = self._shape_of(samples)
+        require_memory_to_learn(self, shape, itemsize, way, first=first)
         if first:
             self._take_threshold_parameters()
             warn_of_equal_images(self, samples)
-        held_out = HOLD_OUT[way](self, samples, first=first)
+        with learning(self, shape, way):
+            held_out = HOLD_OUT[way](self, samples, first=first)
         self._in_sample = way == "train" or (self._in_sample and not first)
         if first or (way == "loo" and self._keeps_left_out_scores):
             self._replace_held_out(

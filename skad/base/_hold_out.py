@@ -71,7 +71,7 @@ def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     before = copy.copy(detector)
     _learn(detector, samples, first)
     folds = detector._folds(len(samples))
-    scores, maps, rows = np.empty(len(samples)), [], []
+    scores, maps_of, rows_of = np.empty(len(samples)), [], []
     models = detector._models_without(folds, samples, before, first=first)
     verbose = getattr(detector, "verbose", False)  # one of a user's own may lack it
     with progress(len(samples), "images held out", verbose, unit="image") as bar:
@@ -79,11 +79,12 @@ def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
             scores[fold], fold_maps, places = model._score_for_calibration(
                 samples[fold]
             )
-            maps.append(fold_maps)
-            rows.append(fold if places is None else fold[places])
+            maps_of.append(fold_maps)
+            rows_of.append(fold if places is None else fold[places])
             bar.update(len(fold))
-    order = np.argsort(rows := np.concatenate(rows))
-    maps = np.concatenate(maps)[order]
+    rows = np.concatenate(rows_of)
+    order = np.argsort(rows)
+    maps = np.concatenate(maps_of)[order]
     return HeldOut(scores, maps, np.arange(len(samples)), rows[order])
 
 

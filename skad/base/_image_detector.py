@@ -211,6 +211,22 @@ class ImageDetector(ImageInput, BaseDetector):
             reader = reader[np.array(readable)]
         return reader, reader.positions
 
+    _reads_samples = True
+
+    @staticmethod
+    def _shape_of(reader):
+        size = reader.image_size if reader.crop_size is None else reader.crop_size
+        return (len(reader), *size, reader.n_channels), 4
+
+    def _fit_bytes(self, shape, itemsize, *, first):
+        """Estimate of the bytes of the batches that are read."""
+        return 0.0, self._images_at_once() * float(np.prod(shape[1:])) * itemsize
+
+    def _memory_advice(self):
+        return (
+            f"Reduce image_size={self.image_size!r} or batch_size={self.batch_size!r}."
+        )
+
     def _to_score(self, X):
         """Reader of all images: which of them are present shows when it is read."""
         reader = self._checked_reader(X)

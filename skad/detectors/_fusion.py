@@ -6,6 +6,7 @@ images: a type that gives some normal images high scores counts for little.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
@@ -15,9 +16,9 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 
-from skad._memory import require_memory
 from skad._progress import progress
 from skad.base import PatchDetector
+from skad.base._memory_of_fit import learning_parts
 from skad.detectors._combined import as_part, inner_detector, means_and_stds
 
 
@@ -228,19 +229,32 @@ class FusionDetector(PatchDetector):
     # -- learning ------------------------------------------------------------------
 
     def _fit(self, X):
-        require_memory(
-            X.nbytes,
-            f"the features of {len(X)} images, of which each detector gets a copy of "
-            "its channels,",
-            "Call partial_fit with a part of the images at a time, and give the "
-            "detector a bank_size if it is a PatchCoreDetector; or reduce image_size "
-            "of the features.",
-        )
         inner = inner_detector(self.detector)
         calibration = _member_calibration(inner, len(X))
         parts = [as_part(inner, calibration) for _ in self.n_channels_]
         self.detectors_ = self._each(parts, "fit", self._by_type(X))
         self._standardise()
+
+    def _fit_bytes(self, shape, itemsize, *, first):
+        inner = inner_detector(self.detector)
+        way = _member_calibration(inner, shape[0])
+        # Before a fit, the number of channels of each type may not be known.
+        counts = getattr(self, "n_channels_", (shape[3],))
+        each = [inner] * len(counts) if first else self.detectors_
+        parts = [
+            learning_parts(one, (*shape[:3], d), itemsize, way, first=first)
+            for one, d in zip(each, counts, strict=True)
+        ]
+        copies = float(math.prod(shape)) * itemsize  # of the channels of each type
+        kept, passing = zip(*parts, strict=True)
+        return sum(kept), copies + max(passing)
+
+    def _memory_advice(self):
+        return (
+            "Call partial_fit with a part of the images at a time, and give the "
+            "detector a bank_size if it is a PatchCoreDetector; or reduce image_size "
+            "of the features."
+        )
 
     def _each(self, detectors, method, arguments):
         """Call a method of each detector with its argument; return the detectors."""
