@@ -136,6 +136,10 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
             If X is empty, if features are not finite or of another number of
             dimensions, if no normal image is left, or if a parameter is out of range.
 
+        MemoryError
+            If learning takes more memory than there is, by an estimate before it
+            starts; it names the parameters to change.
+
         skad.images.ImageError
             If an image cannot be read; it names position, file and reason. With
             ``on_error="skip"`` such images are left out, and a

@@ -375,12 +375,10 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
 
     def _shortage(self) -> tuple[str, str]:
         """What to say if memory is too short for a batch."""
-        height, width = self._input_size()
-        advice = f"Reduce image_size={self.image_size!r}"
-        if hasattr(self, "batch_size"):
-            advice += f" or batch_size={self.batch_size!r}"
-        what = f"{type(self).__name__} of images of {height} x {width} pixels"
-        return what, f"{advice}."
+        names = [n for n in ("batch_size", "tile") if hasattr(self, n)]
+        given = [f"{name}={getattr(self, name)!r}" for name in ("image_size", *names)]
+        advice = f"Reduce {' or '.join(given)}."
+        return f"{type(self).__name__} on a batch of images", advice
 
     def _check_features(self, features: NDArray[np.float32], n: int) -> None:
         """Refuse what an `_extract` of the user's own returns in another shape."""

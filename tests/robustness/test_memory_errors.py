@@ -315,4 +315,6 @@ def test_under_a_limit_of_the_process():
     assert re.match(
         "a step of training CutPasteDetector .*train_batch_size=128", training
     )
-    assert re.match("PatchFeatures of images .*image_size=2048 or batch_size", features)
+    assert re.match(
+        "PatchFeatures on a batch .*image_size=2048 or batch_size", features
+    )
