@@ -22,7 +22,6 @@ from skad._chain import (
     transform_through,
 )
 from skad._chain import unwrap as _unwrap
-from skad._maps import masks_above
 from skad._memory import checked_features
 from skad._steps import has_bare, named
 
@@ -425,7 +424,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
             True where the map exceeds `pixel_threshold` at its size; nowhere in an
             image that was skipped.
         """
-        return masks_above(self.anomaly_map(X, size, regions), self.pixel_threshold)
+        return Chain(self).predict_mask(X, size, regions)
 
     @available_if(_final_has("pixel_threshold"))
     def pixel_threshold(self, size: tuple[int, int]) -> float:
@@ -434,7 +433,8 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Parameters
         ----------
         size : (int, int)
-            Height and width of the maps.
+            Height and width of the maps. With features of ``resize="short"``, the
+            images are taken to have that size.
 
         Returns
         -------

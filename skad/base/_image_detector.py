@@ -131,7 +131,13 @@ class ImageDetector(ImageInput, BaseDetector):
         grids = self._patch_maps(images)
         # No file is opened again to tell the size of its image.
         sizes = images.original_sizes() if size is None else [size] * len(grids)
-        return render_each(self._render, grids, sizes, self.window(), self._frame()[0])
+        return render_each(
+            self._render,
+            grids,
+            sizes,
+            [self.window()] * len(grids),
+            self._frame().resized(self._input_size()),
+        )
 
     def predict_mask(
         self, X: Any, size: tuple[int, int] | None = None
@@ -152,7 +158,9 @@ class ImageDetector(ImageInput, BaseDetector):
             True where the map exceeds `pixel_threshold` at its size; nowhere in an
             image that was skipped.
         """
-        return masks_above(self.anomaly_map(X, size), self.pixel_threshold)
+        maps = self.anomaly_map(X, size)
+        windows = [self.window()] * len(maps)
+        return masks_above(maps, self._pixel_threshold, windows)
 
     def pixel_threshold(self, size: tuple[int, int]) -> float:
         """Threshold for the pixels of maps of a given size.
@@ -215,8 +223,7 @@ class ImageDetector(ImageInput, BaseDetector):
 
     @staticmethod
     def _shape_of(reader):
-        size = reader.image_size if reader.crop_size is None else reader.crop_size
-        return (len(reader), *size, reader.n_channels), 4
+        return (len(reader), *reader.frame.input_size, reader.n_channels), 4
 
     def _fit_bytes(self, shape, itemsize, *, first):
         """Estimate of the bytes of the batches that are read."""

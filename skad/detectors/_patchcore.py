@@ -31,7 +31,7 @@ class PatchCoreDetector(StreamingBankDetector):
     ----------
     coreset_ratio : float, default=0.1
         Share of the training patches that the bank keeps, in (0, 1], chosen by
-        exact greedy farthest-first selection. 1.0 keeps all of them in order.
+        greedy farthest-first selection. 1.0 keeps all of them in order.
 
     n_neighbors : int, default=1
         The score of a patch is its mean distance to so many nearest rows of the bank.
@@ -40,6 +40,11 @@ class PatchCoreDetector(StreamingBankDetector):
         Number b of bank rows around the nearest one by which an image's score is
         weighted (Equation 7 of the paper, which does not give b). None or 1 gives
         the plain maximum over the patches.
+
+    projection_dim : int or None, default=None
+        Select the rows of the bank by distances after a random projection to so many
+        dimensions; 128 in the published code. The bank holds the patches as they are.
+        None selects by exact distances.
 
     bank_size : int or None, default=None
         Rows that the bank holds at most, after `fit`, `partial_fit` and `merge`: it
@@ -84,8 +89,8 @@ class PatchCoreDetector(StreamingBankDetector):
         size.
 
     random_state : int, RandomState instance or None, default=0
-        Chooses the row that the coreset starts from, and the images that "kfold" and
-        "split" hold out.
+        Chooses the row that the coreset starts from, the random projection, and the
+        images that "kfold" and "split" hold out.
 
     on_interrupt : {"raise", "keep"}, default="raise"
         What Ctrl-C does during the selection of the coreset: "keep" warns and goes
@@ -210,6 +215,7 @@ class PatchCoreDetector(StreamingBankDetector):
     _parameter_constraints = {
         **PatchDetector._parameter_constraints,
         "coreset_ratio": [Interval(Real, 0, 1, closed="right")],
+        "projection_dim": [Interval(Integral, 1, None, closed="left"), None],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "reweight": [Interval(Integral, 1, None, closed="left"), None],
         "bank_size": [Interval(Integral, 1, None, closed="left"), None],
@@ -226,6 +232,7 @@ class PatchCoreDetector(StreamingBankDetector):
         n_neighbors: int = 1,
         reweight: int | None = 9,
         *,
+        projection_dim: int | None = None,
         bank_size: int | None = None,
         top_ratio: float | None = None,
         metric: str = "euclidean",
@@ -240,6 +247,7 @@ class PatchCoreDetector(StreamingBankDetector):
         verbose: bool = False,
     ):
         self.coreset_ratio = coreset_ratio
+        self.projection_dim = projection_dim
         self.n_neighbors = n_neighbors
         self.reweight = reweight
         self.bank_size = bank_size
@@ -279,8 +287,7 @@ class PatchCoreDetector(StreamingBankDetector):
                 self._space(rows),
                 n_selected,
                 start=start,
-                on_interrupt=self.on_interrupt,
-                verbose=self.verbose,
+                **self._selection_options(),
             )
         self._set_bank(rows[selected], np.flatnonzero(inside)[selected])
 
@@ -292,8 +299,7 @@ class PatchCoreDetector(StreamingBankDetector):
                 self._space(self.bank_),
                 self._space(rows),
                 self._n_selected(len(rows)),
-                on_interrupt=self.on_interrupt,
-                verbose=self.verbose,
+                **self._selection_options(),
             )
         first = self.n_samples_seen_ * X.shape[1] * X.shape[2]
         self._set_united_bank(
@@ -320,10 +326,7 @@ class PatchCoreDetector(StreamingBankDetector):
         """Set the bank, reduced to `bank_size` where it has more rows."""
         if self.bank_size is not None and len(bank) > self.bank_size:
             selected = greedy_coreset(
-                self._space(bank),
-                self.bank_size,
-                on_interrupt=self.on_interrupt,
-                verbose=self.verbose,
+                self._space(bank), self.bank_size, **self._selection_options()
             )
             bank, indices = bank[selected], indices[selected]
         self._set_bank(bank, indices)

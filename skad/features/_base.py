@@ -356,8 +356,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
                     missing += absent
                     bar.update(len(index))
                     if len(index):
-                        features = self._unpacked(rows)
-                        yield index, cut.cut(features, index) if cut else features
+                        yield index, self._cut(cut, self._unpacked(rows), index, images)
             extract = self._extraction() if extract is None else extract
             for index, batch in images.indexed_batches(self._images_at_once(), missing):
                 with explained_shortage(*self._shortage()):
@@ -366,8 +365,21 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
                 if cache is not None:
                     cache.store(self._packed(features), index, keys)
                 bar.update(len(index))
-                yield index, cut.cut(features, index) if cut else features
+                yield index, self._cut(cut, features, index, images)
         self._warn_of_skipped(images, n_images, scoring=scoring)
+
+    def _cut(
+        self,
+        looked_at: Regions | None,
+        features: NDArray[np.float32],
+        index: NDArray[np.intp],
+        images: ImageReader,
+    ) -> NDArray[np.float32]:
+        """Features of some images, NaN outside of their regions."""
+        if not looked_at:
+            return features
+        sizes = self._sizes_that_count(images, index)
+        return looked_at.cut(features, index, [self.window(size) for size in sizes])
 
     def _extraction(self) -> Extract:
         """Return the function that extracts features, for one pass over images."""
@@ -427,7 +439,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         check_is_fitted(self, "grid_shape_")
         if each is None and self.region_ is None:
             return None
-        return Regions(self.region_, each, n_images, self.window(), self._pixel_limit)
+        return Regions(self.region_, each, n_images, self._pixel_limit)
 
     # -- hooks --------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from skad._frame import Frame
 from skad._memory import explained_shortage
 from skad.images._errors import ImageError
 from skad.images._files import image_size
@@ -64,11 +65,8 @@ class ImageReader:
     X : sequence
         Images as `skad.images.check_images` returns them.
 
-    image_size : (int, int)
-        Every image is resized to this height and width, in pixels.
-
-    crop_size : (int, int) or None
-        Height and width of the centre of the resized image that is kept.
+    frame : Frame
+        What every image is resized to, and the centre that is kept.
 
     on_error : {"raise", "skip", "report"}
         What to do about an image that cannot be read: raise the error; leave the image
@@ -99,8 +97,7 @@ class ImageReader:
     def __init__(
         self,
         X: Any,
-        image_size: tuple[int, int],
-        crop_size: tuple[int, int] | None,
+        frame: Frame,
         on_error: str,
         n_threads: int,
         n_channels: int = 3,
@@ -109,8 +106,7 @@ class ImageReader:
         pixel_limit: int | None = PILLOW_LIMIT,
     ) -> None:
         self.X = X
-        self.image_size = image_size
-        self.crop_size = crop_size
+        self.frame = frame
         self.on_error = on_error
         self.n_threads = n_threads
         self.n_channels = n_channels
@@ -151,8 +147,7 @@ class ImageReader:
             self.X,
             position,
             self._name(position),
-            self.image_size,
-            self.crop_size,
+            self.frame,
             self.n_channels,
             self.pixel_limit,
         )
@@ -208,7 +203,7 @@ class ImageReader:
 
     def _n_waiting(self) -> int:
         """Images that are read ahead: few large ones, for each is held in memory."""
-        height, width = self.image_size
+        height, width = self.frame.resized(self.frame.input_size)
         fitting = _WAITING_BYTES // (4 * height * width * self.n_channels)
         return min(_WAITING_PER_THREAD * self.n_threads, max(2, fitting))
 
