@@ -319,7 +319,8 @@ class SPDPatchFeatures(PatchFeatures):
         self.weights_sha256_ = networks.frozen.Backbone(
             backbone.module, None, None
         ).sha256
-        self._learn_axes(images, self._backbone())
+        if self._learns_axes():
+            self._learn_axes(images, self._backbone())
 
     def _keep_weights(self, backbone: Any, probe: Any) -> None:
         """Store nothing: all weights are in `state_`."""
@@ -363,6 +364,11 @@ class SPDPatchFeatures(PatchFeatures):
                 label="SPD",
                 verbose=self.verbose,
                 checkpoint=self._checkpoint(np.array(list(means.values()))),
+                what=f"a step of training {type(self).__name__}",
+                advice_on_memory=(
+                    f"Reduce train_batch_size={self.train_batch_size} or image_size="
+                    f"{self.image_size!r}."
+                ),
                 advice="With checkpoint_dir, fit goes on from its last checkpoint.",
             )
 
