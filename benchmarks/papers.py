@@ -26,6 +26,7 @@ import json
 import sys
 from pathlib import Path
 
+from harness import conditions
 from papers_latency import latency, machine
 from papers_models import accuracy, given
 from papers_report import append, markdown, metrics, read, show
@@ -61,18 +62,23 @@ def main():
     done = read(options.output, table)
     import timm  # noqa: F401 - so that no time of a fit has the seconds of this import
 
-    def report():
-        ours = functools.partial(settings, options)
-        return markdown(table, done, ours, small=options.small)
-
     for seed in range(table.seeds if options.seeds is None else options.seeds):
         for category in categories(options, table):
             data = subject(options, table, category)
             for row in table.rows:
                 if row.preset is not None:
                     measure_new(options, table, row, data, seed, done)
-                    options.output.with_suffix(".md").write_text(report())
-    print(report())
+                    report(options, table, done)
+    print(report(options, table, done))
+
+
+def report(options, table, done):
+    """Write the table in Markdown, and return it."""
+    ours = functools.partial(settings, options)
+    text = markdown(table, done, ours, small=options.small)
+    text += f"\n({conditions()}.)\n"
+    options.output.with_suffix(".md").write_text(text)
+    return text
 
 
 def chosen(options):

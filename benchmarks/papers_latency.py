@@ -2,10 +2,10 @@
 
 import platform
 import statistics
-import time
 import warnings
 
 import numpy as np
+from harness import timed
 from sklearn.utils import Bunch
 
 SIZE = 256  # pixels
@@ -52,12 +52,7 @@ def latency(options, table, row, data, seed):
     model = untrained(options, row, size, seed, half=on_gpu and takes_precision(row))
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    seconds = []
-    for _ in range(2 * n_calls):
-        start = time.perf_counter()
-        model.anomaly_map(images)
-        seconds.append(time.perf_counter() - start)
-    seconds = seconds[n_calls:]  # after as many that warm up
+    seconds = timed(lambda: model.anomaly_map(images), n_calls)
     middle = statistics.median(seconds)
     return {
         "n_train": 0,

@@ -72,7 +72,8 @@ def markdown(table, done, settings_of, *, small=False):
             lines.append(measured_line(row, titles, own, small))
         if own or row.preset is None:
             lines += published_lines(row, titles, measured)
-    return "\n".join([*lines, "", *notes(table)]) + "\n"
+    found = notes(table)
+    return "\n".join([*lines, *([""] if found else []), *found]) + "\n"
 
 
 def measured_line(row, titles, own, small):

@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import Interval
 
 from skad import networks
 from skad._kept import prepared
-from skad.images._batches import ImageReader, n_threads, remembered
+from skad.images._batches import KEPT_BYTES, ImageReader, n_threads, remembered
 from skad.networks._sampling import (
     combined_seed,
     fit_seed,
@@ -156,6 +156,8 @@ class TrainedDetector:
                 label=self._label,
                 verbose=self.verbose,
                 checkpoint=self._checkpoint(data, seed),
+                what=f"a step of training {type(self).__name__}",
+                advice_on_memory=self._memory_advice(),
             )
         if self.warm_start:
             self._optimizer_state = networks.modules.optimizer_arrays(optimizer)
@@ -187,6 +189,21 @@ class TrainedDetector:
         )
 
     # -- hooks -------------------------------------------------------------------
+
+    def _fit_bytes(self, shape, itemsize, *, first):
+        """Estimate for images: those that are remembered, and two batches.
+
+        What the networks take is told by the first step of their training.
+        """
+        n, image = shape[0], float(np.prod(shape[1:])) * itemsize
+        return 0.0, min(n * image, KEPT_BYTES) + 2 * self.train_batch_size * image
+
+    def _memory_advice(self):
+        estimator: Any = self
+        return (
+            f"Reduce train_batch_size={self.train_batch_size} or image_size="
+            f"{estimator.image_size!r}."
+        )
 
     def _networks(self):
         raise NotImplementedError(f"{type(self).__name__} defines no _networks().")

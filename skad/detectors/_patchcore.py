@@ -14,7 +14,6 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skad._memory import require_memory
 from skad._patches import patch_rows
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
@@ -22,7 +21,7 @@ from skad.detectors._held_out_pass import no_held_out
 from skad.detectors._left_out import LeftOutBank, n_rows_of_one_image
 from skad.detectors._streamed_fit import StreamingBankDetector
 from skad.neighbors import greedy_coreset
-from skad.neighbors._coreset import extend_coreset
+from skad.neighbors._coreset import extend_coreset, selection_bytes
 
 
 class PatchCoreDetector(StreamingBankDetector):
@@ -279,19 +278,14 @@ class PatchCoreDetector(StreamingBankDetector):
 
     def _fit(self, X: np.ndarray) -> None:
         rows, inside = patch_rows(X)
-        require_memory(
-            self._n_selected(rows) * rows[:1].nbytes,
-            f"the {self._n_selected(rows)} rows of the bank",
-            f"Set bank_size, reduce coreset_ratio={self.coreset_ratio}, or reduce "
-            "image_size of the features.",
-        )
-        if self.coreset_ratio == 1 and self._n_selected(rows) == len(rows):
+        n_selected = self._n_selected(len(rows))
+        if self.coreset_ratio == 1 and n_selected == len(rows):
             selected = np.arange(len(rows))
         else:
             start = check_random_state(self.random_state).randint(len(rows))
             selected = greedy_coreset(
                 self._space(rows),
-                self._n_selected(rows),
+                n_selected,
                 start=start,
                 **self._selection_options(),
             )
@@ -304,7 +298,7 @@ class PatchCoreDetector(StreamingBankDetector):
             selected = extend_coreset(
                 self._space(self.bank_),
                 self._space(rows),
-                self._n_selected(rows),
+                self._n_selected(len(rows)),
                 **self._selection_options(),
             )
         first = self.n_samples_seen_ * X.shape[1] * X.shape[2]
@@ -337,10 +331,29 @@ class PatchCoreDetector(StreamingBankDetector):
             bank, indices = bank[selected], indices[selected]
         self._set_bank(bank, indices)
 
-    def _n_selected(self, rows: np.ndarray) -> int:
-        """Number of rows that the coreset keeps."""
-        n_selected = max(1, int(len(rows) * self.coreset_ratio))
+    def _n_selected(self, n_rows: int) -> int:
+        """Number of rows that the coreset of so many keeps."""
+        n_selected = max(1, int(n_rows * self.coreset_ratio))
         return n_selected if self.bank_size is None else min(n_selected, self.bank_size)
+
+    def _fit_bytes(
+        self, shape: tuple[int, ...], itemsize: int, *, first: bool
+    ) -> tuple[float, float]:
+        n_rows, row = math.prod(shape[:3]), float(shape[3] * itemsize)
+        bank = self._n_selected(n_rows) * row
+        # Bounds of distances, distances, and the bank once more, to leave out images.
+        passing = 40 * n_rows + selection_bytes(n_rows, row) + bank
+        if not first:  # the selection takes old and new rows together
+            passing += (len(self.bank_) + n_rows) * row
+        if self.metric == "cosine":  # copies of unit length
+            bank, passing = 2 * bank, passing + n_rows * row
+        return bank, passing
+
+    def _memory_advice(self) -> str:
+        return (
+            f"Set bank_size, reduce coreset_ratio={self.coreset_ratio}, or reduce "
+            "image_size of the features."
+        )
 
     def _score_left_out(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Score each training image against the bank without it.

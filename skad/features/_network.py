@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from skad import networks
 from skad._checks import check_size
 from skad._patch_array import PatchArray
+from skad._patches import patch_rows
 from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._layer_maps import LayerMaps
 from skad.features._principal import principal_axes, random_dimensions
@@ -53,12 +54,18 @@ class PatchFeatures(LayerMaps):
 
     image_size : int or (int, int), default=224
         Every image is resized to exactly this height and width (bilinear,
-        antialiased).
+        antialiased), unless `resize` is "short".
 
     crop_size : int or (int, int), default=None
         Centre of the resized image to keep. None keeps the whole image: a crop
-        hides defects at the border. ``image_size=256, crop_size=224`` is the
-        protocol of the papers.
+        hides defects at the border. ``image_size=256, crop_size=224, resize="short"``
+        is the protocol of the papers.
+
+    resize : {"exact", "short"}, default="exact"
+        What `image_size` is. "exact" resizes to this height and width, whatever the
+        aspect ratio of an image. "short" resizes until the short side has so many
+        pixels, keeps the aspect ratio, and cuts out the centre: `crop_size`, or a
+        square. What is beyond it is not looked at.
 
     patch_size : int, default=3
         Side p, odd, of the neighbourhood that a patch feature averages over.
@@ -235,6 +242,7 @@ class PatchFeatures(LayerMaps):
         backbone_kwargs: dict[str, Any] | None = None,
         image_size: int | tuple[int, int] = 224,
         crop_size: int | tuple[int, int] | None = None,
+        resize: str = "exact",
         patch_size: int = 3,
         patch_stride: int = 1,
         embedding: str = "auto",
@@ -262,6 +270,7 @@ class PatchFeatures(LayerMaps):
         self.backbone_kwargs = backbone_kwargs
         self.image_size = image_size
         self.crop_size = crop_size
+        self.resize = resize
         self.patch_size = patch_size
         self.patch_stride = patch_stride
         self.embedding = embedding
@@ -361,12 +370,9 @@ class PatchFeatures(LayerMaps):
     def _rows_inside(self, images: Any, backbone: Any) -> Iterator[np.ndarray]:
         """Yield the patches (m, n) of batches of images, in all of their dimensions."""
         looked_at = self.regions(None, len(images))
-        inside = np.ones(self.grid_shape_, bool)
-        if looked_at:
-            inside = looked_at.inside(0, self.grid_shape_, self.window())
-        for batch in images.batches(self._images_at_once()):
-            patches = np.asarray(self._features_of(backbone, batch))
-            yield patches[:, inside].reshape(-1, patches.shape[-1])
+        for index, batch in images.indexed_batches(self._images_at_once()):
+            features = self._features_of(backbone, batch)
+            yield patch_rows(self._cut(looked_at, features, index, images))[0]
 
     def _check_levels(self, levels: Any) -> None:
         counts = [level.shape[1] for level in levels]

@@ -302,6 +302,12 @@ class _Traversal:
         self.seen[candidates] = self.settled[candidates] = self.n_picked
 
 
+def selection_bytes(n_rows: int, row: float) -> float:
+    """Estimate of the bytes that a selection takes beside rows of so many bytes."""
+    most = (10 * n_rows + 4 * row) * n_rows  # with all rows in a round
+    return min(max(1.3 * _CANDIDATE_BYTES, 0.15 * n_rows * row), most)
+
+
 def _n_candidates(X):
     """Number of rows to look at in a round, by the memory that they need.
 
