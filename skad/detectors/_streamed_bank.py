@@ -36,6 +36,7 @@ from skad.neighbors._distances import (
 )
 from skad.neighbors._nearest import Bank
 
+_PART_ROWS = 2048  # of the rows added since a reduction that are searched at once
 # Patches of an image that are kept to be corrected, and patches of others that are put
 # into the bank without it, for each row that the bank holds of the image.
 _PER_OWN_ROW = 4
@@ -96,13 +97,16 @@ class GrowingBank:
     def _far(self, rows: np.ndarray) -> np.ndarray:
         """Indices of rows that no row of the bank covers, and none of these."""
         assert self._reduced is not None
-        far = np.arange(len(rows))
         added = self._space(self._rows[len(self._reduced.rows) : self._n_rows])
-        for bank in (self._reduced, Bank(added)):
-            if len(bank.rows):
-                nearest = bank.search(rows[far], 1)[0][:, 0]
-                far = far[nearest > self._gap]
-        return far[far_apart(rows[far], self._gap)]
+        # Banks of few sizes: what is compiled for a search is kept for each size.
+        starts = range(0, len(added) - _PART_ROWS + 1, _PART_ROWS)
+        parts = [added[lo : lo + _PART_ROWS] for lo in starts]
+        far = np.arange(len(rows))
+        for bank in (self._reduced, *map(Bank, parts)):
+            nearest = bank.search(rows[far], 1)[0][:, 0]
+            far = far[nearest > self._gap]
+        rest = added[len(parts) * _PART_ROWS :]
+        return far[far_apart(rows[far], self._gap, rest)]
 
     def finish(self, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows (n_rows, d) of the coreset, or fewer, and their indices."""
