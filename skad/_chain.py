@@ -146,7 +146,10 @@ class Chain:
                 own = self.images.image_sizes(X)
             sizes = own if size is None else [size] * len(grids)
         require_memory_for_maps(sizes)
-        windows = [self.window(one) for one in own]
+        if self.windows_vary():
+            windows = [self.window(one) for one in own]
+        else:
+            windows = [self.images.window()] * len(grids)
         looked_at = self.images.regions(regions, len(grids))
         return self.rendered(grids, sizes, windows, looked_at), windows
 
@@ -172,13 +175,12 @@ class Chain:
         `windows` are the parts of the images that the grids cover. `looked_at` is the
         `Regions` outside of which maps take their smallest score, or None.
         """
-        frame = self.images._frame()
         maps = render_each(
             getattr(self.final, "_render", partial(render, sigma=0.0)),
             grids,
             sizes,
             windows,
-            frame.resized(frame.input_size),
+            self.images._size_of_unread,
         )
         for i in range(len(maps)) if looked_at else ():
             maps[i][~looked_at.inside(i, maps[i].shape)] = grids[i].min()

@@ -25,13 +25,6 @@ class Frame(NamedTuple):
     size: tuple[int, int] | int
     crop: tuple[int, int] | None
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width of what the model gets."""
-        if self.crop is not None:
-            return self.crop
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
-
     def resized(self, raw: tuple[int, int]) -> tuple[int, int]:
         """Height and width of an image of size `raw` after it was resized."""
         return short_side(raw, self.size) if isinstance(self.size, int) else self.size

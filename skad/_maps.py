@@ -107,7 +107,7 @@ def render_each(
     grids: np.ndarray,
     sizes: Sequence[tuple[int, int] | None],
     windows: Sequence[Window],
-    unknown: tuple[int, int] = (1, 1),
+    unknown: Callable[[], tuple[int, int]],
 ) -> np.ndarray | list[np.ndarray]:
     """Render each patch grid at the size of its image.
 
@@ -125,15 +125,15 @@ def render_each(
     windows : sequence of n ((float, float), (float, float))
         As `window` in `render`, for each image.
 
-    unknown : (int, int), default=(1, 1)
-        Size of all maps where none is known.
+    unknown : callable
+        Gives the size of all maps where none is known.
 
     Returns
     -------
     maps : ndarray of shape (n, H, W), float32, or list of (H, W) arrays
         A list where sizes differ.
     """
-    known = [size for size in sizes if size is not None] or [unknown]
+    known = [size for size in sizes if size is not None] or [unknown()]
     sizes = [known[0] if size is None else size for size in sizes]
     if len(set(sizes)) == len(set(windows)) == 1:
         return render_grids(grids, sizes[0], window=windows[0])

@@ -139,7 +139,7 @@ class ImageDetector(ImageInput, BaseDetector):
             grids,
             sizes,
             [self.window()] * len(grids),
-            self._frame().resized(self._input_size()),
+            self._size_of_unread,
         )
 
     def predict_mask(

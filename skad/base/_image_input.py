@@ -116,9 +116,17 @@ class ImageInput(CarriesPixelLimit):
             return [None for _ in index]
         return [images.original_size(i) for i in index]
 
+    def _size_of_unread(self) -> tuple[int, int]:
+        """Height and width of the map of an image of which nothing is known."""
+        return self._frame().resized(self._input_size())
+
     def _input_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images that the model gets."""
-        return self._frame().input_size
+        size, crop = self._frame()
+        if crop is not None:
+            return crop
+        assert not isinstance(size, int)  # with a short side comes a crop
+        return size
 
     def _checked_reader(self, X: Any) -> ImageReader:
         """Reader of X, which has to be a sequence of images or their reader already."""

@@ -331,6 +331,15 @@ class PatchCoreDetector(StreamingBankDetector):
             bank, indices = bank[selected], indices[selected]
         self._set_bank(bank, indices)
 
+    def _selection_options(self) -> dict[str, Any]:
+        """How every coreset is selected, as keywords of `greedy_coreset`."""
+        return {
+            "projection_dim": self.projection_dim,
+            "random_state": self.random_state,
+            "on_interrupt": self.on_interrupt,
+            "verbose": self.verbose,
+        }
+
     def _n_selected(self, n_rows: int) -> int:
         """Number of rows that the coreset of so many keeps."""
         n_selected = max(1, int(n_rows * self.coreset_ratio))

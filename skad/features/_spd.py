@@ -319,7 +319,8 @@ class SPDPatchFeatures(PatchFeatures):
         self.weights_sha256_ = networks.frozen.Backbone(
             backbone.module, None, None
         ).sha256
-        self._learn_axes(images, self._backbone())
+        if self._learns_axes():
+            self._learn_axes(images, self._backbone())
 
     def _keep_weights(self, backbone: Any, probe: Any) -> None:
         """Store nothing: all weights are in `state_`."""

@@ -477,7 +477,8 @@ class _ReaderOfOneSize(ImageReader):
     """A reader that resizes nothing, and refuses images of another size."""
 
     def _reading(self, index: int) -> Callable[[], tuple[NDArray[np.float32], Any]]:
-        read, expected = super()._reading(index), self.frame.input_size
+        read = super()._reading(index)
+        expected: Any = self.frame.size
 
         def read_of_one_size() -> Any:
             image, size = read()

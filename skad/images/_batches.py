@@ -203,7 +203,8 @@ class ImageReader:
 
     def _n_waiting(self) -> int:
         """Images that are read ahead: few large ones, for each is held in memory."""
-        height, width = self.frame.resized(self.frame.input_size)
+        size, _ = self.frame
+        height, width = (size, size) if isinstance(size, int) else size
         fitting = _WAITING_BYTES // (4 * height * width * self.n_channels)
         return min(_WAITING_PER_THREAD * self.n_threads, max(2, fitting))
 

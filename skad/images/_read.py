@@ -512,7 +512,9 @@ def model_input(
     ndarray of shape (h, w, n_channels), float32
         Values in [0, 1]. It may be a view.
     """
-    size, crop = frame.resized((image.shape[0], image.shape[1])), frame.crop
+    size, crop = frame
+    if isinstance(size, int):
+        size = frame.resized((image.shape[0], image.shape[1]))
     image = resized(image, *size, Image.Resampling.BILINEAR)
     if crop is not None:
         top, left = central_offset(size, crop)
