@@ -224,9 +224,8 @@ class ImageDetector(ImageInput, BaseDetector):
 
     _reads_samples = True
 
-    @staticmethod
-    def _shape_of(reader):
-        return (len(reader), *reader.frame.input_size, reader.n_channels), 4
+    def _shape_of(self, reader):
+        return (len(reader), *self._input_size(), reader.n_channels), 4
 
     def _fit_bytes(self, shape, itemsize, *, first):
         """Estimate of the bytes of the batches that are read."""
