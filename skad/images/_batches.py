@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skad._frame import Frame
-from skad._memory import explained_shortage
+from skad._memory import available_memory, explained_shortage
 from skad.images._errors import ImageError
 from skad.images._files import image_size
 from skad.images._read import PILLOW_LIMIT, as_path, carried_limit, read_model_input
 
 _WAITING_PER_THREAD = 4  # images that are read ahead
 _WAITING_BYTES = 2**28  # of them, as many images as these or two
-KEPT_BYTES = 2**30  # of images that training asks for over and over
+_KEPT_BYTES = 2**30  # of images that training asks for over and over
 
 
 class NamedImages(Sequence):
@@ -246,7 +246,7 @@ class ImageReader:
 
 
 def remembered(
-    reader: ImageReader, limit: int = KEPT_BYTES
+    reader: ImageReader, limit: float = _KEPT_BYTES
 ) -> Callable[[int], NDArray[np.float32]]:
     """Give a function like ``reader.read`` that keeps the images that it has read.
 
@@ -255,8 +255,9 @@ def remembered(
     Parameters
     ----------
     reader : ImageReader
-    limit : int, default=2**30
-        Bytes that the kept images take at most.
+    limit : float, default=2**30
+        Bytes that the kept images take at most; not more than half of those that are
+        left now.
 
     Returns
     -------
@@ -265,6 +266,7 @@ def remembered(
         written to.
     """
     kept: dict[int, NDArray[np.float32]] = {}
+    limit = min(limit, available_memory() / 2)
 
     def read(index: int) -> NDArray[np.float32]:
         if index in kept:
