@@ -88,6 +88,16 @@ def race(contestants, rounds, patience=20.0):
     return {name: statistics.median(some) for name, some in times.items()}, results
 
 
+def timed(call, n_calls):
+    """Seconds of each of so many calls, after as many that warm up."""
+    seconds = []
+    for _ in range(2 * n_calls):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return seconds[n_calls:]
+
+
 def row(case, ours, peer, seconds, at_least=None):
     """One line of a table: how many times as fast as a peer."""
     missed = at_least is not None and seconds / ours < at_least

@@ -8,11 +8,11 @@ the memory of the host, the answer comes back to it, and 1,000 calls are timed a
 random, which costs the same.
 """
 
+import functools
 import statistics
-import time
 
 import numpy as np
-from harness import limit_threads, parser, publish
+from harness import limit_threads, parser, publish, timed
 from pipeline import fitted
 
 from skad import PaDiMDetector, PatchFeatures, Pipeline, SubspaceDetector
@@ -32,16 +32,6 @@ def models(options, train, names):
             )
             title = f"{type(detector).__name__[:-8]}, {name}"
             yield title, Pipeline([features, detector]).fit(train[:40])
-
-
-def timed(model, images, n_calls):
-    """Seconds of each of so many calls, after as many that warm up."""
-    seconds = []
-    for _ in range(2 * n_calls):
-        start = time.perf_counter()
-        model.decision_function(images)
-        seconds.append(time.perf_counter() - start)
-    return seconds[n_calls:]
 
 
 def main():
@@ -68,7 +58,8 @@ def main():
         for batch in (1, 32):
             images = rng.integers(0, 256, (batch, 256, 256, 3), dtype=np.uint8)
             limit_threads(options.threads)
-            seconds = timed(model, images, n_calls)
+            call = functools.partial(model.decision_function, images)
+            seconds = timed(call, n_calls)
             middle = statistics.median(seconds)
             slow = float(np.quantile(seconds, 0.99))
             case = f"{title}, {kind}, {where}"

@@ -6,7 +6,7 @@ writes `--many` small JPEG files, photographs of magnetic tiles by flips, shifts
 brightness, and fits ``PatchCoreDetector(bank_size=16384)`` on them behind `skad_small`
 in a `skad.Pipeline`, in a process of its own. Its memory is looked up after each batch
 of each pass over the images. The bare network, which reads the same files and passes
-their features to nobody, runs before and after.
+their features to nobody, runs before and after. Times are of the CPU.
 """
 
 import json
@@ -21,7 +21,7 @@ from harness import limit_threads, publish, timing
 from large_parallel import image_files
 
 SIDE, BANK_SIZE = 256, 16_384
-HEADER = ("images", "side", "bare network", "first pass", "second pass")
+HEADER = ("images", "side", "bare network, CPU", "first pass", "second pass")
 HEADER += ("fit, of bare", "memory", "slopes, kB per image")
 
 
@@ -41,10 +41,10 @@ class Watched:
         notes, n = [], 0
         self.passes.append(notes)
         for batch in self.batches:
-            notes.append((n, time.perf_counter(), memory("VmRSS")))
+            notes.append((n, time.process_time(), memory("VmRSS")))
             yield batch
             n += len(batch[0])
-        notes.append((n, time.perf_counter(), memory("VmRSS")))
+        notes.append((n, time.process_time(), memory("VmRSS")))
 
 
 def watched_features(side, passes):
@@ -59,11 +59,11 @@ def watched_features(side, passes):
 
 
 def bare(features, paths):
-    """Seconds per image of the network alone."""
-    started = time.perf_counter()
+    """CPU seconds per image of the network alone."""
+    started = time.process_time()
     for _ in features._normal_batches(paths):
         pass
-    return (time.perf_counter() - started) / len(paths)
+    return (time.process_time() - started) / len(paths)
 
 
 def slope(notes, per_image=0):
@@ -86,9 +86,9 @@ def measure(paths, side, bank_size, n_threads):
     passes = []
     detector = PatchCoreDetector(bank_size=bank_size)
     model = Pipeline([watched_features(side, passes), detector])
-    started = time.perf_counter()
+    started = time.process_time()
     model.fit(paths)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     after = bare(plain, some)
     one_map = detector.calibration_maps_[0].nbytes
     result = {

@@ -22,15 +22,24 @@ from skad.detectors import (
     PRNDetector,
     SimpleNetDetector,
     SPADEDetector,
+    SubspaceDetector,
 )
-from skad.features import PatchFeatures
+from skad.features import PatchFeatures, SPDPatchFeatures
 from skad.pipeline import Pipeline
 
 __all__ = ["PRESETS", "Preset"]
 
 _WIDE = "wide_resnet50_2.tv_in1k"
-_CROPPED = {"image_size": 256, "crop_size": 224}
+_CROPPED = {"image_size": 256, "crop_size": 224, "resize": "short"}
 _PYRAMID = ("layer1", "layer2", "layer3")
+_MEAN1D = {
+    "backbone": _WIDE,
+    "layers": ("layer2", "layer3"),
+    "patch_size": 3,
+    "patch_stride": 1,
+    "embedding": "mean1d",
+    **_CROPPED,
+}
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,15 @@ class Preset:
     source : str
         The paper.
     features : mapping, optional
-        What `skad.PatchFeatures` takes: ``PatchFeatures(**preset.features)``. None for
-        a detector that takes images.
+        What `transformer` takes: ``PatchFeatures(**preset.features)``. None for a
+        detector that takes images.
     differs : str, default=""
         Where these settings are not the paper's, or the paper does not state them.
     needs : tuple of str, default=()
         Parameters of the detector that the paper's results need, and that are images
         or weights which skad does not have.
+    transformer : type, default=PatchFeatures
+        Class of the features.
 
     Examples
     --------
@@ -71,6 +82,7 @@ class Preset:
     features: Mapping[str, Any] | None = None
     differs: str = ""
     needs: tuple[str, ...] = field(default=())
+    transformer: Any = PatchFeatures
 
     def make(
         self,
@@ -84,7 +96,7 @@ class Preset:
         Parameters
         ----------
         patch_features : mapping, optional
-            Settings of `skad.PatchFeatures` that take the place of the preset's.
+            Settings of the features that take the place of the preset's.
         random_state : int, RandomState instance or None, default=0
             Seed of the features and of the detector.
         **parameters : dict
@@ -93,8 +105,8 @@ class Preset:
         Returns
         -------
         model : Pipeline or detector
-            A pipeline of `skad.PatchFeatures` and the detector, or the detector alone
-            where it takes images.
+            A pipeline of the features and the detector, or the detector alone where
+            it takes images.
 
         Raises
         ------
@@ -115,29 +127,28 @@ class Preset:
             "random_state": random_state,
             **(patch_features or {}),
         }
-        return Pipeline([PatchFeatures(**merged), detector])
+        return Pipeline([self.transformer(**merged), detector])
 
 
 def _patchcore(ratio: float) -> Preset:
     return Preset(
         PatchCoreDetector,
-        {"coreset_ratio": ratio, "n_neighbors": 1, "reweight": 9, "sigma": 4.0},
-        "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022",
         {
-            "backbone": _WIDE,
-            "layers": ("layer2", "layer3"),
-            "patch_size": 3,
-            "embedding": "mean1d",
-            "pretrain_dim": 1024,
-            "target_dim": 1024,
-            **_CROPPED,
+            "coreset_ratio": ratio,
+            "projection_dim": 128,
+            "n_neighbors": 1,
+            "reweight": 9,
+            "sigma": 4.0,
         },
-        "The dimensions 1024 are those of the published code, and b = 9 is not stated. "
-        "The coreset is chosen by exact distances, not after a random projection.",
+        "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022",
+        {**_MEAN1D, "pretrain_dim": 1024, "target_dim": 1024},
+        "The dimensions 1024 and 128 are those of the published code, and b = 9 is not "
+        "stated. The coreset starts from one patch; that of the published code, from "
+        "mean distances to ten.",
     )
 
 
-def _padim(backbone: str, n_components: int) -> Preset:
+def _padim(backbone: str, n_components: int, reduction: str = "random") -> Preset:
     return Preset(
         PaDiMDetector,
         {"eps": 0.01, "interpolation": "bicubic", "sigma": 4.0},
@@ -148,8 +159,25 @@ def _padim(backbone: str, n_components: int) -> Preset:
             "layers": _PYRAMID,
             "embedding": "replicate",
             "n_components": n_components,
+            "reduction": reduction,
             **_CROPPED,
         },
+    )
+
+
+def _spd(parameters: Mapping[str, Any], features: Mapping[str, Any]) -> Preset:
+    """Features of SPD, scored by PaDiM or PatchCore."""
+    detector = PatchCoreDetector if "coreset_ratio" in parameters else PaDiMDetector
+    return Preset(
+        detector,
+        parameters,
+        "Zou et al., SPot-the-Difference Self-Supervised Pre-training for Anomaly "
+        "Detection and Segmentation, ECCV 2022",
+        {**features, "spd_weight": 0.1},
+        "The paper pre-trains on ImageNet; here, a network that is pretrained already "
+        "is fine-tuned on the normal images, for 200 steps. The strength of the views "
+        "and what PaDiM and PatchCore are set to are not known to be the paper's.",
+        transformer=SPDPatchFeatures,
     )
 
 
@@ -177,6 +205,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "patchcore-1": _patchcore(0.01),
         "padim-wrn50": _padim(_WIDE, 550),
         "padim-r18": _padim("resnet18.tv_in1k", 100),
+        "padim-r18-pca": _padim("resnet18.tv_in1k", 100, "pca"),
         "spade": Preset(
             SPADEDetector,
             {"n_neighbors_image": 50, "n_neighbors": 1, "squared": True, "sigma": 4.0},
@@ -196,10 +225,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             SimpleNetDetector,
             {
                 "max_epochs": 160,
+                "adaptor": "linear",
                 "hidden_dim": 1024,
                 "noise_std": 0.015,
                 "relative_noise": False,
-                "margin": 0.5,
+                "margin": (0.5, -0.5),
                 "learning_rate": 2e-4,
                 "adaptor_learning_rate": 1e-4,
                 "weight_decay": 1e-5,
@@ -208,15 +238,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             },
             "Liu et al., SimpleNet: A Simple Network for Image Anomaly Detection and "
             "Localization, CVPR 2023",
-            {
-                "backbone": _WIDE,
-                "layers": ("layer2", "layer3"),
-                "patch_size": 3,
-                "embedding": "mean1d",
-                "pretrain_dim": 1536,
-                "target_dim": 1536,
-                **_CROPPED,
-            },
+            {**_MEAN1D, "pretrain_dim": 1536, "target_dim": 1536},
             "The published code reports the epoch that is best on the test set; here "
             "the last one counts.",
         ),
@@ -259,6 +281,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "model": "full",
                 "prototype_ratio": 0.1,
                 "max_steps": 5000,
+                "extended_ratio": 1.0,
+                "optimizer": "adam",
                 "learning_rate": 1e-4,
                 "weight_decay": 1e-2,
                 "focal_weight": 5.0,
@@ -267,7 +291,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             },
             "Zhang et al., Prototypical Residual Networks for Anomaly Detection and "
             "Localization, CVPR 2023",
-            differs="5,000 steps stand for 700 epochs. AdamW takes the place of Adam.",
+            differs="5,000 steps stand for 700 epochs.",
             needs=("texture_images",),
         ),
         "anomalydino-448": Preset(
@@ -288,6 +312,41 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "image_size": 448,
             },
             "Images are not rotated, and the background is not masked.",
+        ),
+        "subspacead": Preset(
+            SubspaceDetector,
+            {"n_components": 0.99, "top_ratio": 0.01, "sigma": 4.0},
+            "Lendering et al., SubspaceAD: Training-Free Few-Shot Anomaly Detection "
+            "via Subspace Modeling, arXiv:2602.23013",
+            {
+                "backbone": "vit_giant_patch14_reg4_dinov2.lvd142m",
+                "layers": tuple(f"blocks.{k}" for k in range(22, 29)),
+                "patch_size": 1,
+                "embedding": "mean",
+                "image_size": 672,
+            },
+            "With few images, the published code adds 30 rotated copies of each. "
+            "Images are scored by their patches, not by the smoothed map.",
+        ),
+        "spd-padim": _spd(
+            {"eps": 0.01, "sigma": 4.0},
+            {
+                "backbone": "resnet50.tv_in1k",
+                "layers": _PYRAMID,
+                "base": "simsiam",
+                "embedding": "replicate",
+                "n_components": 550,
+                **_CROPPED,
+            },
+        ),
+        "spd-patchcore": _spd(
+            {"coreset_ratio": 0.1, "projection_dim": 128, "sigma": 4.0},
+            {
+                **_MEAN1D,
+                "base": "supervised",
+                "pretrain_dim": 1024,
+                "target_dim": 1024,
+            },
         ),
     }
 )

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import timm
 
-from skad import PatchFeatures
 from skad.pipeline import Pipeline
 from skad.presets import PRESETS
 
@@ -20,7 +19,7 @@ def test_each_preset_is_a_model(name):
     assert preset.parameters.items() <= parameters.items()
     assert set(preset.needs) <= set(parameters)
     if preset.features:
-        features = PatchFeatures(**preset.features)
+        features = preset.transformer(**preset.features)
         assert features.get_params() == model[0].set_params(random_state=0).get_params()
 
 
@@ -48,8 +47,12 @@ def test_settings_take_the_place_of_those_of_the_preset():
 
 def test_features_have_the_dimensions_of_the_papers():
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    for name, n in (("padim-r18", 100), ("anomalydino-448", 384)):
+    for name, n in (
+        ("padim-r18", 100),
+        ("padim-r18-pca", 100),
+        ("anomalydino-448", 384),
+    ):
         small = {"weights": False, "image_size": 56}
-        small |= {"crop_size": None} if name == "padim-r18" else {}
+        small |= {"crop_size": None} if name.startswith("padim") else {}
         features = PRESETS[name].make(patch_features=small)[0]
         assert features.fit([image]).n_features_out_ == n

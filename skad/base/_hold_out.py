@@ -27,15 +27,20 @@ class HeldOut(NamedTuple):
     ----------
     scores : ndarray of shape (m,)
 
-    maps : ndarray of shape (m, h, w)
+    maps : ndarray of shape (k, h, w)
+        Of all scores, or of those at `rows`.
 
     indices : ndarray of shape (m,), int
-        Which of the samples they are of; negative for images of earlier calls.
+        Which of the samples the scores are of; negative for images of earlier calls.
+
+    rows : ndarray of shape (k,), int, or None
+        Ascending places of the scores that have maps; None for all of them.
     """
 
     scores: np.ndarray
     maps: np.ndarray
     indices: np.ndarray
+    rows: np.ndarray | None = None
 
 
 def way_to_hold_out(detector: Any, n: int, first: bool) -> str:
@@ -57,8 +62,8 @@ def way_to_hold_out(detector: Any, n: int, first: bool) -> str:
 def leave_one_out(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     """Score each sample by the model of all others, in the way of the method."""
     _learn(detector, samples, first)
-    scores, maps = detector._score_left_out(samples)
-    return HeldOut(scores, maps, detector._left_out_images(len(samples)))
+    scores, maps, *rows = detector._score_left_out(samples)
+    return HeldOut(scores, maps, detector._left_out_images(len(samples)), *rows)
 
 
 def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
@@ -66,17 +71,21 @@ def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     before = copy.copy(detector)
     _learn(detector, samples, first)
     folds = detector._folds(len(samples))
-    scores, maps = np.empty(len(samples)), np.empty(0)
+    scores, maps_of, rows_of = np.empty(len(samples)), [], []
     models = detector._models_without(folds, samples, before, first=first)
     verbose = getattr(detector, "verbose", False)  # one of a user's own may lack it
     with progress(len(samples), "images held out", verbose, unit="image") as bar:
         for fold, model in zip(folds, models, strict=True):
-            scores[fold], fold_maps = model._score_for_calibration(samples[fold])
-            if len(maps) == 0:
-                maps = np.empty((len(samples), *fold_maps.shape[1:]), fold_maps.dtype)
-            maps[fold] = fold_maps
+            scores[fold], fold_maps, places = model._score_for_calibration(
+                samples[fold]
+            )
+            maps_of.append(fold_maps)
+            rows_of.append(fold if places is None else fold[places])
             bar.update(len(fold))
-    return HeldOut(scores, maps, np.arange(len(samples)))
+    rows = np.concatenate(rows_of)
+    order = np.argsort(rows)
+    maps = np.concatenate(maps_of)[order]
+    return HeldOut(scores, maps, np.arange(len(samples)), rows[order])
 
 
 def split(detector: Any, samples: Any, *, first: bool) -> HeldOut:
@@ -86,15 +95,15 @@ def split(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     n_held_out = max(1, n // _SPLIT_PARTS)
     held_out = np.sort(order[:n_held_out])
     _learn(detector, samples[np.sort(order[n_held_out:])], first)
-    scores, maps = detector._score_for_calibration(samples[held_out])
-    return HeldOut(scores, maps, held_out)
+    scores, maps, rows = detector._score_for_calibration(samples[held_out])
+    return HeldOut(scores, maps, held_out, rows)
 
 
 def in_sample(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     """Score the samples by the model that learned from them: none is held out."""
     _learn(detector, samples, first)
-    scores, maps = detector._score_for_calibration(samples)
-    return HeldOut(scores, maps, np.arange(len(samples)))
+    scores, maps, rows = detector._score_for_calibration(samples)
+    return HeldOut(scores, maps, np.arange(len(samples)), rows)
 
 
 HOLD_OUT: dict[str, Callable[..., HeldOut]] = {

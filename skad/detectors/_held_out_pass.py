@@ -83,7 +83,8 @@ class HeldOutPass:
                 values = one[~np.isnan(one)]
                 n = n_top(len(values), top_ratio)
                 rest = np.sort(np.delete(values, worst))
-                self.highest[image] = n, rest[max(0, len(rest) - n) :]
+                # A copy: a slice would keep the scores of all patches.
+                self.highest[image] = n, rest[max(0, len(rest) - n) :].copy()
 
     def join(self, other: HeldOutPass) -> None:
         """Take in a pass over other images, of the same bank."""

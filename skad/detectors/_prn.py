@@ -89,16 +89,26 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         Whether training images are mirrored at random, along both sides: for parts
         that are normal when mirrored, too, which helps with few defects.
 
+    extended_ratio : float, default=0.5
+        Share of the real defects of a step, where they have masks, that are extended:
+        pasted into a normal image, turned, scaled and moved
+        (`skad.synthesis.extended_anomaly`). The others are seen as they are. 1 is the
+        paper's: 16 extended anomalies among 64 images.
+
+    optimizer : {"adamw", "adam"}, default="adamw"
+        Whether weights decay beside the gradient, or by it, as in the paper.
+
     learning_rate : float, default=1e-4
-        Of AdamW. Where steps are few, as on a processor, try 1e-3.
+        Of the optimizer. Where steps are few, as on a processor, try 1e-3.
 
     schedule : {"constant", "cosine"}, default="constant"
         Whether the learning rate stays, as in the paper, or falls to 0 along a half
         cosine over `max_steps`.
 
     weight_decay : float, default=1e-2
-        Of AdamW, which shrinks weights by this share of the learning rate. Added to the
-        gradient, as Adam does, it would outweigh that of the focal loss, which is tiny.
+        AdamW shrinks weights by this share of the learning rate. Adam adds this share
+        of the weights to the gradient, where it can outweigh that of the focal loss,
+        which is tiny.
 
     focal_weight : float, default=5.0
         Weight of the focal loss.
@@ -219,10 +229,9 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
     not test on defects that were passed to `fit`.
 
     The network and the losses of ``model="full"`` are the paper's; these defaults are
-    not. AdamW takes the place of Adam; training ends after 5,000 steps, however many
-    images there are; of the 16 images of a batch that show known defects, half are
-    taken as they are and half have the defect pasted into a normal image; and the
-    weights of "resnet18" are those that timm gives to that name.
+    not: `optimizer`, `extended_ratio`, the weights that timm gives to "resnet18", and
+    5,000 steps, however many images there are. `skad.presets.PRESETS["prn"]` has the
+    paper's, but for the steps.
 
     Unlike in the code published for PRN, normalization in the frozen network keeps its
     statistics during training, a texture is blended on the scale of the image, the
@@ -270,6 +279,8 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         "texture_images": "no_validation",
         "foreground": [StrOptions({"auto"}), None],
         "flips": ["boolean"],
+        "extended_ratio": [Interval(Real, 0, 1, closed="both")],
+        "optimizer": [StrOptions({"adamw", "adam"})],
         "schedule": [StrOptions({"constant", "cosine"})],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "focal_weight": [Interval(Real, 0, None, closed="left")],
@@ -290,6 +301,8 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         texture_images: Any = None,
         foreground: str | None = None,
         flips: bool = False,
+        extended_ratio: float = 0.5,
+        optimizer: str = "adamw",
         learning_rate: float = 1e-4,
         schedule: str = "constant",
         weight_decay: float = 1e-2,
@@ -321,6 +334,8 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         self.texture_images = texture_images
         self.foreground = foreground
         self.flips = flips
+        self.extended_ratio = extended_ratio
+        self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.schedule = schedule
         self.weight_decay = weight_decay
@@ -432,7 +447,8 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         for k, i in enumerate(chosen):
             mask = None
             if masks[i] is not None:
-                mask = resized_mask(read_defect_mask(masks[i], i), *self._frame())
+                mask, frame = read_defect_mask(masks[i], i), self._frame()
+                mask = resized_mask(mask, frame.resized(mask.shape), frame.crop)
             if mask is None or mask.any():
                 defects.append((lambda k=k: read(k), mask))
         return defects
@@ -473,7 +489,10 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         )
 
     def _optimizer(self, network):
-        return networks.prn.adamw(network, self.learning_rate, self.weight_decay)
+        build = networks.prn.OPTIMIZERS[self.optimizer]
+        return build(
+            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
 
     def _rate(self, step, n_steps):
         if self.schedule == "constant":
@@ -494,6 +513,7 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
             textures,
             self.foreground,
             self.flips,
+            self.extended_ratio,
         )
         return lambda step, k: samples(n_done + step, k)
 

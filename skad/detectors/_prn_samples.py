@@ -1,8 +1,8 @@
 """Training images of PRN: normal, known defects, and synthetic anomalies.
 
 A batch of 64 has 32 normal images, 16 with known defects and 16 synthetic anomalies.
-Half of the known ones are taken as they are, the others extended: pasted into a normal
-image. Half of the synthetic ones let a texture show through a normal image
+Of the known ones, a share is extended, pasted into a normal image, and the others are
+taken as they are. Half of the synthetic ones let a texture show through a normal image
 (heterologous), the others another normal image that was changed (homologous).
 """
 
@@ -72,6 +72,9 @@ class Samples:
 
     flips : bool
         Whether each image is mirrored at random, along both sides.
+
+    extended_ratio : float
+        As in `PRNDetector`.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Samples:
         textures: Any,
         foreground: str | None,
         flips: bool,
+        extended_ratio: float,
     ) -> None:
         self.read, self.n, self.defects = read, n, defects
         self.size, self.seed = size, seed
@@ -93,6 +97,7 @@ class Samples:
         if textures is not None:
             self.n_textures, self.textures = len(textures), remembered(textures)
         self.foreground, self.flips = foreground, flips
+        self.extended_ratio = extended_ratio
         self._allowed: dict[int, np.ndarray] = {}
 
     def __call__(self, step: int, k: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -118,7 +123,7 @@ class Samples:
     def known(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
         """Take a known defect as it is, or paste it into a normal image."""
         read, mask = self.defects[rng.integers(len(self.defects))]
-        if mask is None or rng.random() < 0.5:
+        if mask is None or rng.random() < 1 - self.extended_ratio:
             return read(), mask
         i = int(rng.integers(self.n))
         return extended_anomaly(

@@ -1,15 +1,18 @@
 """SimpleNet (Liu et al., CVPR 2023): a discriminator between features and noise.
 
-Features of normal images are adapted by one linear layer (Section 3.2 of the paper);
-Gaussian noise added to these makes negatives (Section 3.3); a small discriminator
-learns to tell the two apart (Section 3.4). Its output for a patch, with its sign
-changed, is the anomaly score of the patch. `skad.networks._simplenet` has the networks.
+Features of normal images are adapted, by one linear layer as a rule (Section 3.2 of the
+paper); Gaussian noise added to these makes negatives (Section 3.3); a small
+discriminator learns to tell the two apart (Section 3.4). Its output for a patch, with
+its sign changed, is the anomaly score of the patch. `skad.networks._simplenet` has the
+networks.
 """
 
+import math
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -41,6 +44,11 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
     n_hidden_layers : int, default=1
         Its hidden layers, each with batch normalization.
 
+    adaptor : {"linear", "mlp", None}, default="linear"
+        What adapts the features before the discriminator: one linear layer, as in the
+        paper; a perceptron of two linear layers with a leaky ReLU between them; or
+        nothing.
+
     whiten : bool, default=False
         Adapt by the whitening of normal patches, which is not trained. Directions then
         vary alike, those too that normal patches hardly use, down to a hundredth of the
@@ -59,8 +67,9 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
     loss : {"truncated_l1", "cross_entropy"}, default="truncated_l1"
         Truncated l1 is the paper's Equation 8.
 
-    margin : float, default=0.5
-        Output from which truncated l1 is content, on both sides.
+    margin : float or (float, float), default=0.5
+        Outputs beyond which truncated l1 is content: th+ of normal patches and th- of
+        those with noise, th+ > th-; a number m stands for (m, -m).
 
     learning_rate : float, default=2e-4
         Of the discriminator.
@@ -133,7 +142,8 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
 
     state_ : dict of ndarray
         Weights by name: ``adaptor.weight`` of shape (d, d), ``adaptor.bias`` with
-        `whiten`, and those of the discriminator and the head.
+        `whiten`, ``adaptor.0.weight``, ``adaptor.0.bias`` and ``adaptor.2.weight`` of a
+        perceptron, and those of the discriminator and the head.
 
     noise_std_ : float
         Standard deviation of the noise that was used, in units of the features, of
@@ -201,11 +211,12 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "hidden_dim": [Interval(Integral, 1, None, closed="left")],
         "n_hidden_layers": [Interval(Integral, 1, None, closed="left")],
+        "adaptor": [StrOptions({"linear", "mlp"}), None],
         "whiten": ["boolean"],
         "noise_std": [Interval(Real, 0, None, closed="neither")],
         "relative_noise": ["boolean"],
         "loss": [StrOptions({"truncated_l1", "cross_entropy"})],
-        "margin": [Interval(Real, 0, None, closed="neither")],
+        "margin": [Interval(Real, 0, None, closed="neither"), tuple, list],
         "adaptor_learning_rate": [Interval(Real, 0, None, closed="neither")],
         "schedule": [StrOptions({"constant", "cosine"})],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
@@ -220,11 +231,12 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
         *,
         hidden_dim: int = 1024,
         n_hidden_layers: int = 1,
+        adaptor: str | None = "linear",
         whiten: bool = False,
         noise_std: float = 0.015,
         relative_noise: bool = True,
         loss: str = "truncated_l1",
-        margin: float = 0.5,
+        margin: float | tuple[float, float] = 0.5,
         learning_rate: float = 2e-4,
         adaptor_learning_rate: float = 1e-4,
         schedule: str = "constant",
@@ -246,6 +258,7 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
         self.max_epochs = max_epochs
         self.hidden_dim = hidden_dim
         self.n_hidden_layers = n_hidden_layers
+        self.adaptor = adaptor
         self.whiten = whiten
         self.noise_std = noise_std
         self.relative_noise = relative_noise
@@ -277,12 +290,32 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
                 "classification_head=True needs noise_mask='perlin': to learn what a "
                 "normal image is, it must see copies without noise."
             )
+        if self.whiten and self.adaptor != "linear":
+            raise ValueError(
+                f"whiten=True is an adaptor itself and takes the place of the linear "
+                f"one; leave adaptor={self.adaptor!r} out."
+            )
+        self._margins()
         if self.warm_start and hasattr(self, "state_"):
             self._check_layers(X.shape[-1])
 
+    def _margins(self):
+        """The outputs th+ and th- of Equation 8."""
+        margin: Any = self.margin
+        if isinstance(margin, Real):
+            return float(margin), -float(margin)
+        margins = tuple(margin)
+        numbers = len(margins) == 2 and all(isinstance(m, Real) for m in margins)
+        if not numbers or not np.inf > margins[0] > margins[1] > -np.inf:
+            raise ValueError(
+                f"margin={self.margin!r} must be a positive number, or a pair (th+, "
+                "th-) of numbers with th+ > th-."
+            )
+        return float(margins[0]), float(margins[1])
+
     def _check_layers(self, n_channels):
         """Refuse to continue a fit of other layers."""
-        n_before = self.state_["adaptor.weight"].shape[0]
+        n_before = self.state_["discriminator.0.weight"].shape[1]
         if n_before != n_channels:
             raise ValueError(
                 f"X has {n_channels} channels, but warm_start=True goes on from a fit "
@@ -292,9 +325,25 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
         if _shapes(networks.modules.arrays(fresh)) != _shapes(self.state_):
             raise ValueError(
                 "warm_start=True goes on from a fit with other layers; give "
-                "hidden_dim, n_hidden_layers, whiten and classification_head the "
-                "values of that fit, or set it to False."
+                "hidden_dim, n_hidden_layers, adaptor, whiten and classification_head "
+                "the values of that fit, or set it to False."
             )
+
+    def _fit_bytes(self, shape, itemsize, *, first):
+        # Weights with gradients and moments; patches to score, of a fold or fifth.
+        n_weights = shape[3] * (shape[3] + self.hidden_dim)
+        n_weights += (self.n_hidden_layers - 1) * self.hidden_dim**2
+        enlarged = self.upscale**2 * math.prod(shape) * itemsize
+        sample = 8 * shape[3] * min(_SAMPLE_PATCHES, math.prod(shape[:3]))
+        to_score = enlarged / 5 if self.upscale > 1 else 0.0
+        return 4.0 * n_weights, 12.0 * n_weights + sample + to_score
+
+    def _memory_advice(self):
+        return (
+            f"Reduce train_batch_size={self.train_batch_size}, hidden_dim="
+            f"{self.hidden_dim}, upscale={self.upscale}, image_size of the features, "
+            "or the number of images."
+        )
 
     def _networks(self):
         return networks.simplenet.SimpleNet(
@@ -302,6 +351,7 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
             (self.hidden_dim,) * self.n_hidden_layers,
             classification_head=self.classification_head,
             whiten=self.whiten,
+            adaptor=self.adaptor,
         )
 
     def _prepare_training(self, X, seed):
@@ -368,7 +418,9 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
         """Equation 8, or the cross-entropy, of patches and the same with noise."""
         output_loss = networks.simplenet.cross_entropy
         if self.loss == "truncated_l1":
-            output_loss = partial(networks.simplenet.truncated_l1, margin=self.margin)
+            output_loss = partial(
+                networks.simplenet.truncated_l1, margins=self._margins()
+            )
         return partial(networks.simplenet.training_loss, module, output_loss)
 
     def _fingerprint(self, X):
@@ -382,7 +434,8 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
 
     def _finish_training(self, X, seed):
         """Warn where the discriminator does no better than chance."""
-        guess = 2 * (np.log(2) if self.loss == "cross_entropy" else self.margin)
+        high, low = self._margins()
+        guess = 2 * np.log(2) if self.loss == "cross_entropy" else high - low
         guess += np.log(2) * self.classification_head
         if self.loss_curve_[-1] > 0.95 * guess:
             warn_user(
@@ -421,7 +474,7 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
             )
 
         widths = self.hidden_dim, self.n_hidden_layers
-        layout = *widths, self.whiten, self.classification_head
+        layout = *widths, self.adaptor, self.whiten, self.classification_head
         return prepared(self, prepare, self.state_, str(dtype), *layout)
 
 

@@ -1,10 +1,10 @@
 """A coreset, and held-out scores from it, of patches that arrive block by block.
 
 A bank of m rows is filled up to 2 m rows, then reduced to m by the greedy selection.
-The rows of the reduced bank are at least a distance r apart. Patches that are within r
-of one of them are left out when they arrive: the selection would hardly take them. As
-the bank comes to cover all that is normal, fewer and fewer patches are beyond r, and
-reductions become rare.
+The rows of the reduced bank are at least a distance r apart. Patches that are within
+r of a row that the bank holds are left out when they arrive: the selection would hardly
+take them. As the bank comes to cover all that is normal, fewer and fewer patches are
+beyond r, and reductions become rare.
 
 Rows that a reduction drops are within its r of a row that it keeps, which a later
 reduction may drop. The covering radius can thus exceed that of one selection from all
@@ -12,9 +12,11 @@ patches. It stays close, as r grows little once the first images have been seen.
 
 Held-out scores come from a second pass over the patches, as `_left_out` describes it:
 each image is scored against the bank without its own rows, with patches of other images
-in their place that no other row covers. That is known of all images only at the end of
-the pass. By then the patches of an image are gone, except for its worst ones, which are
-corrected.
+in their place that no other row covers within r. As a bank of other images would have m
+rows, too, these are at most as many as were taken out, farthest first. (Patches that no
+row of the bank covers within r, of which a selection of all patches leaves none, have
+no part in this.) All that is known of all images only at the end of the pass. By then
+the patches of an image are gone, except for its worst ones, which are corrected.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +26,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from skad.detectors._left_out import cover, n_rows_of_one_image
+from skad.detectors._rows_of_images import RowsOfImages
 from skad.neighbors import greedy_coreset
+from skad.neighbors._coreset import far_apart
 from skad.neighbors._distances import (
     join_own_group,
     nearest_of_own_group,
@@ -32,6 +36,7 @@ from skad.neighbors._distances import (
 )
 from skad.neighbors._nearest import Bank
 
+_PART_ROWS = 2048  # of the rows added since a reduction that are searched at once
 # Patches of an image that are kept to be corrected, and patches of others that are put
 # into the bank without it, for each row that the bank holds of the image.
 _PER_OWN_ROW = 4
@@ -78,8 +83,7 @@ class GrowingBank:
         """Take in rows and the indices by which they are known."""
         while len(rows):
             if self._reduced is not None:
-                nearest = self._reduced.search(self._space(rows), 1)[0][:, 0]
-                far = nearest > self._gap
+                far = self._far(self._space(rows))
                 rows, indices = rows[far], indices[far]
             end = min(self._n_rows + len(rows), len(self._rows))
             n_taken = end - self._n_rows
@@ -89,6 +93,20 @@ class GrowingBank:
             rows, indices = rows[n_taken:], indices[n_taken:]
             if end == len(self._rows):
                 self._reduce(self._bank_size)
+
+    def _far(self, rows: np.ndarray) -> np.ndarray:
+        """Indices of rows that no row of the bank covers, and none of these."""
+        assert self._reduced is not None
+        added = self._space(self._rows[len(self._reduced.rows) : self._n_rows])
+        # Banks of few sizes: what is compiled for a search is kept for each size.
+        starts = range(0, len(added) - _PART_ROWS + 1, _PART_ROWS)
+        parts = [added[lo : lo + _PART_ROWS] for lo in starts]
+        far = np.arange(len(rows))
+        for bank in (self._reduced, *map(Bank, parts)):
+            nearest = bank.search(rows[far], 1)[0][:, 0]
+            far = far[nearest > self._gap]
+        rest = added[len(parts) * _PART_ROWS :]
+        return far[far_apart(rows[far], self._gap, rest)]
 
     def finish(self, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows (n_rows, d) of the coreset, or fewer, and their indices."""
@@ -143,25 +161,39 @@ class StreamedLeftOut:
         self._bank, self._owner, self._nearest = bank, owner, nearest
         self._n_left = max(1, len(owner) - n_rows_of_one_image(owner))
         self._k = min(k, self._n_left)
-        # The square of the covering radius, as far as it is known.
+        # The square of r.
         self._radius = smallest_gap(bank.rows)
         images, counts = np.unique(owner[owner >= 0], return_counts=True)
         self._n_own = dict(zip(images.tolist(), counts.tolist(), strict=True))
-        self._returned: dict[int, tuple[list, list]] = {}
-        self._kept: dict[int, tuple] = {}
+        self._returned = RowsOfImages(
+            {image: _PER_OWN_ROW * n for image, n in self._n_own.items()},
+            rows=(bank.rows.shape[1:], bank.rows.dtype),
+            squared=((), np.float64),
+        )
+        # The last one of an image bounds those that are not kept.
+        self._kept = RowsOfImages(
+            {image: _PER_OWN_ROW * n + 1 for image, n in self._n_own.items()},
+            rows=(bank.rows.shape[1:], bank.rows.dtype),
+            squared=((self._k,), np.float64),
+            indices=((self._k,), np.intp),
+            order=((), np.intp),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """What `join` takes: bank and search stay where they are."""
-        return {name: vars(self)[name] for name in ("_radius", "_returned", "_kept")}
+        return {
+            "_returned": self._returned.compact(),
+            "_kept": self._kept.compact(),
+        }
 
     def join(self, other: "StreamedLeftOut") -> None:
         """Take in what another one, of the same bank, found for other images."""
-        self._radius = max(self._radius, other._radius)
-        for image, (rows, far) in other._returned.items():
-            for row, distance in zip(rows, far, strict=True):
-                if distance > self._radius and self._is_wanted(image, row):
-                    self._return(image, row, distance)
-        self._kept.update(other._kept)
+        for image in other._returned:
+            for row, distance in zip(*other._returned[image], strict=True):
+                if self._is_wanted(image, row):
+                    self._returned.add(image, row[None], [distance])
+        for image in other._kept:
+            self._kept.add(image, *other._kept[image])
 
     def add(
         self, rows: np.ndarray, images: np.ndarray
@@ -176,9 +208,6 @@ class StreamedLeftOut:
         own = nearest_of_own_group(
             rows, images, self._bank.rows[here], self._owner[here]
         )
-        covered = np.minimum(squared[:, 0], own).max()
-        if np.isfinite(covered):
-            self._radius = max(self._radius, covered)
         self._return_rows(rows, squared[:, 0], indices[:, 0], own)
         for image in np.unique(images).tolist():
             if image in self._n_own:
@@ -197,10 +226,9 @@ class StreamedLeftOut:
     ) -> None:
         """Keep the patches of an image whose distances can be corrected at the end."""
         n_kept = _PER_OWN_ROW * self._n_own[image] + 1
-        # A copy: a slice would keep the order of all patches of the image.
-        order = np.argsort(-squared[members].sum(axis=1), kind="stable")[:n_kept].copy()
+        order = np.argsort(-squared[members].sum(axis=1), kind="stable")[:n_kept]
         worst = members[order]
-        self._kept[image] = rows[worst], squared[worst], indices[worst], order
+        self._kept.add(image, rows[worst], squared[worst], indices[worst], order)
 
     def worst_of(self, image: int) -> np.ndarray | None:
         """Which patches of an image can be corrected; None where none needs to be."""
@@ -231,20 +259,14 @@ class StreamedLeftOut:
         for i, distance in zip(patches, left, strict=True):
             image = int(coverer[i])
             if distance > self._radius and self._is_wanted(image, rows[i]):
-                self._return(image, rows[i].copy(), distance)
-
-    def _return(self, image: int, row: np.ndarray, distance: float) -> None:
-        known, far = self._returned.setdefault(image, ([], []))
-        known.append(row)
-        far.append(distance)
+                self._returned.add(image, rows[i][None], [distance])
 
     def _is_wanted(self, image: int, row: np.ndarray) -> bool:
         if image not in self._returned:
             return True
-        known = self._returned[image][0]
-        if len(known) >= _PER_OWN_ROW * self._n_own[image]:
+        if self._returned.is_full(image):
             return False
-        gaps = np.asarray(known, np.float64) - row
+        gaps = self._returned[image][0].astype(np.float64) - row
         return np.einsum("ij,ij->i", gaps, gaps).min() > self._radius
 
     def finish(self) -> Iterator[tuple]:
@@ -262,10 +284,11 @@ class StreamedLeftOut:
             bank.
         """
         returned = {}
-        for image, (rows, far) in sorted(self._returned.items()):
-            selected = cover(np.asarray(rows), np.asarray(far), self._radius)
+        for image in self._returned:
+            rows, far = self._returned[image]
+            selected = cover(rows, far, self._radius)[: self._n_own[image]]
             if selected:
-                returned[image] = np.asarray(rows)[selected]
+                returned[image] = rows[selected]
         parts = list(returned.values())
         self.rows = np.concatenate([self._bank.rows, *parts])
         ends = len(self._bank.rows) + np.cumsum([len(part) for part in parts])

@@ -24,6 +24,8 @@ class StreamingBankDetector(BankDetector):
 
     on_interrupt: str
     verbose: bool
+    projection_dim: int | None
+    random_state: Any
     _holds_out_later = False  # whether held-out scores come after a merge of parts
 
     @available_if(lambda detector: detector.bank_size is not None)
@@ -115,8 +117,7 @@ class StreamingBankDetector(BankDetector):
             dtype,
             self._space,
             0 if update else start,
-            on_interrupt=self.on_interrupt,
-            verbose=self.verbose,
+            **self._selection_options(),
         )
         n_images, n_before, n_rows = 0, 0, 0
         if update:

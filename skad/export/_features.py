@@ -8,7 +8,7 @@ from torch import nn
 
 from skad.export._registry import features_module, refuse_setting
 from skad.features import FusedFeatures, PatchFeatures, PCANetFeatures, TiledFeatures
-from skad.features._pcanet import MIN_VARIANCE
+from skad.features._principal import MIN_VARIANCE
 from skad.networks import input as network_input
 
 

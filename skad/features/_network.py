@@ -1,29 +1,19 @@
 """Patch features of a pretrained network (Section 3.1 of the PatchCore paper)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from hashlib import sha256
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from skad import networks
-from skad._checks import check_size
-from skad._patch_array import PatchArray
-from skad.features._base import Extract, PatchFeatureTransformer
-from skad.networks._torch_state import torch_device
-from skad.networks._weights import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    identity,
-    is_reproducible,
-)
+from skad.features._base import PatchFeatureTransformer
+from skad.features._network_patches import NetworkPatches
 
 
-class PatchFeatures(PatchFeatureTransformer):
+class PatchFeatures(NetworkPatches):
     """Patch features from the middle of a pretrained network.
 
     Parameters
@@ -57,19 +47,34 @@ class PatchFeatures(PatchFeatureTransformer):
 
     image_size : int or (int, int), default=224
         Every image is resized to exactly this height and width (bilinear,
-        antialiased).
+        antialiased), unless `resize` is "short".
 
     crop_size : int or (int, int), default=None
         Centre of the resized image to keep. None keeps the whole image: a crop
-        hides defects at the border. ``image_size=256, crop_size=224`` is the
-        protocol of the papers.
+        hides defects at the border. ``image_size=256, crop_size=224, resize="short"``
+        is the protocol of the papers.
+
+    resize : {"exact", "short"}, default="exact"
+        What `image_size` is. "exact" resizes to this height and width, whatever the
+        aspect ratio of an image. "short" resizes until the short side has so many
+        pixels, keeps the aspect ratio, and cuts out the centre: `crop_size`, or a
+        square. What is beyond it is not looked at.
 
     patch_size : int, default=3
         Side p, odd, of the neighbourhood that a patch feature averages over.
 
-    embedding : {"auto", "mean1d", "concat", "replicate"}, default="auto"
+    patch_stride : int, default=1
+        Take neighbourhoods around every so many positions of each level, along both
+        sides, so that the patch grid has as many times fewer rows and columns
+        (Equation 3 of PatchCore). As in its published code, the grid is then stretched
+        over the image; its patches lie up to half a stride before where maps show
+        them. Not with "replicate", which takes no neighbourhoods.
+
+    embedding : {"auto", "mean1d", "concat", "mean", "replicate"}, default="auto"
         "mean1d" pools as the official PatchCore code does; "concat" keeps the
-        channels of every level, averaged over the neighbourhood; "replicate"
+        channels of every level, averaged over the neighbourhood; "mean" is the mean of
+        these over the levels, which must have as many channels as each other, as
+        SubspaceAD takes it from the blocks of a transformer; "replicate"
         repeats coarse levels to the finest grid without averaging, as PaDiM
         does. "auto" is "concat" for "skad_small", whose 128 channels mean1d would
         blow up to 1,024, and "mean1d" for every other network.
@@ -78,7 +83,12 @@ class PatchFeatures(PatchFeatureTransformer):
         Sizes of the two poolings of "mean1d".
 
     n_components : int, default=None
-        Keep so many dimensions, sampled once at random (PaDiM). None keeps all.
+        Keep so many dimensions, chosen by `reduction`. None keeps all.
+
+    reduction : {"random", "pca"}, default="random"
+        How these are chosen: sampled once at random, as PaDiM does, or the leading
+        principal axes of the patches of the normal images, which the paper compares
+        it with. For "pca", the network sees the images once more in `fit`.
 
     grid : int or (int, int), default=None
         Rows and columns of the patch grid. None takes the finest level's.
@@ -144,8 +154,9 @@ class PatchFeatures(PatchFeatureTransformer):
     weights_sha256_ : str
         SHA-256 of the network's parameters.
 
-    components_ : ndarray of shape (n_components,) or None
-        Dimensions kept.
+    components_ : ndarray of shape (n_components,) or (n_components, n), or None
+        Dimensions kept; with ``reduction="pca"`` the axes, unit vectors of all n
+        dimensions.
 
     region_ : ndarray of shape (H, W), bool, or None
         The mask that `region` was when `fit` read it.
@@ -165,7 +176,10 @@ class PatchFeatures(PatchFeatureTransformer):
     ----------
     .. [1] K. Roth et al., "Towards Total Recall in Industrial Anomaly
        Detection", CVPR 2022. Equations 1 to 4.
-    .. [2] T. Defard et al., "PaDiM", ICPR workshops 2021. Section III-A.
+    .. [2] T. Defard et al., "PaDiM", ICPR workshops 2021. Section III-A; "random" and
+       "pca" are compared in Section V-A.
+    .. [3] C. Lendering, E. Akdag and E. Bondarev, "SubspaceAD: Training-Free
+       Few-Shot Anomaly Detection via Subspace Modeling", arXiv 2602.23013, 2026.
 
     Examples
     --------
@@ -186,10 +200,12 @@ class PatchFeatures(PatchFeatureTransformer):
         "weights": [str, Path, None, bool],
         "backbone_kwargs": [dict, None],
         "patch_size": [Interval(Integral, 1, None, closed="left")],
-        "embedding": [StrOptions({"auto", "mean1d", "concat", "replicate"})],
+        "patch_stride": [Interval(Integral, 1, None, closed="left")],
+        "embedding": [StrOptions({"auto", "mean1d", "concat", "mean", "replicate"})],
         "pretrain_dim": [Interval(Integral, 1, None, closed="left")],
         "target_dim": [Interval(Integral, 1, None, closed="left")],
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
+        "reduction": [StrOptions({"random", "pca"})],
         "grid": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "pooled": ["boolean", str],
         "mean": ["array-like", None],
@@ -219,11 +235,14 @@ class PatchFeatures(PatchFeatureTransformer):
         backbone_kwargs: dict[str, Any] | None = None,
         image_size: int | tuple[int, int] = 224,
         crop_size: int | tuple[int, int] | None = None,
+        resize: str = "exact",
         patch_size: int = 3,
+        patch_stride: int = 1,
         embedding: str = "auto",
         pretrain_dim: int = 1024,
         target_dim: int = 1024,
         n_components: int | None = None,
+        reduction: str = "random",
         grid: int | tuple[int, int] | None = None,
         pooled: bool | str = False,
         region: Any = None,
@@ -244,11 +263,14 @@ class PatchFeatures(PatchFeatureTransformer):
         self.backbone_kwargs = backbone_kwargs
         self.image_size = image_size
         self.crop_size = crop_size
+        self.resize = resize
         self.patch_size = patch_size
+        self.patch_stride = patch_stride
         self.embedding = embedding
         self.pretrain_dim = pretrain_dim
         self.target_dim = target_dim
         self.n_components = n_components
+        self.reduction = reduction
         self.grid = grid
         self.pooled = pooled
         self.region = region
@@ -263,326 +285,18 @@ class PatchFeatures(PatchFeatureTransformer):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _images_at_once(self) -> int:
-        if self.batch_size != "auto":
-            return self.batch_size
-        if self._device().type != "cpu":
-            return 32
-        height, width = self._input_size()
-        return int(np.clip(4 * 256**2 // (height * width), 1, 4))
-
-    def _n_channels(self) -> int:
-        from torch.nn import Conv2d
-
-        if isinstance(self.backbone, str):
-            n_channels = (self.backbone_kwargs or {}).get("in_chans", 3)
-            if not isinstance(n_channels, Integral) or n_channels < 1:
-                raise ValueError(
-                    f"backbone_kwargs={self.backbone_kwargs!r}: in_chans must be a "
-                    "positive integer, the number of channels of the images."
-                )
-            return int(n_channels)
-        parts = self.backbone.modules()
-        return next((p.in_channels for p in parts if isinstance(p, Conv2d)), 3)
-
-    def _fit_images(self, images: Any, y: Any) -> Extract | None:
-        backbone = self._fit_normal(images, y)
-        if backbone is None:  # a subclass has trained another one
-            return None
-        return lambda index, batch: self._features_of(backbone, batch)
-
-    def _fit(self, images: Any) -> Any:
-        """Measure the network on a black image; returns it."""
-        self._check_settings()
-        for name in ("_weights", "layers_"):
-            self.__dict__.pop(name, None)
-        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.layers_ = self._check_layers(self._backbone())
-        backbone = self._backbone()
-        self._check_pooled(backbone.module)
-        self.weights_sha256_ = backbone.sha256
-        self.components_ = None
-        self._embedding = self._chosen_embedding()
-        self._measure(backbone)
-        # A black image tells the shapes.
-        shape = (1, *self._input_size(), self._n_channels())
-        probe = np.zeros(shape, np.float32)
-        levels, pooled = self._levels(backbone, probe, self._last_layer)
-        self._n_pooled = 0 if pooled is None else pooled.shape[1]
-        self.grid_shape_ = self._grid(levels)
-        n_features = self._embed(levels).shape[1]
-        if self.n_components is not None:
-            if self.n_components > n_features:
-                raise ValueError(
-                    f"n_components={self.n_components} exceeds the {n_features} "
-                    f"dimensions of layers {self.layers_}."
-                )
-            shuffled = np.random.RandomState(self._seed).permutation(n_features)
-            self.components_ = np.sort(shuffled[: self.n_components])
-        self.n_features_out_ = self.n_components or n_features
-        self._own_levels = self._describe_levels(levels)
-        self._keep_weights(backbone, probe)
-        return backbone
-
-    def _chosen_embedding(self) -> str:
-        if self.embedding != "auto":
-            return self.embedding
-        own = not isinstance(self.backbone, str)
-        return "concat" if not own and self.backbone == "skad_small" else "mean1d"
-
-    def _measure(self, backbone: Any) -> Any:
-        """Find out how to read the outputs, and which module the network ends with."""
-        names = self._module_names()
-
-        def run(images: Any) -> Any:
-            return self._outputs(backbone, images, names)
-
-        self._layouts, self._last_layer = networks.layout.measured_layouts(
-            backbone, run, names, self.pooled, self._input_size(), self._n_channels()
-        )
-        if self.pooled is True:
-            self._last_layer = None  # the pooled output comes at the very end
-
-    def _keep_weights(self, backbone: Any, probe: np.ndarray) -> None:
-        """Keep what is needed to build the network again where no file is at hand."""
-        if not isinstance(self.backbone, str):
-            return
-        if is_reproducible(self.backbone, self.weights):
-            return
-        self._weights = networks.frozen.fitted_weights(
-            backbone,
-            self.backbone,
-            lambda: self._levels(backbone, probe.copy(), self._last_layer),
-        )
-        kwargs = self.backbone_kwargs or {}
-        networks.frozen.fitted_backbone(self._weights, kwargs, self._device(), backbone)
-
-    def _describe_levels(self, levels: Any) -> tuple[Any, ...]:
-        """Number of channels and grid of each level, where they are kept apart."""
-        if self._embedding == "mean1d":
-            return ()
-        counts = [level.shape[1] for level in levels]
-        if self.components_ is not None:
-            ends = np.searchsorted(self.components_, np.cumsum(counts))
-            counts = np.diff(ends, prepend=0).tolist()
-        grids = [self.grid_shape_] * len(levels)
-        if self._embedding == "replicate":
-            grids = [tuple(level.shape[2:]) for level in levels]
-        return tuple(
-            (count, grid) for count, grid in zip(counts, grids, strict=True) if count
-        )
-
-    def _extraction(self) -> Extract:
-        backbone = self._checked_backbone()
-        return lambda index, batch: self._features_of(backbone, batch)
-
-    def _extract(self, batch: np.ndarray) -> np.ndarray:
-        return self._features_of(self._checked_backbone(), batch)
-
-    def _checked_backbone(self) -> Any:
-        """The network, which must be the one that `fit` had."""
-        backbone = self._backbone()
-        if isinstance(self.backbone, str) and backbone.sha256 != self.weights_sha256_:
-            raise ValueError(
-                f"backbone={self.backbone!r} has other weights (sha256 "
-                f"{backbone.sha256[:12]}...) than at fit "
-                f"({self.weights_sha256_[:12]}...): this version of torch, timm or "
-                "skad builds it differently; fit again."
-            )
-        return backbone
-
-    def _features_of(self, backbone: Any, batch: np.ndarray) -> np.ndarray:
-        """Patch features of a batch of images, with descriptors where there are any."""
-        import torch
-
-        with torch.inference_mode():
-            levels, pooled = self._levels(backbone, batch, self._last_layer)
-            patches = self._patches(levels).cpu().numpy()
-            if pooled is None:
-                return patches
-            return PatchArray(patches, pooled.cpu().numpy(), self._own_levels)
-
-    def _patches(self, levels: Any) -> Any:
-        """Patch features (b, h, w, d), float32, from the maps of all layers."""
-        import torch
-
-        embedded = self._embed(levels)
-        if self.components_ is not None:
-            embedded = embedded[:, torch.as_tensor(self.components_)]
-        return embedded.permute(0, 2, 3, 1).float()
-
-    def _as_input(self, batch: np.ndarray, backbone: Any) -> Any:
-        return networks.input.normalized(
-            batch,
-            self._device(),
-            self._per_channel("mean", backbone.mean, batch.shape[3]),
-            self._per_channel("std", backbone.std, batch.shape[3]),
-            dtype=backbone.dtype,
-            in_place=True,  # the reader's own array, which nobody needs any more
-        )
-
-    def _per_channel(self, name: str, own: Any, n_channels: int) -> np.ndarray:
-        """The values of `mean` or `std`, one for each channel or one for all."""
-        given = getattr(self, name)
-        values = np.asarray(own if given is None else given)
-        if given is None and len(own) != n_channels:
-            values = np.full(n_channels, values.mean())
-        if values.shape not in ((1,), (n_channels,)):
-            raise ValueError(
-                f"{name}={given!r} has shape {values.shape}; pass {n_channels} values, "
-                "one for each channel of the images, or a sequence of 1 for all."
-            )
-        return values.astype(np.float32)
-
-    def _levels(
-        self, backbone: Any, batch: np.ndarray, last: str | None = None
-    ) -> tuple[list[Any], Any]:
-        """Feature maps of the layers, and the descriptors or None."""
-        with self._explained(backbone):
-            maps, vector = backbone.feature_maps(
-                batch,
-                self._layouts,
-                last,
-                self.pooled,
-                self._per_channel("mean", backbone.mean, batch.shape[3]),
-                self._per_channel("std", backbone.std, batch.shape[3]),
-                self.precision,
-            )
-        return [maps[name] for name in self.layers_], vector
-
-    def _outputs(
-        self,
-        backbone: Any,
-        batch: np.ndarray,
-        names: Sequence[str],
-        last: str | None = None,
-    ) -> Any:
-        """Outputs of modules for a batch, and the pooled output, or None."""
-        with backbone.arithmetic(self.precision):
-            batch = self._as_input(batch, backbone)
-            with self._explained(backbone):
-                return backbone.outputs(batch, names, last, self.pooled)
-
-    @contextmanager
-    def _explained(self, backbone: Any) -> Iterator[None]:
-        """Name the size of images, in errors of a network that cannot run on them."""
-        try:
-            yield
-        except (RuntimeError, AssertionError, IndexError) as error:
-            raise ValueError(
-                f"the network cannot run on images of image_size="
-                f"{self.image_size!r}, crop_size={self.crop_size!r} "
-                f"({self._input_size()} pixels, {backbone.dtype}): {error}"
-            ) from error
-
-    def _embed(self, levels: Any) -> Any:
-        if self._embedding == "mean1d":
-            return networks.embedding.mean1d(
-                levels,
-                self.grid_shape_,
-                self.patch_size,
-                self.pretrain_dim,
-                self.target_dim,
-            )
-        if self._embedding == "concat":
-            return networks.embedding.concat(levels, self.grid_shape_, self.patch_size)
-        return networks.embedding.replicate(levels, self.grid_shape_)
-
-    def _grid(self, levels: Any) -> tuple[int, int]:
-        if self.grid is not None:
-            return check_size(self.grid, "grid", allow_int=True)
-        return max((tuple(level.shape[2:]) for level in levels), key=np.prod)
-
-    def _device(self) -> Any:
-        return torch_device(self.device)
-
-    def _backbone(self) -> Any:
-        if not isinstance(self.backbone, str):
-            return networks.frozen.Backbone(
-                self.backbone.to(self._device()), IMAGENET_MEAN, IMAGENET_STD
-            )
-        kwargs = self.backbone_kwargs or {}
-        if hasattr(self, "_weights"):
-            return networks.frozen.fitted_backbone(
-                self._weights, kwargs, self._device()
-            )
-        return networks.frozen.named_backbone(
-            self.backbone,
-            self.weights,
-            kwargs,
-            self._seed,
-            self._device(),
-            self._module_names(),
-        )
-
-    def _module_names(self) -> list[str]:
-        """Names of the modules whose outputs are taken."""
-        pooled = [self.pooled] if isinstance(self.pooled, str) else []
-        return list(dict.fromkeys([*getattr(self, "layers_", ()), *pooled]))
-
-    def _check_settings(self) -> None:
-        self._device()
-        if self.patch_size % 2 == 0:
-            raise ValueError(
-                f"patch_size={self.patch_size} is even; a neighbourhood has a centre "
-                "only if it is odd."
-            )
-        if isinstance(self.backbone, str) or self.weights is True:
-            identity(self.weights, None)
-        if not isinstance(self.backbone, str) and self.weights is not None:
-            raise ValueError(
-                f"weights={self.weights!r} goes with a backbone given by name; load "
-                "the weights of your own network before you pass it."
-            )
-
-    def _check_pooled(self, module: Any) -> None:
-        if self.pooled is True and not hasattr(module, "forward_head"):
-            raise ValueError(
-                "pooled=True needs a timm model; name the module of your own network "
-                "whose output describes the image."
-            )
-        if isinstance(self.pooled, str):
-            known = [name for name, _ in module.named_modules() if name]
-            if self.pooled not in known:
-                choices = ", ".join(networks.frozen.available_layers(module))
-                raise ValueError(
-                    f"pooled={self.pooled!r} is no module of the network. Choose from "
-                    f"{choices} or any dotted module name."
-                )
-
-    def _check_layers(self, backbone: Any) -> tuple[str, ...]:
-        module = backbone.module
-        if self.layers == "auto":
-            if hasattr(module, "feature_info"):
-                return networks.frozen.automatic_layers(module)
-            return self._measured_layers(backbone)
-        known = dict(module.named_modules())
-        absent = [name for name in self.layers if name not in known or name == ""]
-        if absent or len(self.layers) == 0:
-            name = self.backbone if isinstance(self.backbone, str) else "your network"
-            choices = ", ".join(networks.frozen.available_layers(module))
-            raise ValueError(
-                f"layers={tuple(self.layers)!r}: {name} has no module "
-                f"{', '.join(map(repr, absent))}. Choose from {choices}, or "
-                "layers='auto'."
-            )
-        return tuple(self.layers)
-
-    def _measured_layers(self, backbone: Any) -> tuple[str, ...]:
-        """Layers of strides 8 and 16, by the outputs of a network of one's own."""
-        names = [name for name, _ in backbone.module.named_modules() if name]
-        image = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
-        with backbone.arithmetic(self.precision):
-            batch = self._as_input(image, backbone)
-            return networks.frozen.layers_by_stride(backbone, batch, names)
-
     def _signature(self) -> str:
         settings = self.get_params()
         for irrelevant in self._unsigned:
             del settings[irrelevant]
         settings["embedding"] = self._embedding
         backbone = self._backbone()
-        components = None if self.components_ is None else self.components_.tolist()
+        components: Any = self.components_
+        if self._centre is not None:  # many numbers: their digest tells them apart
+            components = sha256(components.tobytes() + self._centre.tobytes())
+            components = components.hexdigest()
+        elif components is not None:
+            components = components.tolist()
         return (
             f"3 {backbone.sha256} {backbone.module} {self.layers_} {components} "
             f"{sorted(settings.items())}"

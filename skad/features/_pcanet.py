@@ -8,8 +8,7 @@ few whitened channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,16 +16,18 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 
+from skad import networks
+from skad._checks import normal_positions
 from skad._moments import Moments
 from skad._progress import progress
 from skad.features._base import Extract, PatchFeatureTransformer
+from skad.features._passes import Passes
+from skad.features._positions import Positions
+from skad.features._principal import MIN_VARIANCE, in_order, leading_directions
 
 STRIDE = 8  # pixels from patch to patch
-_KEPT_BYTES = 2**29  # of responses that a second pass finds
 _N_FILTER_PATCHES = 50_000  # patches from which a stage learns its filters
 _QUANTISATION_VARIANCE = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no signal
-_PRIOR_IMAGES = 20  # that the common variance counts for, against a position's own
-MIN_VARIANCE = 1e-6  # of responses to values in [0, 1]: no signal
 
 
 class PCANetFeatures(PatchFeatureTransformer):
@@ -41,10 +42,15 @@ class PCANetFeatures(PatchFeatureTransformer):
     Parameters
     ----------
     image_size : int or (int, int), default=224
-        Every image is resized to exactly this height and width.
+        Every image is resized to exactly this height and width, unless `resize` is
+        "short".
 
     crop_size : int or (int, int), default=None
         Centre of the resized image to keep. None keeps the whole image.
+
+    resize : {"exact", "short"}, default="exact"
+        As in `PatchFeatures`: "short" resizes the short side to `image_size`, and cuts
+        out the centre.
 
     region : mask, default=None
         What to look at in every image, True or not zero, as `skad.images.read_mask`
@@ -157,6 +163,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         image_size: int | tuple[int, int] = 224,
         *,
         crop_size: int | tuple[int, int] | None = None,
+        resize: str = "exact",
         region: Any = None,
         kernel_sizes: Sequence[int] = (5, 3, 3),
         n_filters: Sequence[int] = (16, 48, 96),
@@ -171,6 +178,7 @@ class PCANetFeatures(PatchFeatureTransformer):
     ) -> None:
         self.image_size = image_size
         self.crop_size = crop_size
+        self.resize = resize
         self.region = region
         self.kernel_sizes = kernel_sizes
         self.n_filters = n_filters
@@ -185,130 +193,134 @@ class PCANetFeatures(PatchFeatureTransformer):
 
     def _fit_images(self, images: Any, y: Any) -> Extract:
         """Fit; returns a function that extracts the same images as if they were new."""
-        everyone = self._fit_normal(images, y)
-        learned = np.ones(len(images), bool) if y is None else np.asarray(y) == 1
+        everyone, kept = self._fit_normal(images, y)
+        normal = normal_positions(images, y).tolist()
+        places = {index: place for place, index in enumerate(normal)}
+
+        def standardised(index: int, image: np.ndarray) -> np.ndarray:
+            place = places.get(index)
+            if place in kept:
+                return kept.pop(place)  # each is asked for once, as a rule
+            (responses,) = self._responses(image[None])
+            if place is None:
+                return self._standardise(responses)
+            return everyone.without(responses).standardise(responses)
 
         def extract(index: np.ndarray, batch: np.ndarray) -> np.ndarray:
-            responses = self._responses(batch)
-            standardised = self._standardise(responses)
-            for i in np.flatnonzero(learned[index]):
-                standardised[i] = everyone.without(responses[i]).standardise(
-                    responses[i]
-                )
-            return standardised @ self.whitening_
+            each = zip(index.tolist(), batch, strict=True)
+            return self._whiten([standardised(i, image) for i, image in each])
 
         return extract
 
-    def _fit(self, images: Any) -> Positions:
+    def _fit(self, images: Any) -> tuple[Positions, dict[int, np.ndarray]]:
+        """Fit; returns what `_learn_positions` does."""
         self._check_stages()
         rng = check_random_state(self.random_state)
-        sampled = np.sort(rng.permutation(len(images))[: self.max_images])
+        shuffled = rng.permutation(len(images))
+        sampled = np.sort(shuffled[: self.max_images])
+        others = np.sort(shuffled[len(sampled) :])
+        passes = Passes(images, np.r_[sampled, others], self.batch_size)
         self.filters_: list[np.ndarray] = []
         n_steps = len(sampled) * len(self.n_filters)
         with progress(n_steps, "filters", self.verbose, unit="image") as bar:
             for size, n in zip(self.kernel_sizes, self.n_filters, strict=True):
-                covariance = self._patch_covariance(images, sampled, size, rng, bar)
+                covariance = self._patch_covariance(
+                    passes, len(sampled), size, rng, bar
+                )
                 first = not self.filters_
                 self.filters_.append(_filters(covariance, size, n, first))
-        return self._learn_positions(images)
+        return self._learn_positions(passes)
 
     def _patch_covariance(
         self,
-        images: Any,
-        sampled: np.ndarray,
-        kernel_size: int,
+        passes: Passes,
+        n_images: int,
+        size: int,
         rng: np.random.RandomState,
         bar: Any,
     ) -> np.ndarray:
         """Covariance of random patches of the input of the next stage."""
-        patches, per_image = Moments(), max(1, _N_FILTER_PATCHES // len(sampled))
-        for _, batch in images.indexed_batches(self.batch_size, sampled):
-            stage_input = self._stages(_to_tensor(batch))[0]
-            rows = _random_patches(stage_input, kernel_size, per_image, rng)
-            patches = patches.with_rows(rows)
+        moments, per_image = Moments(), max(1, _N_FILTER_PATCHES // n_images)
+        for batch in passes.batches(self._stages, self._next_stage, n_images):
+            height, width = (side - size + 1 for side in batch[0].x.shape[2:])
+            rows = rng.randint(height, size=(len(batch), per_image))
+            columns = rng.randint(width, size=(len(batch), per_image))
+            patches = [
+                networks.pcanet.patches(stages.x, row, column, size)
+                for stages, row, column in zip(batch, rows, columns, strict=True)
+            ]
+            moments = moments.with_rows(np.concatenate(patches))
             bar.update(len(batch))
-        return patches.covariance
+        return moments.covariance
 
-    def _learn_positions(self, images: Any) -> Positions:
-        """Learn statistics of each position, then the whitening of the standardised."""
-        positions, every_batch = Positions(), self._twice(images)
-        left, n_passes = Moments(), 2
-        bar = progress(n_passes * len(images), "positions", self.verbose, unit="image")
-        with bar:
-            for batch in every_batch():
-                positions.add(batch)
+    def _learn_positions(
+        self, passes: Passes
+    ) -> tuple[Positions, dict[int, np.ndarray]]:
+        """Learn statistics of each position, then the whitening of the standardised.
+
+        Returns the statistics, and responses by index, each standardised by the
+        statistics of the other images; of as many images as half a gigabyte holds.
+        """
+        positions, left, n_passes = Positions(), Moments(), 2
+
+        def standardise(responses: np.ndarray) -> np.ndarray:
+            return positions.without(responses).standardise(responses)
+
+        n_steps = n_passes * len(passes.order)
+        with progress(n_steps, "positions", self.verbose, unit="image") as bar:
+            for batch in passes.batches(
+                self._responses, lambda stages: _finished(self._next_stage(stages))
+            ):
+                for responses in batch:
+                    positions.add(responses)
                 bar.update(len(batch))
-            for responses in chain.from_iterable(every_batch()):
-                others = positions.without(responses)
-                standardised = others.standardise(responses)
-                left = left.with_rows(standardised.reshape(-1, responses.shape[-1]))
-                bar.update()
-        values, vectors, mean = _leading(left.covariance, self.n_components)
+            for batch in passes.batches(
+                lambda images: list(map(standardise, self._responses(images))),
+                standardise,
+            ):
+                for each in batch:
+                    left = left.with_rows(each.reshape(-1, each.shape[-1]))
+                bar.update(len(batch))
+        values, vectors, mean = leading_directions(left.covariance, self.n_components)
         spread = np.sqrt(values + self.shrinkage * mean + MIN_VARIANCE)
-        self.whitening_ = _in_order(vectors / spread)
+        self.whitening_ = in_order(vectors / spread)
         self.position_mean_, self.position_scale_ = positions.mean, positions.scale
         self.grid_shape_ = positions.mean.shape[:2]
         self.n_features_out_ = self.whitening_.shape[1]
-        return positions
-
-    def _twice(self, images: Any) -> Callable[[], Iterator[np.ndarray]]:
-        """Yield responses of all images in batches, in two passes; some are kept.
-
-        It keeps as many as fit into half a gigabyte.
-        """
-        kept: list[np.ndarray] = []
-        done, room = 0, _KEPT_BYTES
-
-        def every_batch() -> Iterator[np.ndarray]:
-            nonlocal done, room
-            yield from list(kept)
-            rest = range(done, len(images))
-            for index, batch in images.indexed_batches(self.batch_size, rest):
-                responses = self._responses(batch)
-                room -= responses.nbytes
-                if room >= 0:
-                    kept.append(responses)
-                    done = int(index[-1]) + 1
-                yield responses
-
-        return every_batch
+        return positions, passes.kept()
 
     def _extract(self, batch: np.ndarray) -> np.ndarray:
-        return self._standardise(self._responses(batch)) @ self.whitening_
+        return self._whiten(map(self._standardise, self._responses(batch)))
+
+    def _whiten(self, standardised: Iterable[np.ndarray]) -> np.ndarray:
+        """Features of images; one product per image, the same bits in any batch."""
+        rows = [one.reshape(-1, one.shape[-1]) for one in standardised]
+        features = np.stack([one @ self.whitening_ for one in rows])
+        return features.reshape(len(rows), *self.grid_shape_, -1)
 
     def _standardise(self, responses: np.ndarray) -> np.ndarray:
         return (responses - self.position_mean_) / self.position_scale_
 
-    def _responses(self, batch: np.ndarray) -> np.ndarray:
-        """Responses of all stages on the final grid, (b, h, w, n_responses)."""
-        return self._responses_of(_to_tensor(batch)).numpy()
+    def _responses(self, batch: np.ndarray) -> list[np.ndarray]:
+        """Responses of all stages on the final grid, (h, w, n_responses) each."""
+        return list(map(_finished, self._stages(batch)))
 
     def _responses_of(self, x: Any) -> Any:
-        """The same of a tensor (b, c, H, W), as a tensor."""
-        import torch
-        from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
+        """Responses of a tensor (b, c, H, W) as a tensor (b, h, w, n_responses)."""
+        return self._through(x).responses()
 
-        height, width = (max(1, side // STRIDE) for side in x.shape[2:])
-        outputs = self._stages(x)[1]
-        on_grid = []
-        for output in outputs:
-            if output.shape[2] >= height and output.shape[3] >= width:
-                on_grid.append(adaptive_avg_pool2d(output, (height, width)))
-            else:
-                on_grid.append(
-                    interpolate(output, size=(height, width), mode="bilinear")
-                )
-        stacked = torch.cat(on_grid, dim=1)
-        padded = torch.nn.functional.pad(stacked, (1, 1, 1, 1), mode="replicate")
-        return avg_pool2d(padded, 3, 1).permute(0, 2, 3, 1)
+    def _stages(self, batch: np.ndarray) -> list[Any]:
+        """Every image of a batch after the stages so far."""
+        return list(map(self._through, networks.pcanet.one_by_one(batch)))
 
-    def _stages(self, x: Any) -> tuple[Any, list[Any]]:
-        """Input of the next stage, and the outputs of the stages so far."""
-        outputs = []
-        for stage, filters in enumerate(self.filters_):
-            x = _stage(x, filters, first=stage == 0)
-            outputs.append(x)
-        return x, outputs
+    def _through(self, x: Any) -> Any:
+        stages = networks.pcanet.Stages(x, STRIDE)
+        for filters in self.filters_:
+            stages.advance(filters)
+        return stages
+
+    def _next_stage(self, stages: Any) -> Any:
+        return stages.advance(self.filters_[-1])
 
     def _check_stages(self) -> None:
         sizes, counts = list(self.kernel_sizes), list(self.n_filters)
@@ -330,81 +342,14 @@ class PCANetFeatures(PatchFeatureTransformer):
         smallest = 2 ** len(sizes) * max(sizes)
         if min(self._input_size()) < smallest:
             raise ValueError(
-                f"image_size={self._frame()[0]} is too small for "
+                f"image_size={self.image_size!r} is too small for "
                 f"{len(sizes)} stages; the smaller side must be at least {smallest}."
             )
 
 
-class Positions:
-    """Running mean and variance of responses at every position, in float64."""
-
-    def __init__(self, n: int = 0, total: Any = 0.0, squares: Any = 0.0) -> None:
-        self.n, self.total, self.squares = n, total, squares
-
-    def add(self, responses: np.ndarray) -> None:
-        responses = responses.astype(np.float64)
-        self.n += len(responses)
-        self.total = self.total + responses.sum(axis=0)
-        self.squares = self.squares + (responses**2).sum(axis=0)
-
-    def without(self, responses: np.ndarray) -> Positions:
-        """Remove one image from the statistics; a single one stays."""
-        if self.n == 1:
-            return self
-        responses = responses.astype(np.float64)
-        return Positions(
-            self.n - 1, self.total - responses, self.squares - responses**2
-        )
-
-    @property
-    def mean(self) -> np.ndarray:
-        return (self.total / self.n).astype(np.float32)
-
-    @property
-    def scale(self) -> np.ndarray:
-        """Standard deviations, shrunk towards the common one where images are few."""
-        variance = np.maximum(self.squares / self.n - (self.total / self.n) ** 2, 0)
-        common = variance.mean(axis=(0, 1))
-        share = self.n / (self.n + _PRIOR_IMAGES)
-        variance = share * variance + (1 - share) * common
-        return np.sqrt(variance + MIN_VARIANCE).astype(np.float32)
-
-    def standardise(self, responses: np.ndarray) -> np.ndarray:
-        return (responses - self.mean) / self.scale
-
-
-def _to_tensor(batch: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))) - 0.5
-
-
-def _stage(x: Any, filters: np.ndarray, first: bool) -> Any:
-    """Apply a stage: filter, split responses by sign, halve the resolution."""
-    import torch
-    from torch.nn.functional import avg_pool2d, conv2d, pad
-
-    margin = filters.shape[-1] // 2
-    padded = pad(x, (margin,) * 4, mode="reflect")
-    response = conv2d(padded, torch.from_numpy(filters))
-    parts = [response.relu(), (-response).relu()]
-    if first:  # its filters see no brightness, so brightness goes along
-        parts.append(avg_pool2d(padded, filters.shape[-1], 1))
-    return avg_pool2d(torch.cat(parts, dim=1), 2)
-
-
-def _random_patches(
-    x: Any, kernel_size: int, per_image: int, rng: np.random.RandomState
-) -> np.ndarray:
-    """Random k x k patches of every image of a batch, flattened."""
-    views = np.lib.stride_tricks.sliding_window_view(
-        x.numpy(), (kernel_size, kernel_size), axis=(2, 3)
-    )
-    rows = rng.randint(views.shape[2], size=(len(views), per_image))
-    cols = rng.randint(views.shape[3], size=(len(views), per_image))
-    images = np.arange(len(views))[:, None]
-    # Advanced indices apart put patches first, channels and window after.
-    return views[images, :, rows, cols].reshape(len(views) * per_image, -1)
+def _finished(stages: Any) -> np.ndarray:
+    """Responses of one image that has passed all stages, (h, w, n_responses)."""
+    return stages.responses()[0].numpy()
 
 
 def _filters(
@@ -417,40 +362,8 @@ def _filters(
         centre = np.eye(window) - 1 / window
         projector = np.kron(np.eye(channels), centre)
         covariance = projector @ covariance @ projector
-    values, vectors, _ = _leading(covariance, n_filters)
+    values, vectors, _ = leading_directions(covariance, n_filters)
     floor = _QUANTISATION_VARIANCE if first else MIN_VARIANCE
     scaled = vectors / np.sqrt(np.maximum(values, floor))
     filters = scaled.T.reshape(len(values), -1, kernel_size, kernel_size)
-    return _in_order(filters)
-
-
-def _leading(
-    covariance: np.ndarray, n: int | None
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Leading variances and principal components, and the mean of all variances.
-
-    Directions in which nothing varies, as in equal images, are all alike: those among
-    the leading ones look into all of them, not into a few channels, so that what
-    differs from the images learned from does not escape.
-    """
-    values, vectors = np.linalg.eigh(covariance)
-    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    silent = values <= 1e-10 * max(values[0], MIN_VARIANCE)
-    leading = _signed(vectors[:, :n])
-    n_mixed = np.sum(silent[:n])
-    if n_mixed:
-        kept = np.sum(~silent)
-        mixture = np.random.default_rng(0).normal(size=(np.sum(silent), n_mixed))
-        leading[:, kept:] = vectors[:, kept:] @ np.linalg.qr(mixture)[0]
-    return values[:n], leading, values.mean()
-
-
-def _in_order(values: np.ndarray) -> np.ndarray:
-    """Convert to float32 in C order, as after a pickle: order changes last bits."""
-    return np.ascontiguousarray(values, np.float32)
-
-
-def _signed(vectors: np.ndarray) -> np.ndarray:
-    """Eigenvectors with their largest entry positive: the sign is arbitrary."""
-    largest = np.abs(vectors).argmax(axis=0)
-    return vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
+    return in_order(filters)

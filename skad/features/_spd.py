@@ -73,13 +73,16 @@ class SPDPatchFeatures(PatchFeatures):
     weights, backbone_kwargs : default=None
         As of `PatchFeatures`.
 
-    image_size, crop_size : default=224, None
+    image_size, crop_size, resize : default=224, None, "exact"
         As of `PatchFeatures`; for training, too.
 
-    patch_size, embedding : default=3, "auto"
+    patch_size, patch_stride, embedding : default=3, 1, "auto"
         As of `PatchFeatures`.
 
-    pretrain_dim, target_dim, n_components, grid, pooled, region : as in PatchFeatures
+    pretrain_dim, target_dim, n_components, reduction, grid : as in PatchFeatures
+        As of `PatchFeatures`. Principal axes are those of the trained network.
+
+    pooled, region : default=False, None
         As of `PatchFeatures`. Training looks at whole images, whatever the region.
 
     mean, std, batch_size, device, precision, cache_dir, on_error : as in PatchFeatures
@@ -116,8 +119,8 @@ class SPDPatchFeatures(PatchFeatures):
     weights_sha256_ : str
         SHA-256 of the trained network's parameters.
 
-    components_ : ndarray of shape (n_components,) or None
-        Dimensions kept.
+    components_ : ndarray of shape (n_components,) or (n_components, n), or None
+        Dimensions kept, or axes.
 
     region_ : ndarray of shape (H, W), bool, or None
         The mask that `region` was when `fit` read it.
@@ -209,11 +212,14 @@ class SPDPatchFeatures(PatchFeatures):
         backbone_kwargs: dict[str, Any] | None = None,
         image_size: int | tuple[int, int] = 224,
         crop_size: int | tuple[int, int] | None = None,
+        resize: str = "exact",
         patch_size: int = 3,
+        patch_stride: int = 1,
         embedding: str = "auto",
         pretrain_dim: int = 1024,
         target_dim: int = 1024,
         n_components: int | None = None,
+        reduction: str = "random",
         grid: tuple[int, int] | None = None,
         pooled: bool | str = False,
         region: Any = None,
@@ -235,11 +241,14 @@ class SPDPatchFeatures(PatchFeatures):
             backbone_kwargs=backbone_kwargs,
             image_size=image_size,
             crop_size=crop_size,
+            resize=resize,
             patch_size=patch_size,
+            patch_stride=patch_stride,
             embedding=embedding,
             pretrain_dim=pretrain_dim,
             target_dim=target_dim,
             n_components=n_components,
+            reduction=reduction,
             grid=grid,
             pooled=pooled,
             region=region,
@@ -299,8 +308,7 @@ class SPDPatchFeatures(PatchFeatures):
         self._check_settings()  # a fit that is refused leaves the last one as it is
         for name in ("state_", "loss_curve_"):
             self.__dict__.pop(name, None)
-        super()._fit(images)
-        start = self._backbone()
+        start = self._fit_network()
         black = np.zeros((1, *self._input_size(), self._n_channels()), np.float32)
         last = list(self._outputs(start, black, list(self.layers_))[0])[-1]
         backbone = networks.frozen.Backbone(
@@ -311,6 +319,8 @@ class SPDPatchFeatures(PatchFeatures):
         self.weights_sha256_ = networks.frozen.Backbone(
             backbone.module, None, None
         ).sha256
+        if self._learns_axes():
+            self._learn_axes(images, self._backbone())
 
     def _keep_weights(self, backbone: Any, probe: Any) -> None:
         """Store nothing: all weights are in `state_`."""
@@ -354,6 +364,11 @@ class SPDPatchFeatures(PatchFeatures):
                 label="SPD",
                 verbose=self.verbose,
                 checkpoint=self._checkpoint(np.array(list(means.values()))),
+                what=f"a step of training {type(self).__name__}",
+                advice_on_memory=(
+                    f"Reduce train_batch_size={self.train_batch_size} or image_size="
+                    f"{self.image_size!r}."
+                ),
                 advice="With checkpoint_dir, fit goes on from its last checkpoint.",
             )
 

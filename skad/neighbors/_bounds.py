@@ -129,7 +129,7 @@ class Bounds:
 
     def _products(self, points, rows):
         """Products of the columns of queries and rows, as integers."""
-        product = points @ rows.T
+        product = _product(points, rows)
         if not self._half:
             return product.view(np.int32)
         import torch
@@ -198,7 +198,7 @@ class Bounds:
         """The same for fewer directions, without a bound on the rounding."""
         if self._half:
             points = points.bfloat16()
-        inside = points @ self._rough_directions.T
+        inside = _product(points, self._rough_directions)
         inside = inside.float() if self._half else inside
         rest = np.sqrt(np.maximum(lengths**2 - _lengths(inside) ** 2, 0))
         return self._with_rest(inside, rest)
@@ -254,6 +254,27 @@ class Bounds:
         squared = np.minimum(squared * (1 + margin), 2.0**126)
         bits = squared.astype(np.float32).view(np.int32)
         return ((bits >> 16) + 1).astype(np.int16) if self._half else bits + 1
+
+
+def _product(points, rows):
+    """All products of points and rows, of arrays or of tensors.
+
+    In bfloat16, PyTorch keeps what it compiles for each pair of sizes, about half a
+    megabyte, for up to a thousand pairs. Pieces of the points whose sizes are powers of
+    two have few sizes, and take no more time.
+    """
+    if isinstance(points, np.ndarray):
+        return points @ rows.T
+    import torch
+
+    n = len(points)
+    result = torch.empty((n, len(rows)), dtype=points.dtype)
+    lo = 0
+    while lo < n:
+        hi = lo + 2 ** int(np.log2(n - lo))
+        torch.matmul(points[lo:hi], rows.T, out=result[lo:hi])
+        lo = hi
+    return result
 
 
 def _lengths(points):

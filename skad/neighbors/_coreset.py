@@ -11,6 +11,7 @@ are those of the plain algorithm.
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.random_projection import GaussianRandomProjection
 from sklearn.utils import check_array
 
 from skad._progress import progress
@@ -21,6 +22,7 @@ _CANDIDATE_ROWS = 256, 2048  # fewest and most that a round looks at
 _CANDIDATE_BYTES = 1.2e7  # for these and their distances, or a tenth of X
 _STALE_GROUPS = 4
 _CHUNK_ENTRIES = 2**18  # entries of a temporary
+_BLOCK_ROWS = 512  # whose mutual distances are taken at once
 
 
 def greedy_coreset(
@@ -28,6 +30,8 @@ def greedy_coreset(
     n_samples: int,
     *,
     start: int = 0,
+    projection_dim: int | None = None,
+    random_state: int | np.random.RandomState | None = 0,
     verbose: bool = False,
     on_interrupt: str = "raise",
 ) -> np.ndarray:
@@ -48,6 +52,14 @@ def greedy_coreset(
     start : int, default=0
         The row selected first.
 
+    projection_dim : int or None, default=None
+        Take distances after a random projection to so many dimensions, which keeps
+        them approximately; the published code of PatchCore projects to 128. None, or
+        as many as X has, takes exact distances.
+
+    random_state : int, RandomState instance or None, default=0
+        Samples the projection.
+
     verbose : bool, default=False
         Print progress to the standard error stream.
 
@@ -64,13 +76,17 @@ def greedy_coreset(
     Raises
     ------
     ValueError
-        If `X` is empty or not finite, `n_samples` or `start` is out of range, or
-        `on_interrupt` is neither of its values.
+        If `X` is empty or not finite, `n_samples`, `start` or `projection_dim` is out
+        of range, or `on_interrupt` is neither of its values.
 
     Notes
     -----
     Takes up to 15 % of the size of `X` in memory beside it, or 16 MB where that is
     more.
+
+    By the lemma of Johnson and Lindenstrauss, a projection by independent normal
+    numbers to k dimensions changes all squared distances between n rows by at most a
+    share of the order of the square root of log(n) / k.
 
     References
     ----------
@@ -79,6 +95,9 @@ def greedy_coreset(
 
     K. Roth et al., "Towards Total Recall in Industrial Anomaly Detection",
     CVPR 2022, Algorithm 1.
+
+    W. B. Johnson and J. Lindenstrauss, "Extensions of Lipschitz mappings into a Hilbert
+    space", Contemporary Mathematics 26, 1984.
 
     Examples
     --------
@@ -99,13 +118,32 @@ def greedy_coreset(
                 f"{name}={value} is out of range: X has {len(rows)} rows, so {name} "
                 f"must be between {low} and {high}."
             )
+    if projection_dim is not None and not (
+        isinstance(projection_dim, (int, np.integer)) and projection_dim >= 1
+    ):
+        raise ValueError(
+            f"projection_dim={projection_dim!r} must be a positive integer, or None "
+            "for exact distances."
+        )
     if on_interrupt not in ("raise", "keep"):
         raise ValueError(f"on_interrupt={on_interrupt!r} must be 'raise' or 'keep'.")
+    rows = _projected(rows, projection_dim, random_state)
     return _Traversal(rows, n_samples, [start]).run(verbose, on_interrupt)
 
 
-def extend_coreset(coreset, X, n_samples, *, verbose=False, on_interrupt="raise"):
+def extend_coreset(
+    coreset,
+    X,
+    n_samples,
+    *,
+    projection_dim=None,
+    random_state=0,
+    verbose=False,
+    on_interrupt="raise",
+):
     """Select rows farthest from a coreset and from each other, unvalidated.
+
+    Parameters are those of `greedy_coreset`.
 
     Returns
     -------
@@ -113,9 +151,45 @@ def extend_coreset(coreset, X, n_samples, *, verbose=False, on_interrupt="raise"
         Rows of X in the order of selection; fewer than `n_samples` where every
         row equals a selected one before that.
     """
-    both = np.concatenate([coreset, X])
+    both = _projected(np.concatenate([coreset, X]), projection_dim, random_state)
     traversal = _Traversal(both, len(coreset) + n_samples, range(len(coreset)))
     return traversal.run(verbose, on_interrupt)[len(coreset) :] - len(coreset)
+
+
+def far_apart(rows, squared, known):
+    """Indices of rows, in order, that are not near to one before them or a known one.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, d)
+
+    squared : float
+        The square of the distance up to which a row is near.
+
+    known : ndarray of shape (m, d)
+    """
+    apart = np.empty(0, np.intp)
+    for lo in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[lo : lo + _BLOCK_ROWS]
+        before = np.concatenate([known, rows[apart]])
+        nearest = squared_distances(block, before).min(axis=1, initial=np.inf)
+        left = nearest > squared
+        far = squared_distances(block, block) > squared
+        taken = []
+        for i in range(len(block)):
+            if left[i]:
+                taken.append(lo + i)
+                left &= far[i]
+        apart = np.concatenate([apart, np.array(taken, np.intp)])
+    return apart
+
+
+def _projected(rows, n_dimensions, random_state):
+    """Rows after a random projection; as they are where that would not be shorter."""
+    if n_dimensions is None or n_dimensions >= rows.shape[1]:
+        return rows
+    projection = GaussianRandomProjection(n_dimensions, random_state=random_state)
+    return projection.fit_transform(rows)
 
 
 class _Traversal:
@@ -228,6 +302,12 @@ class _Traversal:
             np.minimum(value, gaps[best], out=value)
         self.value[candidates] = self.bound[candidates] = value
         self.seen[candidates] = self.settled[candidates] = self.n_picked
+
+
+def selection_bytes(n_rows: int, row: float) -> float:
+    """Estimate of the bytes that a selection takes beside rows of so many bytes."""
+    most = (10 * n_rows + 4 * row) * n_rows  # with all rows in a round
+    return min(max(1.3 * _CANDIDATE_BYTES, 0.15 * n_rows * row), most)
 
 
 def _n_candidates(X):

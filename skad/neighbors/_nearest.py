@@ -16,7 +16,7 @@ from sklearn.utils import check_array
 from skad.neighbors._bounds import Bounds, plan
 from skad.neighbors._distances import direct
 
-_BLOCK_ENTRIES = 2**23  # of one block of bounds
+BLOCK_ENTRIES = 2**23  # of one block of bounds
 _GROUP_ROWS = 16  # of these, only the one with the smallest bound is looked at
 _UNDERFLOW_MARGIN = 1e-30  # above all that underflow takes from a squared distance
 
@@ -148,7 +148,7 @@ class Bank:
         prepared = self._prepare(len(queries))
         squared = np.full((len(queries), k), np.inf)
         indices = np.zeros((len(queries), k), np.intp)
-        step = max(1, _BLOCK_ENTRIES // len(self.rows))
+        step = max(1, BLOCK_ENTRIES // len(self.rows))
         for lo in range(0, len(queries), step):
             block = slice(lo, lo + step)
             hide = None
@@ -182,7 +182,7 @@ class Bank:
         dtype = np.result_type(queries, self.rows)
         for part in parts:
             rows = self.rows[part]
-            step = max(1, _BLOCK_ENTRIES // len(rows))
+            step = max(1, BLOCK_ENTRIES // len(rows))
             for lo in range(0, len(queries), step):
                 block = slice(lo, lo + step)
                 likely = _likely(prepared.rough(queries[block], part), k)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what __getattr__ gives
     from skad.networks import _input as input  # noqa: F401
     from skad.networks import _layout as layout  # noqa: F401
     from skad.networks import _modules as modules  # noqa: F401
+    from skad.networks import _pcanet as pcanet  # noqa: F401
     from skad.networks import _pdn as pdn  # noqa: F401
     from skad.networks import _prn as prn  # noqa: F401
     from skad.networks import _prn_encoder as prn_encoder  # noqa: F401
@@ -35,6 +36,7 @@ _MODULES = (
     "input",
     "layout",
     "modules",
+    "pcanet",
     "pdn",
     "prn",
     "prn_encoder",

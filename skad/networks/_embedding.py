@@ -1,6 +1,6 @@
 """From feature maps of several levels to one embedding per patch.
 
-All three embeddings are linear. The official PatchCore code unfolds p x p
+All embeddings are linear. The official PatchCore code unfolds p x p
 patches and pools the flattened (channel, row, column) axis twice; pooling of
 neighbours in a fixed order is a grouped convolution with fixed weights, which
 needs no unfolded copy.
@@ -22,11 +22,13 @@ def mean1d(
     patch_size: int,
     pretrain_dim: int,
     target_dim: int,
+    stride: int = 1,
 ) -> torch.Tensor:
     """Embedding of the official PatchCore implementation.
 
-    Every level's p x p patches are average-pooled to `pretrain_dim` entries,
-    brought to one grid, concatenated, and pooled to `target_dim`.
+    Every level's p x p patches, around every `stride`-th position, are average-pooled
+    to `pretrain_dim` entries, brought to one grid, concatenated, and pooled to
+    `target_dim`.
     """
     # Where the second pooling joins entries of one level only, it comes first:
     # the convolution then makes, and the grid repeats, a fraction of the entries.
@@ -39,7 +41,9 @@ def mean1d(
     for level in levels:
         weight, groups = _pooling(level.shape[1], patch_size, n_each, joined)
         weight = torch.as_tensor(weight, dtype=level.dtype, device=level.device)
-        patches = conv2d(level, weight, padding=patch_size // 2, groups=groups)
+        patches = conv2d(
+            level, weight, stride=stride, padding=patch_size // 2, groups=groups
+        )
         pooled.append(_to_grid(patches, grid))
     stacked = torch.cat(pooled, dim=1)
     if stacked.shape[1] == target_dim:
@@ -50,20 +54,38 @@ def mean1d(
 
 
 def concat(
-    levels: Sequence[torch.Tensor], grid: tuple[int, int], patch_size: int
+    levels: Sequence[torch.Tensor],
+    grid: tuple[int, int],
+    patch_size: int,
+    stride: int = 1,
 ) -> torch.Tensor:
     """Channels of all levels, each averaged over p x p patches.
 
     The zero padding counts in the average at the border, as in the official
     code.
     """
-    return torch.cat(
-        [
-            _to_grid(avg_pool2d(level, patch_size, 1, patch_size // 2), grid)
-            for level in levels
-        ],
-        dim=1,
-    )
+    return torch.cat(_neighbourhoods(levels, grid, patch_size, stride), dim=1)
+
+
+def mean(
+    levels: Sequence[torch.Tensor],
+    grid: tuple[int, int],
+    patch_size: int,
+    stride: int = 1,
+) -> torch.Tensor:
+    """The mean over levels of as many channels of what `concat` joins."""
+    parts = _neighbourhoods(levels, grid, patch_size, stride)
+    return torch.stack(parts).mean(dim=0)
+
+
+def _neighbourhoods(
+    levels: Sequence[torch.Tensor], grid: tuple[int, int], patch_size: int, stride: int
+) -> list[torch.Tensor]:
+    """Averages of each level over p x p patches, on one grid."""
+    return [
+        _to_grid(avg_pool2d(level, patch_size, stride, patch_size // 2), grid)
+        for level in levels
+    ]
 
 
 def replicate(levels: Sequence[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:

@@ -331,11 +331,8 @@ def level_prototypes(encoder, read, n, scale, n_clusters, seed, n_at_once):
 # -- training and scoring ----------------------------------------------------------
 
 
-def adamw(network, learning_rate, weight_decay):
-    """AdamW, which takes the weight decay off the weights, not off the gradients."""
-    return torch.optim.AdamW(
-        network.parameters(), learning_rate, weight_decay=weight_decay
-    )
+# AdamW takes the weight decay off the weights, Adam adds it to the gradients.
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 def nearest_prototypes(maps, prototypes):

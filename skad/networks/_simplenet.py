@@ -22,8 +22,9 @@ _SCORING_ENTRIES = 2**22  # numbers of the first hidden layer that are held at o
 class SimpleNet(nn.Module):
     """Feature adaptor, discriminator, and perhaps a head for whole images.
 
-    The adaptor (Section 3.2) is one linear layer; without whitening it has no bias,
-    which the batch normalization after it would cancel. The discriminator (Section 3.4)
+    The adaptor (Section 3.2) is one linear layer, unless told otherwise; without
+    whitening it has no bias, which the batch normalization after it would cancel. The
+    discriminator (Section 3.4)
     gives a patch a large output if it is normal. Weights of the layers are Xavier's.
 
     Parameters
@@ -37,7 +38,10 @@ class SimpleNet(nn.Module):
     classification_head : bool, default=False
 
     whiten : bool, default=False
-        Whether the adaptor has a bias and is not trained.
+        Whether a linear adaptor has a bias and is not trained.
+
+    adaptor : {"linear", "mlp", None}, default="linear"
+        A linear layer; a perceptron of two with a leaky ReLU between them; or none.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class SimpleNet(nn.Module):
         *,
         classification_head: bool = False,
         whiten: bool = False,
+        adaptor: str | None = "linear",
     ) -> None:
         super().__init__()
         # The order in which layers are made determines their random biases.
@@ -57,7 +62,7 @@ class SimpleNet(nn.Module):
                 nn.BatchNorm1d(width),
                 nn.LeakyReLU(_LEAKY_SLOPE),
             ]
-        self.adaptor = nn.Linear(n_channels, n_channels, bias=whiten)
+        self.adaptor = _adaptor(adaptor, n_channels, bias=whiten)
         output = nn.Linear(hidden_widths[-1], 1, bias=False)
         self.discriminator = nn.Sequential(*hidden, output)
         self.head = ClassificationHead(n_channels) if classification_head else None
@@ -65,6 +70,19 @@ class SimpleNet(nn.Module):
             if isinstance(part, nn.Linear):
                 nn.init.xavier_normal_(part.weight)
         self.adaptor.requires_grad_(not whiten)
+
+
+def _adaptor(kind: str | None, n_channels: int, *, bias: bool) -> nn.Module:
+    """Layers from features to adapted features, of as many channels."""
+    if kind is None:
+        return nn.Identity()
+    if kind == "linear":
+        return nn.Linear(n_channels, n_channels, bias=bias)
+    return nn.Sequential(
+        nn.Linear(n_channels, n_channels),
+        nn.LeakyReLU(_LEAKY_SLOPE),
+        nn.Linear(n_channels, n_channels, bias=False),
+    )
 
 
 class ClassificationHead(nn.Module):
@@ -148,7 +166,7 @@ def training_loss(
     loss : torch.Tensor
         One number.
     """
-    device = module.adaptor.weight.device
+    device = next(module.parameters()).device
     grids, inside, noise, noisy = (torch.as_tensor(part).to(device) for part in batch)
     adapted = module.adaptor(grids[inside])
     rows = noisy[inside]
@@ -169,9 +187,9 @@ def training_loss(
 
 
 def truncated_l1(
-    outputs: torch.Tensor, normal: torch.Tensor, margin: float
+    outputs: torch.Tensor, normal: torch.Tensor, margins: tuple[float, float]
 ) -> torch.Tensor:
-    """Equation 8: mean(max(0, margin - output)) of normal patches and vice versa.
+    """Equation 8: max(0, th+ - output) of normal patches, max(0, output - th-) else.
 
     Parameters
     ----------
@@ -180,10 +198,13 @@ def truncated_l1(
 
     normal : torch.Tensor of shape (m,), bool
 
-    margin : float
-        Output from which a patch costs nothing; minus that for a noisy one.
+    margins : (float, float)
+        th+ and th-: outputs from which on, and down to which, a normal and a noisy
+        patch cost nothing.
     """
-    return _mean_of_both(torch.relu(margin - _signed(outputs, normal)), normal)
+    high, low = (outputs.new_tensor(margin) for margin in margins)
+    missing = torch.where(normal, high, -low) - _signed(outputs, normal)
+    return _mean_of_both(torch.relu(missing), normal)
 
 
 def cross_entropy(outputs: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
@@ -254,7 +275,8 @@ def folded_layers(state: dict[str, np.ndarray]) -> tuple[Any, Any]:
 
     Nothing nonlinear lies between the adaptor z = A x + a and the first hidden layer
     W z + b, which together are (W A) x + (b + W a). Training adds noise in between;
-    scoring does not.
+    scoring does not. An adaptor of two layers makes one hidden layer more, and its
+    second one is that A.
     """
     layers, i = [], 0
     while f"discriminator.{i + 1}.running_var" in state:
@@ -268,7 +290,11 @@ def folded_layers(state: dict[str, np.ndarray]) -> tuple[Any, Any]:
     weight, offset = layers[0]
     if "adaptor.bias" in state:
         offset = offset + weight @ state["adaptor.bias"]
-    layers[0] = weight @ state["adaptor.weight"], offset
+    if "adaptor.weight" in state:
+        layers[0] = weight @ state["adaptor.weight"], offset
+    if "adaptor.2.weight" in state:
+        layers[0] = weight @ state["adaptor.2.weight"], offset
+        layers.insert(0, (state["adaptor.0.weight"], state["adaptor.0.bias"]))
     return layers, state[f"discriminator.{i}.weight"][0]
 
 
@@ -312,10 +338,10 @@ def head_scores(module: Any, grids: np.ndarray, maps: np.ndarray) -> np.ndarray:
     maps : ndarray of shape (n, h, w)
         Anomaly maps; NaN where a patch is not looked at.
     """
-    scores = np.empty(len(grids))
+    scores, dtype = np.empty(len(grids)), next(module.parameters()).dtype
     for i in range(len(grids)):
         inside = ~np.isnan(maps[i])
-        features = torch.zeros(grids[i].shape, dtype=module.adaptor.weight.dtype)
+        features = torch.zeros(grids[i].shape, dtype=dtype)
         features[inside] = module.adaptor(torch.from_numpy(grids[i][inside]))
         heat = torch.from_numpy(np.where(inside, maps[i], 0))
         scores[i] = float(module.head(features[None], heat[None]))

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from skad import PatchCoreDetector
-from skad.neighbors import greedy_coreset
+from skad import PatchCoreDetector, PatchFeatures
+from skad.neighbors import greedy_coreset, nearest
 
 
 def bank_of(rows, **parameters):
@@ -83,6 +83,29 @@ def test_bank_holds_the_rows_of_the_coreset():
     )
     whole = PatchCoreDetector(coreset_ratio=1.0).fit(X)
     np.testing.assert_array_equal(whole.bank_, rows)
+
+
+def test_projection_selects_almost_as_well(few_photographs):
+    """The radius within which its bank covers photographs of tiles, and updates."""
+    files = sorted((few_photographs / "magnetic_tile/train/good").iterdir())[:20]
+    X = PatchFeatures("skad_small", "auto", image_size=64).fit_transform(files)
+    rows = X.reshape(-1, X.shape[-1])
+    exact = PatchCoreDetector(0.1).fit(X)
+    start = exact.coreset_indices_[0]
+    projected = PatchCoreDetector(0.1, projection_dim=24).fit(X)
+    np.testing.assert_array_equal(
+        projected.coreset_indices_,
+        greedy_coreset(rows, len(exact.bank_), start=start, projection_dim=24),
+    )
+    np.testing.assert_array_equal(projected.bank_, rows[projected.coreset_indices_])
+    assert set(projected.coreset_indices_) != set(exact.coreset_indices_)
+    radii = [nearest(rows, bank)[0].max() for bank in (exact.bank_, projected.bank_)]
+    assert radii[0] < radii[1] < 1.6 * radii[0]
+    parts = PatchCoreDetector(0.1, projection_dim=24, bank_size=100)
+    parts.fit(X[:10]).partial_fit(X[10:])
+    assert len(parts.bank_) == 100
+    radius = nearest(rows, parts.bank_)[0].max()
+    assert radius < 1.6 * nearest(rows, rows[greedy_coreset(rows, 100)])[0].max()
 
 
 def test_training_images_are_at_distance_zero_of_a_whole_bank():

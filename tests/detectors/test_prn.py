@@ -7,8 +7,9 @@ from PIL import Image
 from sklearn.model_selection import GridSearchCV
 
 from skad import PRNDetector
-from skad.datasets import make_textures
+from skad.datasets import load_mvtec, make_textures
 from skad.detectors._prn_samples import Samples, composition, resized_mask
+from skad.images import read_image, read_mask, resize_image, to_float
 from skad.metrics import image_auroc, pixel_auroc
 from skad.model_selection import OneClassSplit
 from skad.networks._prn import (
@@ -317,7 +318,7 @@ def test_masks_are_flipped_with_their_images(data):
     mask[3:7, 5:20] = True
     bad[mask] = 1
     defects = [(lambda: bad, mask)]
-    make = Samples(lambda i: good, 1, defects, (32, 64), 8, 0, None, None, True)
+    make = Samples(lambda i: good, 1, defects, (32, 64), 8, 0, None, None, True, 0.5)
     as_they_are = 0
     corners = set()
     for step in range(40):
@@ -329,6 +330,51 @@ def test_masks_are_flipped_with_their_images(data):
                 corners.add(tuple(np.argwhere(found)[0]))
     assert as_they_are > 20
     assert corners >= {(3, 5), (3, 44), (25, 5), (25, 44)}
+
+
+@pytest.mark.parametrize(("ratio", "n_as_they_are"), [(0, 16), (1, 0)])
+def test_known_defects_of_a_step_are_extended(few_photographs, ratio, n_as_they_are):
+    """All 16 of the paper: pasted into a normal bottle, and the mask says where."""
+    bottles = load_mvtec(few_photographs, "mvtec_bottle_256")
+    size = (64, 64)
+
+    def read(path):
+        return resize_image(to_float(read_image(path)), size)
+
+    normal = [read(path) for path in bottles.train[:4]]
+    k = int(np.flatnonzero(bottles.y_test == -1)[0])
+    defective = read(bottles.test[k])
+    mask = resized_mask(read_mask(bottles.masks[k]), size, None)
+    samples = Samples(
+        normal.__getitem__,
+        4,
+        [(lambda: defective, mask)],
+        size,
+        64,
+        0,
+        None,
+        None,
+        False,
+        ratio,
+    )
+    assert (samples.n_normal, samples.n_known) == (32, 16)
+    made = [samples(0, position) for position in range(32, 48)]
+    assert sum(np.array_equal(image, defective) for image, _ in made) == n_as_they_are
+    for image, found in made[n_as_they_are:]:
+        assert found.any()
+        assert sum(np.array_equal(image[~found], n[~found]) for n in normal) == 1
+
+
+@pytest.mark.parametrize(("name", "expected"), [("adam", 0.9), ("adamw", 0.95)])
+def test_where_the_weight_decay_goes(name, expected):
+    """Adam scales it like a gradient; AdamW takes its share of the learning rate."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(network.weight)
+    detector = PRNDetector(optimizer=name, learning_rate=0.1, weight_decay=0.5)
+    optimizer = detector._optimizer(network)
+    network.weight.grad = torch.zeros(1, 1)
+    optimizer.step()
+    assert float(network.weight.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_learning_rate_falls_along_a_cosine(known_defects, monkeypatch):
@@ -399,6 +445,7 @@ def test_the_frozen_network_stays_as_it_is(known_defects):
         {"image_size": 96, "crop_size": 64},
         {"foreground": "auto"},
         {"flips": True, "schedule": "cosine"},
+        {"optimizer": "adam", "extended_ratio": 1.0},
         {"backbone_kwargs": {"drop_path_rate": 0.1}},
         {"backbone": "mobilenetv3_small_050", "layers": "auto"},
         {"layers": ("layer1", "layer2", "layer3", "layer4")},
@@ -448,6 +495,8 @@ def test_weights_from_a_file(data, known_defects, tmp_path):
         ({"train_batch_size": 2}, "train_batch_size"),
         ({"model": "large"}, "model"),
         ({"schedule": "step"}, "schedule"),
+        ({"optimizer": "sgd"}, "optimizer"),
+        ({"extended_ratio": 1.5}, "extended_ratio"),
         ({"weights": True}, "weights=True is ambiguous"),
         ({"backbone": "resnet1"}, "backbone='resnet1' is not a model of timm"),
         ({"backbone": "vit_tiny_patch16_224"}, "layers='auto'"),

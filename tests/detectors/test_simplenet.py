@@ -50,7 +50,7 @@ def golden_step(g, embedded):
     grids = embedded[:2].astype(np.float64)
     everywhere = np.ones(grids.shape[:3], bool)
     batch = grids, everywhere, torch.from_numpy(g["noise"]).double(), everywhere
-    loss = training_loss(module, partial(truncated_l1, margin=0.5), batch)
+    loss = training_loss(module, partial(truncated_l1, margins=(0.5, -0.5)), batch)
     return module, loss
 
 
@@ -133,6 +133,8 @@ QUICK = {
         {"noise_mask": "perlin"},
         {"n_hidden_layers": 2, "schedule": "cosine"},
         {"whiten": True, "noise_std": 0.2},
+        {"adaptor": "mlp"},
+        {"adaptor": None, "margin": (0.8, -0.2)},
         {"noise_mask": "perlin", "classification_head": True, "upscale": 2},
     ],
 )
@@ -156,16 +158,54 @@ def test_every_variant_learns_and_tells_defects(options):
         )
 
 
-def test_scores_are_what_the_network_says():
+@pytest.mark.parametrize(
+    "options", [{"whiten": True}, {"adaptor": "mlp"}, {"adaptor": None}]
+)
+def test_scores_are_what_the_network_says(options):
     X = grids(40)
-    detector = SimpleNetDetector(**QUICK, n_hidden_layers=3, whiten=True).fit(X)
-    module = with_arrays(SimpleNet(16, (64,) * 3, whiten=True), detector.state_)
+    quick = {**QUICK, "max_epochs": 5}
+    detector = SimpleNetDetector(**quick, n_hidden_layers=3, **options).fit(X)
+    module = with_arrays(SimpleNet(16, (64,) * 3, **options), detector.state_)
     module.eval()
     with torch.inference_mode():
         rows = module.adaptor(torch.from_numpy(X[:5].reshape(-1, 16)))
         said = module.discriminator(rows).numpy()
     _, maps = detector._score(X[:5])
     np.testing.assert_allclose(maps.ravel(), -said[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_what_adapts_the_features():
+    X = torch.from_numpy(grids(2).reshape(-1, 16))
+    assert torch.equal(SimpleNet(16, (8,), adaptor=None).adaptor(X), X)
+    adaptor = SimpleNet(16, (8,), adaptor="mlp").adaptor
+    first, second = adaptor[0], adaptor[2]
+    hidden = X @ first.weight.T + first.bias
+    expected = torch.where(hidden > 0, hidden, 0.2 * hidden) @ second.weight.T
+    assert torch.allclose(adaptor(X), expected, atol=1e-5)
+
+
+def test_margins_of_equation_8():
+    """Each side has its own; the loss is the mean over patches of both."""
+    outputs = torch.tensor([1.0, 0.3, -0.4, 0.9, -0.5, -0.1])
+    normal = torch.tensor([True, True, True, False, False, False])
+    high, low = 0.7, -0.2
+    expected = np.mean([max(0, high - d) for d in (1.0, 0.3, -0.4)])
+    expected += np.mean([max(0, -low + d) for d in (0.9, -0.5, -0.1)])
+    loss = truncated_l1(outputs, normal, (high, low))
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "margin", [0, (0.5,), (0.1, 0.1), (np.inf, 0), ("a", 0), (np.nan, 0)]
+)
+def test_margins_that_are_none(margin):
+    with pytest.raises(ValueError, match="margin"):
+        SimpleNetDetector(margin=margin).fit(grids(10))
+
+
+def test_whitening_is_an_adaptor_itself():
+    with pytest.raises(ValueError, match="leave adaptor='mlp' out"):
+        SimpleNetDetector(adaptor="mlp", whiten=True).fit(grids(10))
 
 
 def test_whitening_makes_directions_alike_and_stays():
@@ -256,6 +296,6 @@ def test_warm_start_goes_on():
         np.testing.assert_array_equal(parts.state_[name], values)
     with pytest.raises(ValueError, match="8 channels"):
         parts.fit(grids(10, shape=(6, 6, 8)))
-    for other in ({"hidden_dim": 7}, {"n_hidden_layers": 2}, {"whiten": True}):
+    for other in ({"hidden_dim": 7}, {"adaptor": "mlp"}, {"whiten": True}):
         with pytest.raises(ValueError, match="a fit with other layers"):
             clone(parts).set_params(**QUICK).fit(X).set_params(**other).fit(X)

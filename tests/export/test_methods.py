@@ -71,6 +71,10 @@ MODELS = {
         own(n_components=8, region=region(), crop_size=(48, 40)),
         skad.PaDiMDetector(interpolation="bicubic"),
     ],
+    "strided, principal axes": lambda: [
+        own(patch_stride=2, n_components=9, reduction="pca"),
+        skad.PatchCoreDetector(projection_dim=4),
+    ],
     "PatchCore, neighbours, cosine, a region": lambda: [
         own(region=region()),
         skad.PatchCoreDetector(n_neighbors=3, metric="cosine", top_ratio=0.1),
@@ -80,7 +84,12 @@ MODELS = {
         skad.PatchCoreDetector(reweight=3),
     ],
     "a transformer": lambda: [
-        other("vit_tiny_patch16_224", backbone_kwargs={"img_size": 64}),
+        other(
+            "vit_tiny_patch16_224",
+            backbone_kwargs={"img_size": 64},
+            embedding="mean",
+            patch_size=1,
+        ),
         skad.PatchCoreDetector(),
     ],
     "Fused and Fusion, a region": lambda: [
@@ -94,7 +103,11 @@ MODELS = {
     "SimpleNet, both heads, a region": lambda: [
         own(region=region()),
         skad.SimpleNetDetector(
-            max_epochs=1, upscale=2, noise_mask="perlin", classification_head=True
+            max_epochs=1,
+            adaptor="mlp",
+            upscale=2,
+            noise_mask="perlin",
+            classification_head=True,
         ),
     ],
     "DRAEM": lambda: [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.base import clone
+from sklearn.decomposition import PCA
 
 from skad import PatchFeatures
 from skad.features import SkippedImageWarning
@@ -140,6 +141,62 @@ def test_random_dimensions_are_a_fixed_choice(tiny_network, images):
     np.testing.assert_array_equal(again.components_, some.components_)
     other = clone(some).set_params(random_state=1).fit(images)
     assert (other.components_ != some.components_).any()
+
+
+def test_strides_keep_every_so_many_patches(tiny_network, images):
+    """Around the same positions, also where the number is no multiple."""
+    settings = {"layers": ("early",), "image_size": (40, 48), "embedding": "concat"}
+    whole = PatchFeatures(tiny_network, **settings).fit_transform(images)
+    strided = PatchFeatures(tiny_network, patch_stride=3, **settings)
+    found = strided.fit_transform(images)
+    assert found.shape == (5, 4, 4, 6)
+    assert strided.grid_shape_ == (4, 4)
+    np.testing.assert_allclose(found, whole[:, ::3, ::3], atol=1e-6)
+
+
+def test_mean_of_blocks_of_a_transformer(few_photographs):
+    """SubspaceAD's features: the tokens of several blocks, averaged."""
+    files = sorted((few_photographs / "mvtec_bottle_256/train/good").iterdir())[:3]
+    settings = {"weights": False, "image_size": 64, "patch_size": 1}
+    settings["backbone_kwargs"] = {"img_size": 64}
+    blocks = "blocks.3", "blocks.5", "blocks.6"
+
+    def features(layers, embedding):
+        made = PatchFeatures("vit_tiny_patch16_224", layers, **settings)
+        return made.set_params(embedding=embedding).fit_transform(files)
+
+    expected = np.mean([features([block], "concat") for block in blocks], axis=0)
+    np.testing.assert_allclose(features(blocks, "mean"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("region", [None, "left"])
+def test_principal_axes_are_those_of_scikit_learn(few_photographs, region):
+    files = sorted((few_photographs / "magnetic_tile/train/good").iterdir())[:6]
+    inside = np.ones((8, 8), bool)
+    if region is not None:
+        inside[:, 4:] = False
+    settings = {"image_size": 64, "region": None if region is None else inside}
+    whole = PatchFeatures("skad_small", "auto", **settings).fit_transform(files)
+    reduced = PatchFeatures(
+        "skad_small", "auto", n_components=20, reduction="pca", batch_size=4, **settings
+    )
+    found = reduced.fit_transform(files)[:, inside]
+    known = PCA(20, svd_solver="full").fit(whole[:, inside].reshape(-1, 128))
+    expected = known.transform(whole[:, inside].reshape(-1, 128))
+    signs = np.sign((known.components_ * reduced.components_).sum(axis=1))
+    expected = (expected * signs).reshape(found.shape)
+    np.testing.assert_allclose(found, expected, atol=2e-4 * abs(expected).max())
+    gram = reduced.components_ @ reduced.components_.T
+    np.testing.assert_allclose(gram, np.eye(20), atol=1e-5)
+
+
+def test_axes_are_in_the_signature_of_the_cache(tiny_network, images, tmp_path):
+    reduced = PatchFeatures(tiny_network, **TINY, n_components=3, reduction="pca")
+    first = reduced.set_params(cache_dir=tmp_path).fit(images[:3]).transform(images)
+    again = clone(reduced).fit(images[:3]).transform(images)
+    np.testing.assert_array_equal(again, first)
+    other = clone(reduced).fit(images[2:]).transform(images)
+    assert not np.allclose(other, first)
 
 
 def test_own_network_travels_in_the_pickle(features, images, tmp_path):
@@ -513,7 +570,15 @@ def test_nothing_but_bad_files_is_an_error(features, files):
         ({"image_size": (3, 4, 5)}, ValueError, "image_size"),
         ({"crop_size": 64}, ValueError, "exceeds image_size"),
         ({"patch_size": 2}, ValueError, "patch_size=2 is even"),
+        ({"patch_stride": 0}, ValueError, "patch_stride"),
+        (
+            {"patch_stride": 2, "embedding": "replicate"},
+            ValueError,
+            "patch_stride=2.*takes no neighbourhoods",
+        ),
         ({"embedding": "pca"}, ValueError, "embedding"),
+        ({"embedding": "mean"}, ValueError, "have 6, 10 channels"),
+        ({"reduction": "svd"}, ValueError, "reduction"),
         ({"n_components": 5000}, ValueError, "n_components=5000 exceeds"),
         ({"precision": "int8"}, ValueError, "precision"),
         ({"on_error": "ignore"}, ValueError, "on_error"),

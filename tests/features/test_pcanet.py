@@ -2,7 +2,9 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
+from torch.nn import functional
 
 from skad import PatchCoreDetector, PCANetFeatures, Pipeline
 from skad.datasets import make_textures
@@ -87,7 +89,7 @@ def test_a_pickle_gives_the_same_bits(fitted, data):
 
 def test_batches_do_not_matter(fitted, data):
     one_by_one = np.concatenate([fitted.transform(data.test[[i]]) for i in range(4)])
-    np.testing.assert_allclose(one_by_one, fitted.transform(data.test[:4]), atol=1e-4)
+    np.testing.assert_array_equal(one_by_one, fitted.transform(data.test[:4]))
 
 
 def test_filters_are_learned_from_good_images_only(fitted, data):
@@ -116,6 +118,29 @@ def test_one_image_and_constant_images_work(data):
     features = PCANetFeatures(image_size=64).fit(flat)
     assert np.isfinite(features.transform(flat)).all()
     assert np.isfinite(features.transform(data.test)).all()
+
+
+@pytest.mark.parametrize("side", [96, (66, 75)])
+def test_features_are_those_of_the_plain_formulas(data, side):
+    """Filter, rectify, pool, and put on the grid, all of a batch at once."""
+    fitted = PCANetFeatures(side, n_filters=(6, 8, 8)).fit(data.train[:8])
+    x = torch.from_numpy(next(fitted._checked_reader(data.test).batches(99)))
+    x, grid, outputs = x.permute(0, 3, 1, 2).double() - 0.5, fitted.grid_shape_, []
+    for k, filters in enumerate(fitted.filters_):
+        margin = filters.shape[-1] // 2
+        padded = functional.pad(x, (margin,) * 4, mode="reflect")
+        found = functional.conv2d(padded, torch.from_numpy(filters).double())
+        parts = [found.relu(), (-found).relu()]
+        if k == 0:
+            parts.append(functional.avg_pool2d(padded, filters.shape[-1], 1))
+        x = functional.avg_pool2d(torch.cat(parts, dim=1), 2)
+        outputs.append(functional.adaptive_avg_pool2d(x, grid))
+    padded = functional.pad(torch.cat(outputs, dim=1), (1,) * 4, mode="replicate")
+    responses = functional.avg_pool2d(padded, 3, 1).permute(0, 2, 3, 1).numpy()
+    expected = (responses - fitted.position_mean_) / fitted.position_scale_
+    expected = expected @ fitted.whitening_.astype(float)
+    found = fitted.transform(data.test)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(

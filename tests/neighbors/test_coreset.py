@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.random_projection import GaussianRandomProjection
 
 from skad import PatchCoreDetector
 from skad.neighbors import greedy_coreset
-from skad.neighbors._coreset import _Traversal
+from skad.neighbors._coreset import _Traversal, far_apart
 
 
 def plain(X, n_samples, start=0):
@@ -71,6 +72,16 @@ def test_clustered_features_prune_to_the_same_rows():
     assert distance.max() > 0
 
 
+def test_selection_after_a_projection():
+    """The rows of the plain loop in the projected space; exact where that is larger."""
+    X = np.random.default_rng(0).normal(size=(400, 30)).astype(np.float32)
+    projected = GaussianRandomProjection(12, random_state=5).fit_transform(X)
+    found = greedy_coreset(X, 60, start=3, projection_dim=12, random_state=5)
+    np.testing.assert_array_equal(found, plain(projected, 60, 3)[0])
+    again = greedy_coreset(X, 60, start=3, projection_dim=30)
+    np.testing.assert_array_equal(again, plain(X, 60, 3)[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -79,6 +90,7 @@ def test_clustered_features_prune_to_the_same_rows():
         ({"n_samples": 2.5}, "n_samples must be an integer"),
         ({"n_samples": 2, "start": 10}, "start=10 is out of range"),
         ({"n_samples": 2, "start": -1}, "start=-1 is out of range"),
+        ({"n_samples": 2, "projection_dim": 0}, "projection_dim=0 must be a positive"),
         ({"n_samples": 2, "on_interrupt": "stop"}, "on_interrupt='stop' must be"),
     ],
 )
@@ -131,3 +143,17 @@ def test_interrupted_detector_has_a_smaller_bank(rows, interrupted):
         detector.fit(images)
     assert 1 < len(detector.bank_) < 1000
     assert np.isfinite(detector.score_samples(images)).all()
+
+
+@pytest.mark.parametrize("radius", [0.0, 1.0, 2.5])
+def test_rows_far_apart_are_those_of_the_textbook_loop(radius):
+    X = np.random.default_rng(0).normal(size=(700, 4)).astype(np.float32)
+    X[600:650] = X[:50]
+    for known in (X[:0], X[-9:] + 1):
+        taken, near = [], list(known.astype(np.float64))
+        for i, row in enumerate(X.astype(np.float64)):
+            gaps = row - np.reshape(near, (-1, 4))
+            if np.einsum("ij,ij->i", gaps, gaps).min(initial=np.inf) > radius**2:
+                taken.append(i)
+                near.append(row)
+        np.testing.assert_array_equal(far_apart(X, radius**2, known), taken)

@@ -88,6 +88,10 @@ def quick():
             small(), bank(random_state=np.random.RandomState(3))
         ),
         "PaDiM": skad.make_pipeline(resnet(n_components=20), skad.PaDiMDetector()),
+        "PaDiM, principal axes": skad.make_pipeline(
+            small(n_components=20, reduction="pca", patch_stride=2),
+            skad.PaDiMDetector(),
+        ),
         "Subspace": skad.make_pipeline(small(), skad.SubspaceDetector()),
         "Fusion": skad.make_pipeline(
             skad.FusedFeatures(small(), pcanet()), skad.FusionDetector()
@@ -113,7 +117,9 @@ def others(images):
     bank = skad.PatchCoreDetector
     return {
         "SPADE": skad.make_pipeline(resnet(pooled=True), skad.SPADEDetector(3)),
-        "SimpleNet": skad.make_pipeline(small(), skad.SimpleNetDetector(1)),
+        "SimpleNet": skad.make_pipeline(
+            small(), skad.SimpleNetDetector(1, adaptor="mlp", margin=(0.5, -0.4))
+        ),
         "PUAD": skad.make_pipeline(small(), skad.PUADDetector(bank())),
         "SPD": skad.make_pipeline(tuned, bank()),
         "Tiled": skad.make_pipeline(skad.TiledFeatures(small(), 128), bank()),

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from skad import FusedFeatures, PCANetFeatures
+from skad import FusedFeatures, PCANetFeatures, networks
 from skad.datasets import make_textures
-from skad.features import _fused, _pcanet
+from skad.features import _fused, _passes
+from skad.images._batches import ImageReader
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -28,25 +29,31 @@ def test_features_have_the_same_bits_when_nothing_is_kept(images, y, monkeypatch
     features = fused()
     found = features.fit_transform(images, y)
     monkeypatch.setattr(_fused, "_KEPT_BYTES", -1)
-    monkeypatch.setattr(_pcanet, "_KEPT_BYTES", -1)
+    monkeypatch.setattr(_passes, "_KEPT_BYTES", -1)
     again = fused()
     np.testing.assert_array_equal(again.fit_transform(images, y), found)
     np.testing.assert_array_equal(again.transform(images), features.transform(images))
-    monkeypatch.setattr(_pcanet, "_KEPT_BYTES", 2**19)  # room for a part
+    monkeypatch.setattr(_passes, "_KEPT_BYTES", 2**19)  # room for a part
     np.testing.assert_array_equal(fused().fit_transform(images, y), found)
 
 
-def test_every_image_goes_through_the_filters_as_seldom_as_can_be(images, monkeypatch):
-    seen = []
-    original = PCANetFeatures._responses
+def test_nothing_is_filtered_or_read_again_that_was_kept(images, monkeypatch):
+    filtered, read = [], []
+    advance, reading = networks.pcanet.Stages.advance, ImageReader._reading
 
-    def counting(self, batch):
-        seen.append(len(batch))
-        return original(self, batch)
+    def counting_advance(self, filters):
+        filtered.append(len(self.x))
+        return advance(self, filters)
 
-    monkeypatch.setattr(PCANetFeatures, "_responses", counting)
+    def counting_reading(self, index):
+        read.append(index)
+        return reading(self, index)
+
+    monkeypatch.setattr(networks.pcanet.Stages, "advance", counting_advance)
+    monkeypatch.setattr(ImageReader, "_reading", counting_reading)
+    n_stages = 2
     small().fit(images)
-    assert sum(seen) == len(images)
-    seen.clear()
+    assert (sum(filtered), len(read)) == (n_stages * len(images), len(images))
+    filtered.clear()
     fused().fit_transform(images)
-    assert sum(seen) == 2 * (len(images) + len(images))  # to fit, and to extract
+    assert sum(filtered) == 2 * n_stages * len(images)  # of two, to fit and extract
