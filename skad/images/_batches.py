@@ -228,21 +228,16 @@ class ImageReader:
         batch: list[NDArray[np.float32]] = []
         indices = range(len(self)) if indices is None else indices
         readings = ((index, self._reading(index)) for index in indices)
-        for index, result in self._in_threads(readings):
-            members.append(index)
-            batch.append(self._received(index, *result))
-            if len(batch) == batch_size:
-                yield np.array(members), self._stacked(batch)
-                members, batch = [], []
-        if batch:
-            yield np.array(members), self._stacked(batch)
-
-    def _stacked(self, batch: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Images as one array."""
-        height, width = batch[0].shape[:2]
-        what = f"a batch of {len(batch)} images of {height} x {width} pixels"
+        what = f"a batch of {batch_size} images"
         with explained_shortage(what, "Reduce batch_size or image_size."):
-            return np.stack(batch)
+            for index, result in self._in_threads(readings):
+                members.append(index)
+                batch.append(self._received(index, *result))
+                if len(batch) == batch_size:
+                    yield np.array(members), np.stack(batch)
+                    members, batch = [], []
+            if batch:
+                yield np.array(members), np.stack(batch)
 
     def batches(self, batch_size: int) -> Iterator[NDArray[np.float32]]:
         """Yield float32 (b, H, W, C) for the images that can be read."""
