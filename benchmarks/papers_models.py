@@ -5,7 +5,7 @@ import time
 
 from papers_data import CROP, parts
 
-FEW_STEPS = {"max_steps": 2, "max_epochs": 1, "train_batch_size": 4}
+FEW_STEPS = {"max_steps": 1, "max_epochs": 1, "train_batch_size": 4}
 
 
 def given(options):

@@ -14,7 +14,13 @@ import sklearn.pipeline
 from sklearn.frozen import FrozenEstimator
 
 from skad._checks import check_size
-from skad._maps import render, render_each
+from skad._frame import WHOLE, Window
+from skad._maps import (
+    masks_above,
+    render,
+    render_each,
+    require_memory_for_maps,
+)
 from skad.images._batches import ImageReader
 
 
@@ -107,45 +113,84 @@ class Chain:
     def anomaly_map(self, X: Any, size: Any = None, regions: Any = None) -> Any:
         """Anomaly maps, by default of the size of each image; see `Pipeline`."""
         require_maps(self.final)
+        return self._maps_and_windows(X, size, regions)[0]
+
+    def predict_mask(self, X: Any, size: Any = None, regions: Any = None) -> Any:
+        """Masks of the pixels that exceed their threshold; see `Pipeline`."""
+        maps, windows = self._maps_and_windows(X, size, regions)
+        threshold: Any = self.final.pixel_threshold
+        if self.images is None:
+            return masks_above(maps, lambda size, window: threshold(size), windows)
+        return masks_above(
+            maps, lambda size, window: threshold(size, window=window), windows
+        )
+
+    def _maps_and_windows(self, X: Any, size: Any, regions: Any) -> Any:
+        """Maps, and the part of each image that its patch grid covers."""
         if size is not None:
             size = check_size(size)
         if self.images is None:
-            return self.final.anomaly_map(self.features(X, regions), size=size)
+            maps = self.final.anomaly_map(self.features(X, regions), size=size)
+            return maps, [WHOLE] * len(maps)
         X = self.entering(X)
         images = self._readable(X)
-        grids = self._answers("anomaly_map", images, regions)
         if size is not None:
-            sizes = [size] * len(grids)
-        elif isinstance(images, ImageReader):
-            sizes = images.original_sizes()  # no file is opened again
+            require_memory_for_maps([size] * len(images))
+        grids = self._answers("anomaly_map", images, regions)
+        if size is not None and not self.windows_vary():
+            own = sizes = [size] * len(grids)
         else:
-            sizes = self.images.image_sizes(X)
-        return self.rendered(grids, sizes, self.images.regions(regions, len(grids)))
+            if isinstance(images, ImageReader):
+                own = images.original_sizes()  # no file is opened again
+            else:
+                own = self.images.image_sizes(X)
+            sizes = own if size is None else [size] * len(grids)
+        require_memory_for_maps(sizes)
+        if self.windows_vary():
+            windows = [self.window(one) for one in own]
+        else:
+            windows = [self.images.window()] * len(grids)
+        looked_at = self.images.regions(regions, len(grids))
+        return self.rendered(grids, sizes, windows, looked_at), windows
+
+    def windows_vary(self) -> bool:
+        """Whether the part of an image that is looked at depends on its size."""
+        return getattr(self.images, "resize", "exact") != "exact"
+
+    def window(self, size: tuple[int, int] | None) -> Window:
+        """The part of an image of a size that is looked at; see `ImageInput.window`."""
+        if not self.windows_vary():
+            return self.images.window()
+        return WHOLE if size is None else self.images.window(size)  # it was skipped
 
     def rendered(
-        self, grids: np.ndarray, sizes: Sequence[tuple[int, int]], looked_at: Any = None
+        self,
+        grids: np.ndarray,
+        sizes: Sequence[tuple[int, int]],
+        windows: Sequence[Window],
+        looked_at: Any = None,
     ) -> Any:
         """Render patch scores as maps of these sizes.
 
-        `looked_at` is the `Regions` outside of which maps take their smallest score, or
-        None.
+        `windows` are the parts of the images that the grids cover. `looked_at` is the
+        `Regions` outside of which maps take their smallest score, or None.
         """
         maps = render_each(
             getattr(self.final, "_render", partial(render, sigma=0.0)),
             grids,
             sizes,
-            self.images.window(),
-            self.images._frame()[0],
+            windows,
+            self.images._size_of_unread,
         )
         for i in range(len(maps)) if looked_at else ():
             maps[i][~looked_at.inside(i, maps[i].shape)] = grids[i].min()
         return maps
 
     def pixel_threshold(self, size: Any) -> float:
-        """Threshold for the pixels of maps of one size."""
+        """Threshold for the pixels of maps of one size, of images of that size."""
         if self.images is None:
             return self.final.pixel_threshold(size)
-        return self.final.pixel_threshold(size, window=self.images.window())
+        return self.final.pixel_threshold(size, window=self.window(check_size(size)))
 
 
 def unwrap(estimator: Any) -> Any:

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from skad._frame import WHOLE, Window
 from skad._kept import byte_bounded
-
-# Top and bottom as fractions of the height, left and right of the width.
-Window = tuple[tuple[float, float], tuple[float, float]]
-WHOLE: Window = ((0.0, 1.0), (0.0, 1.0))
+from skad._memory import require_memory
 
 
 def render(
@@ -108,8 +106,8 @@ def render_each(
     render_grids: Callable[..., np.ndarray],
     grids: np.ndarray,
     sizes: Sequence[tuple[int, int] | None],
-    window: Window = WHOLE,
-    unknown: tuple[int, int] = (1, 1),
+    windows: Sequence[Window],
+    unknown: Callable[[], tuple[int, int]],
 ) -> np.ndarray | list[np.ndarray]:
     """Render each patch grid at the size of its image.
 
@@ -124,33 +122,47 @@ def render_each(
         None for an image that could not be read: its grid is NaN. It takes the first
         size that is known, so that one such image leaves the others in one array.
 
-    window : ((float, float), (float, float)), default=((0, 1), (0, 1))
-        As in `render`.
+    windows : sequence of n ((float, float), (float, float))
+        As `window` in `render`, for each image.
 
-    unknown : (int, int), default=(1, 1)
-        Size of all maps where none is known.
+    unknown : callable
+        Gives the size of all maps where none is known.
 
     Returns
     -------
     maps : ndarray of shape (n, H, W), float32, or list of (H, W) arrays
         A list where sizes differ.
     """
-    known = [size for size in sizes if size is not None] or [unknown]
+    known = [size for size in sizes if size is not None] or [unknown()]
     sizes = [known[0] if size is None else size for size in sizes]
-    if len(set(sizes)) == 1:
-        return render_grids(grids, sizes[0], window=window)
-    return [
+    if len(set(sizes)) == len(set(windows)) == 1:
+        return render_grids(grids, sizes[0], window=windows[0])
+    maps = [
         render_grids(grids[i : i + 1], size, window=window)[0]
-        for i, size in enumerate(sizes)
+        for i, (size, window) in enumerate(zip(sizes, windows, strict=True))
     ]
+    return np.stack(maps) if len(set(sizes)) == 1 else maps
+
+
+def require_memory_for_maps(sizes: Sequence[tuple[int, int] | None]) -> None:
+    """Refuse maps of these sizes (H, W) where memory cannot hold them together."""
+    require_memory(
+        4.0 * sum(size[0] * size[1] for size in sizes if size is not None),
+        f"an array of {len(sizes)} anomaly maps",
+        "Take skad.inspect, which gives one map at a time; or pass fewer images, or a "
+        "smaller size=(height, width).",
+    )
 
 
 def masks_above(
-    maps: np.ndarray | list[np.ndarray], threshold: Callable[[Any], float]
+    maps: np.ndarray | list[np.ndarray],
+    threshold: Callable[[Any, Window], float],
+    windows: Sequence[Window],
 ) -> np.ndarray | list[np.ndarray]:
-    """Mark where each map exceeds ``threshold(size)``, the threshold for its size."""
-    thresholds = {size: threshold(size) for size in {m.shape for m in maps}}
-    masks = [m > thresholds[m.shape] for m in maps]
+    """Mark where each map exceeds ``threshold(size, window)``."""
+    shapes = [(m.shape, window) for m, window in zip(maps, windows, strict=True)]
+    thresholds = {shape: threshold(*shape) for shape in set(shapes)}
+    masks = [m > thresholds[shape] for m, shape in zip(maps, shapes, strict=True)]
     return np.stack(masks) if isinstance(maps, np.ndarray) else masks
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-_CHUNK_ENTRIES = 2**22  # of a float64 temporary array (32 MB)
+BLOCK_ENTRIES = 2**22  # of a float64 temporary array (32 MB)
 
 
 class Moments:
@@ -31,7 +31,7 @@ class Moments:
     def with_rows(self, rows: np.ndarray) -> Moments:
         """Moments of these rows and of further ones (m, d) of any float dtype."""
         total = self
-        step = max(1, _CHUNK_ENTRIES // rows.shape[1])
+        step = max(1, BLOCK_ENTRIES // rows.shape[1])
         for lo in range(0, len(rows), step):
             block = rows[lo : lo + step].astype(np.float64)
             mean = block.mean(axis=0)

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +23,7 @@ from skad._chain import (
     transform_through,
 )
 from skad._chain import unwrap as _unwrap
-from skad._maps import masks_above
+from skad._memory import checked_features
 from skad._steps import has_bare, named
 
 
@@ -152,12 +153,19 @@ class Pipeline(sklearn.pipeline.Pipeline):
             self.steps[1][1]._fit_batches(self._training_batches(X, y, regions))
             self._say_elapsed(started)
             return self
-        if regions is None:
-            return super().fit(X, y, **params)
-        path = path_to_images(self)
-        if path and is_frozen(path[0][1]):
-            return self._fit_around_frozen(path[0][0], X, y, regions, params)
-        return super().fit(X, y, **params, **_regions_parameter(path, regions))
+        with self._checked_memory():
+            if regions is None:
+                return super().fit(X, y, **params)
+            path = path_to_images(self)
+            if path and is_frozen(path[0][1]):
+                return self._fit_around_frozen(path[0][0], X, y, regions, params)
+            return super().fit(X, y, **params, **_regions_parameter(path, regions))
+
+    def _checked_memory(self) -> AbstractContextManager[None, bool | None]:
+        """Let a detector right after the features refuse these before extraction."""
+        final = self.steps[-1][1] if len(self.steps) == 2 else None
+        check = getattr(final, "_require_memory_to_fit", None)
+        return nullcontext() if check is None else checked_features(check)
 
     def _fit_augmented(
         self,
@@ -268,7 +276,8 @@ class Pipeline(sklearn.pipeline.Pipeline):
         streams = self._can_stream() and not params
         if regions is None and not streams and self.augmentation is None:
             Chain(self).check_takes_images()
-            return super().fit_predict(X, y, **params)
+            with self._checked_memory():
+                return super().fit_predict(X, y, **params)
         self.fit(X, y, regions, **params)
         decisions = self.decision_function(X, regions)
         if not hasattr(final, "_labels_after_fit"):
@@ -467,7 +476,7 @@ class Pipeline(sklearn.pipeline.Pipeline):
             True where the map exceeds `pixel_threshold` at its size; nowhere in an
             image that was skipped.
         """
-        return masks_above(self.anomaly_map(X, size, regions), self.pixel_threshold)
+        return Chain(self).predict_mask(X, size, regions)
 
     @available_if(_final_has("pixel_threshold"))
     def pixel_threshold(self, size: tuple[int, int]) -> float:
@@ -476,7 +485,8 @@ class Pipeline(sklearn.pipeline.Pipeline):
         Parameters
         ----------
         size : (int, int)
-            Height and width of the maps.
+            Height and width of the maps. With features of ``resize="short"``, the
+            images are taken to have that size.
 
         Returns
         -------

@@ -30,7 +30,7 @@ from skad.pipeline import Pipeline
 __all__ = ["PRESETS", "Preset"]
 
 _WIDE = "wide_resnet50_2.tv_in1k"
-_CROPPED = {"image_size": 256, "crop_size": 224}
+_CROPPED = {"image_size": 256, "crop_size": 224, "resize": "short"}
 _PYRAMID = ("layer1", "layer2", "layer3")
 _MEAN1D = {
     "backbone": _WIDE,

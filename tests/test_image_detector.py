@@ -11,6 +11,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils import get_tags
 
 from skad import Pipeline, anomaly_map
+from skad._frame import Frame
 from skad._maps import render
 from skad.base import ImageDetector
 from skad.base._threshold import threshold_of
@@ -97,7 +98,7 @@ READABLE = np.delete(np.arange(40), [3, 20])
 
 
 def test_a_part_of_a_reader_keeps_the_positions(files):
-    reader = ImageReader(files, (16, 16), None, "skip", 2)
+    reader = ImageReader(files, Frame((16, 16), None), "skip", 2)
     part = reader[np.arange(40) > 1][np.array([0, 1, 18, 5])]
     assert len(part) == 4
     index, batch = next(part.indexed_batches(8))

@@ -115,7 +115,6 @@ def test_what_is_missing_is_said(root, tmp_path):
         ("spd-highshot", "VisA", ["--seeds", "1"], 3),
         ("padim-nonaligned", "MVTec AD", ["--categories", "cable", "--seeds", "1"], 2),
         ("simplenet-cifar10", "CIFAR-10", ["--categories", "ship", "--seeds", "1"], 1),
-        ("subspacead", "BTAD", ["--seeds", "1"], 4),
         ("efficientad-latency", None, [], 9),
     ],
 )
@@ -136,6 +135,26 @@ def test_tables_come_out(papers, run, tmp_path, table, title, options, n):
     assert text.count("--small: no result") == n
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("title", [t for t in _layouts.LAYOUTS if t != "folder"])
+def test_a_table_on_photographs_in_each_layout(
+    papers, run, tmp_path, monkeypatch, shared, title
+):
+    monkeypatch.setattr(_layouts, "PICTURES", _layouts.photographs(shared))
+    write, category = _layouts.LAYOUTS[title]
+    write(tmp_path / "data")
+    table = papers.TABLES["padim"]
+    monkeypatch.setitem(papers.TABLES, "padim", table._replace(rows=table.rows[1:2]))
+    options = [] if category is None else ["--categories", category]
+    run("--data", "data", "--table", "padim", "--seeds", "1", *options)
+    row, *_ = csv.DictReader((tmp_path / "papers-padim.csv").open())
+    assert row["layout"] == title
+    if title != "CIFAR-10":  # noise
+        assert float(row["image_auroc"]) == 1
+        assert float(row["pixel_auroc"]) > 0.8
+
+
 def test_rows_are_of_presets_and_metrics_that_there_are(papers):
     report = sys.modules["papers_report"]
     for table in papers.TABLES.values():
@@ -153,6 +172,24 @@ def test_rows_are_of_presets_and_metrics_that_there_are(papers):
             assert row.parameters.keys() <= preset.detector().get_params().keys()
             if row.features:
                 assert row.features.keys() <= preset.transformer().get_params().keys()
+
+
+def test_results_of_other_settings_and_tables_are_not_taken(papers):
+    def settings(table, change=lambda row: row):
+        options = papers.arguments().parse_args(["--table", table])
+        return papers.settings(options, change(papers.TABLES[table].rows[0]))
+
+    same = settings("padim")
+    assert settings("padim") == same
+    assert settings("padim-nonaligned") != same
+    for change in (
+        {"preset": "padim-r18"},
+        {"features": {"n_components": 5}},
+        {"parameters": {"eps": 1.0}},
+        {"anomalies": 3},
+        {"shots": 2},
+    ):
+        assert settings("padim", lambda row, new=change: row._replace(**new)) != same
 
 
 def test_commands_of_the_documentation_are_complete(papers):
@@ -225,6 +262,18 @@ def test_images_and_masks_are_cropped_alike(papers, papers_data, root, protocol)
             assert mask.dtype == bool
             assert image[mask].mean() > 235  # the square, but for its edge
             assert image[~mask].mean() < 130
+
+
+def test_images_are_cropped_as_the_features_would_do(papers_data, root):
+    image = load(root, "nut").train[:1]
+    preset = PRESETS["padim-r18"]
+    features = {"weights": False, "device": "cpu"}
+    whole = preset.make(patch_features=features)[0].fit_transform(image)
+    features |= {"image_size": 224, "crop_size": None}
+    cropped = preset.make(patch_features=features)[0]
+    np.testing.assert_array_equal(
+        cropped.fit_transform(papers_data.frame(image)), whole
+    )
 
 
 def test_images_that_are_not_aligned_depend_on_the_seed_only(papers_data, root):

@@ -7,6 +7,7 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,30 @@ _N_CHECKED = 16  # images for which a graph is compared with its model
 
 def evaluate(arguments: Namespace) -> None:
     """Print all metrics of a labelled data set."""
-    from skad import metrics
     from skad.datasets import load
 
     model = skad.load(arguments.model)
     data = load(arguments.images, require_masks=False)
-    found = list(skad.inspect(model, data.test))
-    unread = [one for one in found if one.label == 0]
-    if unread:
-        raise ValueError(f"{unread[0].source}: {unread[0].error or 'has no label'}")
+    with TemporaryDirectory(prefix="skad-") as folder:
+        _print_values(_metrics(model, data, Path(folder)), arguments.json)
+
+
+def _metrics(model: Any, data: Any, folder: Path) -> dict[str, Any]:
+    """All metrics of a data set; maps go to a folder, and memory holds one of them."""
+    from skad import metrics
+
+    n = len(data.test)
+    masked = set(range(n)) - set(data.unmasked)
+    if data.masks is None or all(data.masks[i] is None for i in masked):
+        masked = set()
+    labels, decisions = np.empty(n, int), np.empty(n)
+    for i, one in enumerate(skad.inspect(model, data.test, maps=bool(masked))):
+        if one.label == 0:
+            raise ValueError(f"{one.source}: {one.error or 'has no label'}")
+        labels[i], decisions[i] = one.label, one.decision
+        if i in masked:
+            np.save(folder / f"{i}.npy", one.anomaly_map)
     y = np.asarray(data.y_test)
-    decisions = np.array([one.decision for one in found])
-    labels = np.array([one.label for one in found])
     values: dict[str, Any] = {
         "n_normal": int((y == 1).sum()),
         "n_anomalous": int((y == -1).sum()),
@@ -40,12 +53,12 @@ def evaluate(arguments: Namespace) -> None:
         "image_average_precision": float(metrics.image_average_precision(y, decisions)),
         "image_f1_max": float(metrics.image_f1_max(y, decisions)),
     }
-    known = [i for i in range(len(found)) if i not in set(data.unmasked)]
-    if data.masks is not None and any(data.masks[i] is not None for i in known):
-        maps = [found[i].anomaly_map for i in known]
+    if masked:
+        known = sorted(masked)
+        maps = [folder / f"{i}.npy" for i in known]
         pixels = metrics.pixel_metrics([data.masks[i] for i in known], maps)
         values |= {name: float(value) for name, value in pixels.items()}
-    _print_values(values, arguments.json)
+    return values
 
 
 def suspects(arguments: Namespace) -> None:

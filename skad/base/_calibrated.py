@@ -56,7 +56,7 @@ class CalibratedThreshold:
     _map_ranks: np.ndarray  # by which maps are chosen where there are too many
     _in_sample = False  # whether the scores are of training images
     _whose = ""  # what they are of, where that has to be said in warnings
-    _is_part = False  # whether it is part of another detector, which needs all maps
+    _is_part = False  # whether it is part of another detector
     contamination: Any
     threshold: Any
 
@@ -126,10 +126,13 @@ class CalibratedThreshold:
         self,
         scores: np.ndarray,
         maps: np.ndarray,
-        in_sample: bool = False,
         rows: np.ndarray | None = None,
+        in_sample: bool = False,
     ) -> None:
-        """Keep held-out anomaly scores and maps, and set `offset_` from them."""
+        """Keep held-out anomaly scores and maps, and set `offset_` from them.
+
+        The maps are of all scores, or of those at `rows`.
+        """
         self.calibration_scores_ = np.empty(0)
         self.calibration_maps_ = np.empty((0, *maps.shape[1:]), np.float32)
         self._calibration_seen = np.empty(0, np.int64)
@@ -177,8 +180,7 @@ class CalibratedThreshold:
         rows = np.concatenate([self._map_rows, rows])
         ranks = np.concatenate([self._map_ranks, ranks])
         kept = np.flatnonzero(current[rows])
-        if not self._is_part:
-            kept = kept[first_ranked(ranks[kept], max_maps(maps.shape[1:]))]
+        kept = kept[first_ranked(ranks[kept], max_maps(maps.shape[1:]))]
         self.calibration_maps_ = maps[kept]
         self._map_rows = (np.cumsum(current) - 1)[rows[kept]]
         self._map_ranks = ranks[kept]

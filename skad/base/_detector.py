@@ -9,6 +9,7 @@ and -1 for anomalous. Maps run the other way: larger is more anomalous.
 """
 
 import copy
+import math
 from numbers import Real
 from types import MethodType
 from typing import Any, NoReturn, Self
@@ -27,6 +28,7 @@ from skad._portable import Portable
 from skad.base._calibrated import CONTAMINATION, CalibratedThreshold
 from skad.base._hold_out import HOLD_OUT, n_left_out_together, way_to_hold_out
 from skad.base._hooks import checked_hook
+from skad.base._memory_of_fit import learning, require_memory_to_learn
 from skad.base._threshold import RULES, conformal_p_values
 from skad.base._warnings import warn_of_equal_images, warn_of_outlier
 from skad.networks._torch_state import own_torch_state
@@ -135,6 +137,10 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         ValueError
             If X is empty, if features are not finite or of another number of
             dimensions, if no normal image is left, or if a parameter is out of range.
+
+        MemoryError
+            If learning takes more memory than there is, by an estimate before it
+            starts; it names the parameters to change.
 
         skad.images.ImageError
             If an image cannot be read; it names position, file and reason. With
@@ -314,12 +320,12 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         with own_torch_state():
             return *self._score_for_calibration(samples), positions
 
-    def _calibrate(self, scores, maps, positions, *, add):
+    def _calibrate(self, scores, maps, rows, positions, *, add):
         """Set the threshold from scores and maps of new normal images."""
         if add and not self._in_sample:
-            self._add_held_out(scores, maps, self.n_samples_seen_)
+            self._add_held_out(scores, maps, self.n_samples_seen_, rows)
         else:
-            self._replace_held_out(scores, maps)
+            self._replace_held_out(scores, maps, rows)
         warn_of_outlier(self, scores, positions)
 
     @property
@@ -353,6 +359,12 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         """
         raise NotImplementedError
 
+    _reads_samples = False  # whether samples are read when needed, not in memory
+
+    def _shape_of(self, samples):
+        """Shape (n, h, w, d) of the samples, and bytes of each number."""
+        return samples.shape, samples.dtype.itemsize
+
     @staticmethod
     def _not_anomalous(X, y):
         """Which images (n,) `y` does not call anomalous; True for all of them."""
@@ -369,8 +381,11 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         raise NotImplementedError
 
     def _score_for_calibration(self, samples):
-        """Scores and maps for thresholds; as `_score`, unless that omits some maps."""
-        return self._score(samples)
+        """Scores and maps for thresholds, and the places of the scores that have maps.
+
+        As `_score`, unless that omits some maps. None for the places is all of them.
+        """
+        return *self._score(samples), None
 
     def _image_scores(self, samples):
         """The scores of `_score` alone, which some methods compute in less time."""
@@ -379,6 +394,28 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     def _anomaly_maps(self, samples):
         """The maps of `_score` alone, which some methods compute in less time."""
         return self._score(samples)[1]
+
+    def _fit_bytes(self, shape, itemsize, *, first):
+        """Estimate of the memory that `_fit`, or `_update`, takes.
+
+        Beside the samples, which are numbers of `itemsize` bytes in an array (n, h, w,
+        d): bytes of the model, and those that are free again after the fit. Together
+        they may be half or twice of what it really is.
+        """
+        return 0.0, 0.0
+
+    def _fold_bytes(self, kept, shape, itemsize):
+        """Estimate of what ``calibration="kfold"`` adds; a model has `kept` bytes."""
+        if self._reads_samples:
+            return kept
+        return kept + math.prod(shape) * itemsize  # the images outside of a fold
+
+    def _memory_advice(self):
+        """Sentence that says which parameters to change if memory is short."""
+        return (
+            "Reduce image_size of the features, their channels, or the number of "
+            "images."
+        )
 
     def _fit_fold(self, samples, whole):
         """Learn from the samples outside of a fold; `whole` learned from all."""
@@ -426,18 +463,23 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     def _learn(self, samples, positions, *, first):
         """Fit, or update, on samples, and set the threshold from held-out scores."""
         way = way_to_hold_out(self, len(samples), first)
+        shape, itemsize = self._shape_of(samples)
+        require_memory_to_learn(self, shape, itemsize, way, first=first)
         if first:
             self._take_threshold_parameters()
             n = self._n_per_image
             warn_of_equal_images(self, samples if n == 1 else samples[::n])
-        held_out = HOLD_OUT[way](self, samples, first=first)
+        with learning(self, shape, way):
+            held_out = HOLD_OUT[way](self, samples, first=first)
         self._in_sample = way == "train" or (self._in_sample and not first)
         if first or (way == "loo" and self._keeps_left_out_scores):
             self._replace_held_out(
-                held_out.scores, held_out.maps, in_sample=self._in_sample
+                held_out.scores, held_out.maps, held_out.rows, self._in_sample
             )
         else:
-            self._add_held_out(held_out.scores, held_out.maps, self.n_samples_seen_)
+            self._add_held_out(
+                held_out.scores, held_out.maps, self.n_samples_seen_, held_out.rows
+            )
         n_together = n_left_out_together(self, len(samples), first)
         if way != "train" and n_together == self._n_per_image:
             warn_of_outlier(self, held_out.scores, positions, held_out.indices)

@@ -31,15 +31,20 @@ class HeldOut(NamedTuple):
     ----------
     scores : ndarray of shape (m,)
 
-    maps : ndarray of shape (m, h, w)
+    maps : ndarray of shape (k, h, w)
+        Of all scores, or of those at `rows`.
 
     indices : ndarray of shape (m,), int
-        Which of the images they are of; negative for images of earlier calls.
+        Which of the images the scores are of; negative for images of earlier calls.
+
+    rows : ndarray of shape (k,), int, or None
+        Ascending places of the scores that have maps; None for all of them.
     """
 
     scores: np.ndarray
     maps: np.ndarray
     indices: np.ndarray
+    rows: np.ndarray | None = None
 
 
 def n_left_out_together(detector: Any, n_samples: int, first: bool) -> int:
@@ -77,9 +82,9 @@ def way_to_hold_out(detector: Any, n_samples: int, first: bool) -> str:
 def leave_one_out(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     """Score each sample by the model of all others, in the way of the method."""
     _learn(detector, samples, first)
-    scores, maps = detector._score_left_out(samples)
+    scores, maps, *rows = detector._score_left_out(samples)
     n = len(samples) // n_left_out_together(detector, len(samples), first)
-    return HeldOut(scores, maps, detector._left_out_images(n))
+    return HeldOut(scores, maps, detector._left_out_images(n), *rows)
 
 
 def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
@@ -89,19 +94,23 @@ def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     n_together = n_left_out_together(detector, len(samples), first)
     n = len(samples) // n_together
     folds = detector._folds(n)
-    rows = [_rows(fold, n_together) for fold in folds]
-    scores, maps = np.empty(n), np.empty(0)
-    models = detector._models_without(rows, samples, before, first=first)
+    scores, maps_of, rows_of = np.empty(n), [], []
+    models = detector._models_without(
+        [_rows(fold, n_together) for fold in folds], samples, before, first=first
+    )
     verbose = getattr(detector, "verbose", False)  # one of a user's own may lack it
     with progress(n, "images held out", verbose, unit="image") as bar:
         for fold, model in zip(folds, models, strict=True):
-            found = model._score_for_calibration(samples[fold * n_together])
-            scores[fold], fold_maps = found
-            if len(maps) == 0:
-                maps = np.empty((n, *fold_maps.shape[1:]), fold_maps.dtype)
-            maps[fold] = fold_maps
+            scores[fold], fold_maps, places = model._score_for_calibration(
+                samples[fold * n_together]
+            )
+            maps_of.append(fold_maps)
+            rows_of.append(fold if places is None else fold[places])
             bar.update(len(fold))
-    return HeldOut(scores, maps, np.arange(n))
+    rows = np.concatenate(rows_of)
+    order = np.argsort(rows)
+    maps = np.concatenate(maps_of)[order]
+    return HeldOut(scores, maps, np.arange(n), rows[order])
 
 
 def split(detector: Any, samples: Any, *, first: bool) -> HeldOut:
@@ -113,8 +122,8 @@ def split(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     held_out = np.sort(order[:n_held_out])
     rest = _rows(np.sort(order[n_held_out:]), n_together)
     _learn(detector, samples[rest], first)
-    scores, maps = detector._score_for_calibration(samples[held_out * n_together])
-    return HeldOut(scores, maps, held_out)
+    scores, maps, rows = detector._score_for_calibration(samples[held_out * n_together])
+    return HeldOut(scores, maps, held_out, rows)
 
 
 def in_sample(detector: Any, samples: Any, *, first: bool) -> HeldOut:
@@ -125,8 +134,8 @@ def in_sample(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     originals = (
         samples if n == len(samples) else samples[images * detector._n_per_image]
     )
-    scores, maps = detector._score_for_calibration(originals)
-    return HeldOut(scores, maps, images)
+    scores, maps, rows = detector._score_for_calibration(originals)
+    return HeldOut(scores, maps, images, rows)
 
 
 HOLD_OUT: dict[str, Callable[..., HeldOut]] = {

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from skad._checks import check_size, normal_positions
-from skad._maps import masks_above, render_each
+from skad._maps import masks_above, render_each, require_memory_for_maps
 from skad._progress import progress
+from skad.base._calibrated import first_ranked, map_ranks, max_maps
 from skad.base._detector import BaseDetector
 from skad.base._hooks import check_scores
 from skad.base._image_input import ImageInput
@@ -127,10 +128,19 @@ class ImageDetector(ImageInput, BaseDetector):
         if size is not None:
             size = check_size(size)
         images = self._checked_reader(X)
+        if size is not None:
+            require_memory_for_maps([size] * len(images))
         grids = self._patch_maps(images)
         # No file is opened again to tell the size of its image.
         sizes = images.original_sizes() if size is None else [size] * len(grids)
-        return render_each(self._render, grids, sizes, self.window(), self._frame()[0])
+        require_memory_for_maps(sizes)
+        return render_each(
+            self._render,
+            grids,
+            sizes,
+            [self.window()] * len(grids),
+            self._size_of_unread,
+        )
 
     def predict_mask(
         self, X: Any, size: tuple[int, int] | None = None
@@ -151,7 +161,9 @@ class ImageDetector(ImageInput, BaseDetector):
             True where the map exceeds `pixel_threshold` at its size; nowhere in an
             image that was skipped.
         """
-        return masks_above(self.anomaly_map(X, size), self.pixel_threshold)
+        maps = self.anomaly_map(X, size)
+        windows = [self.window()] * len(maps)
+        return masks_above(maps, self._pixel_threshold, windows)
 
     def pixel_threshold(self, size: tuple[int, int]) -> float:
         """Threshold for the pixels of maps of a given size.
@@ -210,6 +222,20 @@ class ImageDetector(ImageInput, BaseDetector):
             reader = reader[np.array(readable)]
         return reader, reader.positions
 
+    _reads_samples = True
+
+    def _shape_of(self, reader):
+        return (len(reader), *self._input_size(), reader.n_channels), 4
+
+    def _fit_bytes(self, shape, itemsize, *, first):
+        """Estimate of the bytes of the batches that are read."""
+        return 0.0, self._images_at_once() * float(np.prod(shape[1:])) * itemsize
+
+    def _memory_advice(self):
+        return (
+            f"Reduce image_size={self.image_size!r} or batch_size={self.batch_size!r}."
+        )
+
     def _to_score(self, X):
         """Reader of all images: which of them are present shows when it is read."""
         reader = self._checked_reader(X)
@@ -224,17 +250,34 @@ class ImageDetector(ImageInput, BaseDetector):
 
     def _score(self, reader):
         """Scores and maps of images; NaN for those that cannot be read."""
+        return self._scored(reader, lambda grid: np.arange(len(reader)))[:2]
+
+    def _score_for_calibration(self, reader):
+        """As `_score`, but with no more maps than are kept, of a random sample."""
+        ranks = map_ranks(0, len(reader))
+        return self._scored(reader, lambda grid: first_ranked(ranks, max_maps(grid)))
+
+    def _scored(self, reader, choose):
+        """Scores of images, maps of some of them, and which these are.
+
+        ``choose(grid)`` gives their ascending places, for maps of that size.
+        """
         scores, maps = np.full(len(reader), np.nan), None
+        rows = np.arange(len(reader))
         for index, batch_scores, batch_maps in self._scored_batches(reader):
             if maps is None:
-                shape = len(reader), *batch_maps.shape[1:]
-                maps = np.full(shape, np.nan, np.float32)
-            scores[index], maps[index] = batch_scores, batch_maps
+                rows = choose(batch_maps.shape[1:])
+                maps = np.full((len(rows), *batch_maps.shape[1:]), np.nan, np.float32)
+            scores[index] = batch_scores
+            _, places, chosen = np.intersect1d(
+                rows, index, assume_unique=True, return_indices=True
+            )
+            maps[places] = batch_maps[chosen]
         if maps is None:  # no image could be read
             if not hasattr(self, "calibration_maps_"):
                 self._warn_of_skipped(reader, len(reader))  # raises: in fit
             maps = self._no_maps(len(reader))
-        return scores, maps
+        return scores, maps, rows
 
     def _image_scores(self, reader):
         scores = np.full(len(reader), np.nan)

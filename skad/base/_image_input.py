@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._checks import check_size
+from skad._frame import Frame, Window
 from skad._user_warning import warn_user
 from skad.images._arrays import accepted_channels
 from skad.images._batches import ImageReader, n_threads
 from skad.images._containers import check_images, images_or_folder
 from skad.images._errors import ImageError
 from skad.images._read import CarriesPixelLimit
-from skad.images._resize import center_crop_box
 
 
 class SkippedImageWarning(UserWarning):
@@ -27,11 +27,12 @@ class ImageInput(CarriesPixelLimit):
     """Mixin of the estimators that take images.
 
     Their constructors take `image_size`, `crop_size`, `batch_size`, `on_error` and
-    `n_jobs`.
+    `n_jobs`, and those of feature transformers `resize`.
     """
 
     image_size: Any
     crop_size: Any
+    resize: str = "exact"
     batch_size: Any
     on_error: str
     n_jobs: int | None
@@ -39,6 +40,7 @@ class ImageInput(CarriesPixelLimit):
     _parameter_constraints: dict[str, Any] = {
         "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
         "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "resize": [StrOptions({"exact", "short"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "on_error": [StrOptions({"raise", "skip"})],
         "n_jobs": [Integral, None],
@@ -64,46 +66,67 @@ class ImageInput(CarriesPixelLimit):
         """
         return self._checked_reader(X).original_sizes()
 
-    def window(self) -> tuple[tuple[float, float], tuple[float, float]]:
+    def window(self, size: tuple[int, int] | None = None) -> Window:
         """Tell which part of an image the model gets, as fractions.
+
+        Parameters
+        ----------
+        size : (int, int), optional
+            Height and width of the image as passed. With ``resize="short"``, the part
+            depends on it; otherwise it is the same part of every image.
 
         Returns
         -------
         window : ((float, float), (float, float))
             Top and bottom as fractions of the height, left and right of the
-            width, in [0, 1]; ((0, 1), (0, 1)) without `crop_size`.
+            width, in [0, 1]; ((0, 1), (0, 1)) where nothing is cropped.
 
         Raises
         ------
         ValueError
-            If `image_size` or `crop_size` is out of range.
+            If `image_size` or `crop_size` is out of range, or if `size` is needed.
         """
-        size, crop = self._frame()
-        if crop is None:
-            return (0.0, 1.0), (0.0, 1.0)
-        top, left = center_crop_box(size, crop)
-        return (
-            (top / size[0], (top + crop[0]) / size[0]),
-            (left / size[1], (left + crop[1]) / size[1]),
-        )
+        return self._frame().window(size)
 
-    def _frame(self) -> tuple[tuple[int, int], tuple[int, int] | None]:
-        """Validated (height, width) of the resized image and of the crop, or None."""
+    def _frame(self) -> Frame:
+        """What images are resized to, and the crop; validated."""
         size = check_size(self.image_size, "image_size", allow_int=True)
+        is_short = self.resize == "short"
+        if is_short and not isinstance(self.image_size, Integral):
+            raise ValueError(
+                f"image_size={self.image_size!r}: with resize='short' this is one "
+                "number, the length of the short side."
+            )
         if self.crop_size is None:
-            return size, None
+            return Frame(size[0], size) if is_short else Frame(size, None)
         crop = check_size(self.crop_size, "crop_size", allow_int=True)
         if crop[0] > size[0] or crop[1] > size[1]:
             raise ValueError(
                 f"crop_size={self.crop_size!r} exceeds image_size="
                 f"{self.image_size!r}; a crop is cut from the resized image."
             )
-        return size, crop
+        return Frame(size[0] if is_short else size, crop)
+
+    def _sizes_that_count(
+        self, images: ImageReader, index: Iterable[int] | None = None
+    ) -> Sequence[tuple[int, int] | None]:
+        """Sizes of some images for `window`; None where it does not depend on them."""
+        index = range(len(images)) if index is None else index
+        if self.resize == "exact":
+            return [None for _ in index]
+        return [images.original_size(i) for i in index]
+
+    def _size_of_unread(self) -> tuple[int, int]:
+        """Height and width of the map of an image of which nothing is known."""
+        return self._frame().resized(self._input_size())
 
     def _input_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images that the model gets."""
         size, crop = self._frame()
-        return size if crop is None else crop
+        if crop is not None:
+            return crop
+        assert not isinstance(size, int)  # with a short side comes a crop
+        return size
 
     def _checked_reader(self, X: Any) -> ImageReader:
         """Reader of X, which has to be a sequence of images or their reader already."""
@@ -113,11 +136,9 @@ class ImageInput(CarriesPixelLimit):
 
     def _reader(self, X: Sequence[Any]) -> ImageReader:
         """Reader of what `_checked_images` returned."""
-        size, crop = self._frame()
         return ImageReader(
             X,
-            size,
-            crop,
+            self._frame(),
             self.on_error,
             n_threads(self.n_jobs),
             self._n_channels(),
@@ -134,8 +155,7 @@ class ImageInput(CarriesPixelLimit):
         images = images_or_folder(getattr(self, name), name)
         return ImageReader(
             images,
-            image_size,
-            crop_size,
+            Frame(image_size, crop_size),
             "raise",
             1,
             name=name,

@@ -4,6 +4,7 @@ A patch that is NaN in every channel lies outside the region of interest: no
 detector learns from it or scores it. An image of such patches only was skipped.
 """
 
+import math
 import os
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from skad._checks import check_labels, check_size
 from skad._maps import WHOLE, Window
 from skad._patches import inside_patches
 from skad.base._detector import BaseDetector
+from skad.base._memory_of_fit import require_memory_to_learn
 from skad.networks._torch_state import own_torch_state
 
 _FLOATS = [np.float64, np.float32]
@@ -44,7 +46,8 @@ class PatchDetector(BaseDetector):
     larger for more anomalous, NaN for patches that are NaN. Further hooks add methods:
 
     - ``_score_left_out(X)``, which scores each training image by a model of all others,
-      adds ``calibration="loo"``;
+      adds ``calibration="loo"``; it may give maps of some scores only, and then their
+      places as a third array;
     - ``_update(X)`` adds `partial_fit`, and ``_merge(other)`` adds `merge`; both put
       new arrays in the place of old ones, so that a copy made before stays as it was.
 
@@ -409,6 +412,12 @@ class PatchDetector(BaseDetector):
         one = X[0].reshape(-1, X.shape[3])
         validate_data(self, one, reset=reset, skip_check_array=True)
         return X, inside_patches(X).any(axis=(1, 2))
+
+    def _require_memory_to_fit(self, shape):
+        """Refuse features of a shape, which are to be extracted for a fit."""
+        self._validate_params()
+        n_bytes, way = 4.0 * math.prod(shape), self._resolved_calibration()
+        require_memory_to_learn(self, shape, 4, way, features=n_bytes)
 
     def _check_grid(self, grid):
         """Refuse features on another patch grid than that of the fit."""

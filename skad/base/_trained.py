@@ -1,5 +1,6 @@
 """Base of the detectors that train networks."""
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -156,6 +157,8 @@ class TrainedDetector:
                 label=self._label,
                 verbose=self.verbose,
                 checkpoint=self._checkpoint(data, seed),
+                what=f"a step of training {type(self).__name__}",
+                advice_on_memory=self._memory_advice(),
             )
         if self.warm_start:
             self._optimizer_state = networks.modules.optimizer_arrays(optimizer)
@@ -187,6 +190,21 @@ class TrainedDetector:
         )
 
     # -- hooks -------------------------------------------------------------------
+
+    def _fit_bytes(self, shape, itemsize, *, first):
+        """Estimate for images: two batches.
+
+        What the networks take is told by the first step of their training, and images
+        are remembered where there is room.
+        """
+        return 0.0, 2.0 * self.train_batch_size * math.prod(shape[1:]) * itemsize
+
+    def _memory_advice(self):
+        estimator: Any = self
+        return (
+            f"Reduce train_batch_size={self.train_batch_size} or image_size="
+            f"{estimator.image_size!r}."
+        )
 
     def _networks(self):
         raise NotImplementedError(f"{type(self).__name__} defines no _networks().")

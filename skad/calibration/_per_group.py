@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skad._chain import Chain, unwrap
 from skad._held_out import check_detector_of_skad, held_out_positions
-from skad._maps import masks_above
+from skad._maps import WHOLE, masks_above
 from skad._portable import Portable
 from skad.base._detector import decide
 from skad.base._threshold import conformal_p_values
@@ -311,24 +311,22 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
         """
         check_is_fitted(self)
         members = self._members(X, groups)
-        maps = self.anomaly_map(X, size)
-        on_grid = size is None and not hasattr(self._reader_of_images(), "image_sizes")
+        chain = Chain(self.estimator_)
+        if chain.images is not None:
+            maps, windows = chain._maps_and_windows(X, size, None)
+        else:
+            maps = self.anomaly_map(X, size)
+            windows = [WHOLE] * len(maps)
         masks: list[Any] = [None] * len(maps)
         for k, places in _by_group(members):
-            model = self.model_of(self.groups_[k])
-            some = [maps[i] for i in places]
-            if on_grid:
-                limit = model.pixel_threshold(None)
-                found: Any = [one > limit for one in some]
-            else:
-                found = masks_above(some, model.pixel_threshold)
+            found = masks_above(
+                [maps[i] for i in places],
+                _pixel_threshold_of(self._detector_of(k), chain, size),
+                [windows[i] for i in places],
+            )
             for i, mask in zip(places, found, strict=True):
                 masks[i] = mask
         return np.stack(masks) if isinstance(maps, np.ndarray) else masks
-
-    def _reader_of_images(self) -> Any:
-        chain = Chain(self.estimator_)
-        return chain.final if chain.images is None else chain.images
 
     def model_of(self, group: Any) -> Any:
         """Give the fitted model with the thresholds of one group.
@@ -429,11 +427,14 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
         check_is_fitted(self)
         members = self._members(X, groups)
         chain = Chain(self.estimator_)
-        scores, maps, positions = chain.final._scores_to_calibrate(chain.features(X), y)
+        new = chain.final._scores_to_calibrate(chain.features(X), y)
+        scores, maps, rows, positions = new
+        rows = np.arange(len(scores)) if rows is None else rows
         for k, places in _by_group(members[positions]):
-            detector = self._detector_of(k)
+            detector, kept = self._detector_of(k), np.isin(rows, places)
+            rows_of_group = np.searchsorted(places, rows[kept])
             detector._calibrate(
-                scores[places], maps[places], positions[places], add=add
+                scores[places], maps[kept], rows_of_group, positions[places], add=add
             )
             self._held_out[k] = _taken_from(detector)
         self._set_attributes()
@@ -454,6 +455,15 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
             )
         place = {group: k for k, group in enumerate(known)}
         return np.array([place[one] for one in groups.tolist()], np.intp)
+
+
+def _pixel_threshold_of(detector: Any, chain: Chain, size: Any) -> Any:
+    """Threshold of a detector for maps of one size over one window."""
+    if chain.images is not None:
+        return lambda shape, window: detector.pixel_threshold(shape, window=window)
+    if hasattr(detector, "image_sizes"):
+        return lambda shape, window: detector.pixel_threshold(shape)
+    return lambda shape, window: detector.pixel_threshold(size)
 
 
 def _checked_groups(groups: Any, X: Any) -> np.ndarray:

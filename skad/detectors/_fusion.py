@@ -6,6 +6,7 @@ images: a type that gives some normal images high scores counts for little.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
@@ -15,9 +16,9 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 
-from skad._memory import require_memory
 from skad._progress import progress
 from skad.base import PatchDetector
+from skad.base._memory_of_fit import learning_parts
 from skad.detectors._combined import as_part, inner_detector, means_and_stds
 
 
@@ -91,7 +92,8 @@ class FusionDetector(PatchDetector):
         more anomalous.
 
     map_means_, map_stds_ : ndarray of shape (n_feature_types,), float64
-        Mean and standard deviation of its held-out patch scores.
+        Mean and standard deviation of its held-out patch scores, of the images whose
+        maps are kept.
 
     contamination_ : float
         False-alarm rate of the thresholds, as of the fit or of `set_contamination`.
@@ -228,19 +230,32 @@ class FusionDetector(PatchDetector):
     # -- learning ------------------------------------------------------------------
 
     def _fit(self, X):
-        require_memory(
-            X.nbytes,
-            f"the features of {len(X)} images, of which each detector gets a copy of "
-            "its channels,",
-            "Call partial_fit with a part of the images at a time, and give the "
-            "detector a bank_size if it is a PatchCoreDetector; or reduce image_size "
-            "of the features.",
-        )
         inner = inner_detector(self.detector)
         calibration = _member_calibration(inner, len(X))
         parts = [as_part(inner, calibration) for _ in self.n_channels_]
         self.detectors_ = self._each(parts, "fit", self._by_type(X))
         self._standardise()
+
+    def _fit_bytes(self, shape, itemsize, *, first):
+        inner = inner_detector(self.detector)
+        way = _member_calibration(inner, shape[0])
+        # Before a fit, the number of channels of each type may not be known.
+        counts = getattr(self, "n_channels_", (shape[3],))
+        each = [inner] * len(counts) if first else self.detectors_
+        parts = [
+            learning_parts(one, (*shape[:3], d), itemsize, way, first=first)
+            for one, d in zip(each, counts, strict=True)
+        ]
+        copies = float(math.prod(shape)) * itemsize  # of the channels of each type
+        kept, passing = zip(*parts, strict=True)
+        return sum(kept), copies + max(passing)
+
+    def _memory_advice(self):
+        return (
+            "Call partial_fit with a part of the images at a time, and give the "
+            "detector a bank_size if it is a PatchCoreDetector; or reduce image_size "
+            "of the features."
+        )
 
     def _each(self, detectors, method, arguments):
         """Call a method of each detector with its argument; return the detectors."""
@@ -282,27 +297,39 @@ class FusionDetector(PatchDetector):
 
     def _standardise(self):
         """Set means and standard deviations by the scores that the detectors hold."""
-        scores, maps = self._held_out()
+        scores, maps, _ = self._held_out()
         self.score_means_, self.score_stds_ = means_and_stds(scores)
         self.map_means_, self.map_stds_ = means_and_stds(maps)
 
     def _held_out(self):
         """Each detector's anomaly scores and maps of images that all of them hold out.
 
-        A detector that keeps a sample of the images chooses it by their features.
+        A detector that keeps a sample of the images chooses it by their features. Of
+        many images, all keep the maps of the same sample; the last value returned is
+        the places of the scores that have maps.
         """
         positions = [one._held_out_positions(0) for one in self.detectors_]
+        with_maps = [
+            own[one._map_rows]
+            for one, own in zip(self.detectors_, positions, strict=True)
+        ]
         common = reduce(np.intersect1d, positions)
-        if len(common) == 0:
+        mapped = reduce(np.intersect1d, with_maps)
+        if len(mapped) == 0:
             raise ValueError(
                 "detector: no image is held out by the detectors of all feature types; "
                 "raise its calibration_size to the number of training images."
             )
-        rows = [np.searchsorted(own, common) for own in positions]
-        pairs = list(zip(self.detectors_, rows, strict=True))
         return (
-            [-one.calibration_scores_[kept] for one, kept in pairs],
-            [one.calibration_maps_[kept] for one, kept in pairs],
+            [
+                -one.calibration_scores_[np.searchsorted(own, common)]
+                for one, own in zip(self.detectors_, positions, strict=True)
+            ],
+            [
+                one.calibration_maps_[np.searchsorted(own, mapped)]
+                for one, own in zip(self.detectors_, with_maps, strict=True)
+            ],
+            np.searchsorted(common, mapped),
         )
 
     def _left_out_images(self, n):
@@ -313,8 +340,8 @@ class FusionDetector(PatchDetector):
     # -- scores --------------------------------------------------------------------
 
     def _score_left_out(self, X):
-        scores, maps = self._held_out()
-        return self._sum_scores(scores), self._sum_maps(maps)
+        scores, maps, rows = self._held_out()
+        return self._sum_scores(scores), self._sum_maps(maps), rows
 
     def _score(self, X):
         found = [one._score(part) for one, part in self._with_inputs(X)]
@@ -323,8 +350,8 @@ class FusionDetector(PatchDetector):
 
     def _score_for_calibration(self, X):
         found = [one._score_for_calibration(part) for one, part in self._with_inputs(X)]
-        scores, maps = zip(*found, strict=True)
-        return self._sum_scores(scores), self._sum_maps(maps)
+        scores, maps, _ = zip(*found, strict=True)  # on patches, all have maps
+        return self._sum_scores(scores), self._sum_maps(maps), None
 
     def _image_scores(self, X):
         scores = [one._image_scores(part) for one, part in self._with_inputs(X)]

@@ -80,6 +80,15 @@ class Gaussians:
         self.n_numbers = 0  # numbers given so far
         self.n_used = 0  # images kept so far
 
+    @staticmethod
+    def n_bytes(n_images, n_positions, n_features, itemsize, n_kept):
+        """Estimate of the bytes of Gaussians, and of those that pass in between."""
+        side = min(n_images, n_features)  # of a factor
+        n_kept = min(n_images, max(n_kept, n_features - 1))
+        chunk = min(_CHUNK_ENTRIES, n_images * n_positions * n_features)
+        images = itemsize * n_kept * n_positions * n_features
+        return 8.0 * n_positions * side**2 + images, 3 * 8.0 * chunk
+
     def add(self, images, numbers=None):
         """Learn from images (b, n_positions, n_features).
 

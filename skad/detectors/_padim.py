@@ -11,10 +11,12 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skad._memory import explained_shortage
 from skad._patches import image_scores
 from skad._progress import progress
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
+from skad.base._memory_of_fit import require_memory_to_learn
 from skad.base._warnings import warn_of_equal_images, warn_of_outlier
 from skad.detectors._gaussians import Gaussians
 from skad.networks._torch_state import in_own_torch_state
@@ -206,31 +208,61 @@ class PaDiMDetector(PatchDetector):
             self._check_views(1)
         else:
             self._n_per_image = 1
+        with explained_shortage("PaDiMDetector", self._memory_advice()):
+            gaussians, shape = self._gaussians_of(batches, update)
+            if gaussians.n_images == 1:  # which need not be in the last batch
+                return self.fit(gaussians.images[:1].reshape(1, *shape))
+            self._set_gaussians(gaussians, shape[:2])
+            self.n_samples_seen_ = gaussians.n_images
+            if not update:
+                self._take_threshold_parameters()
+                warn_of_equal_images(self, gaussians.images)
+            scores, maps = self._score_left_out()
+            self._replace_held_out(scores, maps)
+        if not update:
+            warn_of_outlier(self, scores, gaussians.numbers)
+        return self
+
+    def _fit_bytes(
+        self, shape: tuple[int, ...], itemsize: int, *, first: bool
+    ) -> tuple[float, float]:
+        n, n_positions = shape[0], shape[1] * shape[2]
+        n += 0 if first else self.n_samples_seen_ * self._n_per_image
+        n_kept = self.calibration_size * self._n_per_image
+        kept, passing = Gaussians.n_bytes(n, n_positions, shape[3], itemsize, n_kept)
+        return kept, passing if first else passing + kept  # the old ones stay that long
+
+    def _memory_advice(self) -> str:
+        return (
+            "Reduce the channels of the features, whose square counts at every "
+            "position: n_components=100 of PatchFeatures is that of the paper. Or "
+            "reduce image_size of the features, or calibration_size="
+            f"{self.calibration_size}."
+        )
+
+    def _gaussians_of(self, batches: Any, update: bool) -> tuple[Any, tuple[int, ...]]:
+        """Gaussians, not finished, of all batches, and the shape of an image."""
         gaussians = self._gaussians.reopened() if update else None
         n_before = self.n_samples_seen_ if update else 0
+        shape: tuple[int, ...] = ()
         for positions, X in batches:
             X, present = self._check_features(X, reset=gaussians is None)
+            if not shape:
+                shape = X.shape[1:]
+                if update:
+                    self._check_grid(shape[:2])
+                n = getattr(batches, "n_images", None) or len(X)
+                require_memory_to_learn(
+                    self, (n, *shape), X.dtype.itemsize, "loo", first=not update
+                )
             if gaussians is None:
                 gaussians = self._new_gaussians(X)
-            elif update:
-                self._check_grid(X.shape[1:3])
             if present.any():
                 X_present = X if present.all() else X[present]
                 gaussians.add(_flat(X_present), positions[present])
         if gaussians is None or gaussians.n_images == n_before:
             raise ValueError("no normal image is left: all of them were skipped.")
-        if gaussians.n_images == 1:  # which need not be in the last batch
-            return self.fit(gaussians.images[:1].reshape(1, *X.shape[1:]))
-        self._set_gaussians(gaussians, X.shape[1:3])
-        self.n_samples_seen_ = gaussians.n_images
-        if not update:
-            self._take_threshold_parameters()
-            warn_of_equal_images(self, gaussians.images)
-        scores, maps = self._score_left_out()
-        self._replace_held_out(scores, maps)
-        if not update:
-            warn_of_outlier(self, scores, gaussians.numbers)
-        return self
+        return gaussians, shape
 
     def _new_gaussians(self, X: Any) -> Gaussians:
         n_positions, n_features = X.shape[1] * X.shape[2], X.shape[3]

@@ -14,7 +14,6 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skad._memory import require_memory
 from skad._patches import patch_rows
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
@@ -22,7 +21,7 @@ from skad.detectors._held_out_pass import no_held_out
 from skad.detectors._left_out import LeftOutBank, n_rows_of_one_image
 from skad.detectors._streamed_fit import StreamingBankDetector
 from skad.neighbors import greedy_coreset
-from skad.neighbors._coreset import extend_coreset
+from skad.neighbors._coreset import extend_coreset, selection_bytes
 
 
 class PatchCoreDetector(StreamingBankDetector):
@@ -149,23 +148,22 @@ class PatchCoreDetector(StreamingBankDetector):
     detector does not hold the features of all images. If their patches fit into twice
     `bank_size` rows, the result is that of `fit` on features. If not, the bank is
     filled up to twice `bank_size` rows and then reduced, again and again; patches that
-    are closer to the reduced bank than its rows are to each other are left out. At the
+    are closer to the bank than its reduced rows are to each other are left out. At the
     end it is reduced to the rows that both parameters allow. Each image then passes
     the network a second time, or comes from `cache_dir`, for its held-out score. Memory
     is some times `bank_size` rows, the features of one batch, and `calibration_maps_`.
 
     Held-out scores of this second pass are those of the bank without the rows of the
-    image and, as below, with patches of other images in their place. For each row that
-    is taken out, four such patches are kept at most, and the four worst patches of the
-    image are compared with them. Scores of single images differ by up to a fifth from
-    those that a fit on features finds for the same bank, thresholds by 0 to 3 %
-    (measured on two sets of photographs).
+    image and, as below, with patches of other images in their place, as many as were
+    taken out at most. For each row that is taken out, the four worst patches of the
+    image are compared with them. Means of held-out scores were 1 to 2 % higher than
+    those of fits without each image, where these could be repeated.
 
-    Measured with 4,096 rows of `skad_small` at 128 pixels: the covering radius was 1.2
-    to 1.3 times that of one selection of as many rows, which nothing guarantees. Area
-    under the ROC curve of images without `bank_size`, with one fit of that size, and
-    with a streamed one: 0.995, 0.996 and 0.987 (bottles), 0.951, 0.942 and 0.936 (half
-    of the magnetic tiles).
+    Measured with 4,096 rows of `skad_small` at 128 pixels and three seeds: the covering
+    radius was 1.1 to 1.4 times that of one selection of as many rows, which nothing
+    guarantees. Area under the ROC curve of images without `bank_size`, with one fit of
+    that size, and with a streamed one: 0.995, 0.996 and 0.994 (bottles), 0.953, 0.952
+    and 0.949 (half of the magnetic tiles).
 
     To leave an image out, its rows are taken out of the bank, and rows of other images
     that were near them are put back, farthest first, until all are as close to the
@@ -280,19 +278,14 @@ class PatchCoreDetector(StreamingBankDetector):
 
     def _fit(self, X: np.ndarray) -> None:
         rows, inside = patch_rows(X)
-        require_memory(
-            self._n_selected(rows) * rows[:1].nbytes,
-            f"the {self._n_selected(rows)} rows of the bank",
-            f"Set bank_size, reduce coreset_ratio={self.coreset_ratio}, or reduce "
-            "image_size of the features.",
-        )
-        if self.coreset_ratio == 1 and self._n_selected(rows) == len(rows):
+        n_selected = self._n_selected(len(rows))
+        if self.coreset_ratio == 1 and n_selected == len(rows):
             selected = np.arange(len(rows))
         else:
             start = check_random_state(self.random_state).randint(len(rows))
             selected = greedy_coreset(
                 self._space(rows),
-                self._n_selected(rows),
+                n_selected,
                 start=start,
                 **self._selection_options(),
             )
@@ -305,7 +298,7 @@ class PatchCoreDetector(StreamingBankDetector):
             selected = extend_coreset(
                 self._space(self.bank_),
                 self._space(rows),
-                self._n_selected(rows),
+                self._n_selected(len(rows)),
                 **self._selection_options(),
             )
         first = self.n_samples_seen_ * self._n_per_image * X.shape[1] * X.shape[2]
@@ -339,10 +332,38 @@ class PatchCoreDetector(StreamingBankDetector):
             bank, indices = bank[selected], indices[selected]
         self._set_bank(bank, indices)
 
-    def _n_selected(self, rows: np.ndarray) -> int:
-        """Number of rows that the coreset keeps."""
-        n_selected = max(1, int(len(rows) * self.coreset_ratio))
+    def _selection_options(self) -> dict[str, Any]:
+        """How every coreset is selected, as keywords of `greedy_coreset`."""
+        return {
+            "projection_dim": self.projection_dim,
+            "random_state": self.random_state,
+            "on_interrupt": self.on_interrupt,
+            "verbose": self.verbose,
+        }
+
+    def _n_selected(self, n_rows: int) -> int:
+        """Number of rows that the coreset of so many keeps."""
+        n_selected = max(1, int(n_rows * self.coreset_ratio))
         return n_selected if self.bank_size is None else min(n_selected, self.bank_size)
+
+    def _fit_bytes(
+        self, shape: tuple[int, ...], itemsize: int, *, first: bool
+    ) -> tuple[float, float]:
+        n_rows, row = math.prod(shape[:3]), float(shape[3] * itemsize)
+        bank = self._n_selected(n_rows) * row
+        # Bounds of distances, distances, and the bank once more, to leave out images.
+        passing = 40 * n_rows + selection_bytes(n_rows, row) + bank
+        if not first:  # the selection takes old and new rows together
+            passing += (len(self.bank_) + n_rows) * row
+        if self.metric == "cosine":  # copies of unit length
+            bank, passing = 2 * bank, passing + n_rows * row
+        return bank, passing
+
+    def _memory_advice(self) -> str:
+        return (
+            f"Set bank_size, reduce coreset_ratio={self.coreset_ratio}, or reduce "
+            "image_size of the features."
+        )
 
     def _score_left_out(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Score each training image against the bank without it.

@@ -1,5 +1,6 @@
 """Any outlier detector of scikit-learn or PyOD as a detector on patches."""
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -155,6 +156,21 @@ class PatchwiseDetector(PatchDetector):
         _check_scores_new_rows(estimator)
         estimator.fit(rows)  # what it returns is not always itself in PyOD
         self.estimator_ = with_plain_arrays(estimator)
+
+    def _fit_bytes(
+        self, shape: tuple[int, ...], itemsize: int, *, first: bool
+    ) -> tuple[float, float]:
+        n_rows = math.prod(shape[:3])
+        if self.max_patches is not None:
+            n_rows = min(n_rows, self.max_patches)
+        rows = float(n_rows * shape[3] * itemsize)
+        return rows, rows  # `estimator` may keep them
+
+    def _memory_advice(self) -> str:
+        return (
+            f"Reduce max_patches={self.max_patches}, image_size of the features, or "
+            "the number of images."
+        )
 
     def _score(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows, inside = patch_rows(X)

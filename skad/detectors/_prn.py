@@ -447,7 +447,8 @@ class PRNDetector(TrainingImages, TrainedDetector, ImageDetector):
         for k, i in enumerate(chosen):
             mask = None
             if masks[i] is not None:
-                mask = resized_mask(read_defect_mask(masks[i], i), *self._frame())
+                mask, frame = read_defect_mask(masks[i], i), self._frame()
+                mask = resized_mask(mask, frame.resized(mask.shape), frame.crop)
             if mask is None or mask.any():
                 defects.append((lambda k=k: read(k), mask))
         return defects

@@ -5,6 +5,7 @@ scores high. It changes the mean of the patch features: its Mahalanobis distance
 means of normal images is added to the image score of any detector, both as z-scores.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from skad._patch_array import PatchArray
 from skad._training_images import TrainingImages
 from skad._user_warning import warn_user
 from skad.base import ImageDetector, PatchDetector
+from skad.base._memory_of_fit import learning_parts
 from skad.detectors._combined import as_part, inner_detector, means_and_stds
 
 # Images for two z-scores: of 7, four fifths are 5, which are split into 2 and 3.
@@ -32,6 +34,7 @@ class _TwoScores:
 
     detector_: Any
     random_state: Any
+    _reads_samples: bool
     location_: np.ndarray
     precision_: np.ndarray
     score_means_: np.ndarray
@@ -97,7 +100,7 @@ class _TwoScores:
 
     def _score_for_calibration(self, X):
         found = self.detector_._score_for_calibration(self._score_input(X))
-        return self._sum(X, found[0]), found[1]
+        return self._sum(X, found[0]), *found[1:]
 
     def _image_scores(self, X):
         scores = self.detector_._image_scores(self._score_input(X))
@@ -136,6 +139,15 @@ class _TwoScores:
 
     def _rendering(self, window, grid):
         return self.detector_._rendering(window, grid)
+
+    def _fit_bytes(self, shape, itemsize, *, first):
+        kept, passing = learning_parts(self._inner(), shape, itemsize, "train")
+        if not self._reads_samples:  # what is held out, and the rest
+            passing += math.prod(shape) * itemsize
+        return kept, passing
+
+    def _memory_advice(self):
+        return self._inner()._memory_advice()
 
 
 class PUADDetector(_TwoScores, PatchDetector):

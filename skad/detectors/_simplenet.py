@@ -7,6 +7,7 @@ its sign changed, is the anomaly score of the patch. `skad.networks._simplenet` 
 networks.
 """
 
+import math
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
@@ -327,6 +328,22 @@ class SimpleNetDetector(TrainedDetector, PatchDetector):
                 "hidden_dim, n_hidden_layers, adaptor, whiten and classification_head "
                 "the values of that fit, or set it to False."
             )
+
+    def _fit_bytes(self, shape, itemsize, *, first):
+        # Weights with gradients and moments; patches to score, of a fold or fifth.
+        n_weights = shape[3] * (shape[3] + self.hidden_dim)
+        n_weights += (self.n_hidden_layers - 1) * self.hidden_dim**2
+        enlarged = self.upscale**2 * math.prod(shape) * itemsize
+        sample = 8 * shape[3] * min(_SAMPLE_PATCHES, math.prod(shape[:3]))
+        to_score = enlarged / 5 if self.upscale > 1 else 0.0
+        return 4.0 * n_weights, 12.0 * n_weights + sample + to_score
+
+    def _memory_advice(self):
+        return (
+            f"Reduce train_batch_size={self.train_batch_size}, hidden_dim="
+            f"{self.hidden_dim}, upscale={self.upscale}, image_size of the features, "
+            "or the number of images."
+        )
 
     def _networks(self):
         return networks.simplenet.SimpleNet(

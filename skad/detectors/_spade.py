@@ -6,6 +6,7 @@ With cosine distances, a window of positions and the mean over the layers of a
 transformer, this is RAD.
 """
 
+import math
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -13,14 +14,13 @@ import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._maps import render
-from skad._memory import require_memory
 from skad._patch_array import PatchArray
 from skad._patches import filled, image_scores
 from skad._progress import progress
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
 from skad.neighbors._distances import unit_rows
-from skad.neighbors._nearest import search
+from skad.neighbors._nearest import BLOCK_ENTRIES, search
 
 
 class SPADEDetector(PatchDetector):
@@ -210,13 +210,6 @@ class SPADEDetector(PatchDetector):
         self.verbose = verbose
 
     def _fit(self, X):
-        require_memory(
-            X.nbytes,
-            f"the patches of {len(X)} images, which SPADE keeps,",
-            "Reduce image_size of the features, their channels, or the number of "
-            "images; PatchCoreDetector(bank_size=...) keeps a bounded number of "
-            "patches.",
-        )
         if self.n_neighbors_image > len(X):
             warn_user(
                 f"n_neighbors_image={self.n_neighbors_image} exceeds the {len(X)} "
@@ -225,8 +218,23 @@ class SPADEDetector(PatchDetector):
         self.descriptors_ = self._space(X.pooled)
         self.galleries_ = [self._space(level) for level in _split(X)]
 
+    def _fit_bytes(self, shape, itemsize, *, first):
+        # The patches that it keeps, and once more those to compare with them: of each
+        # image with those of the nearest images.
+        patches = float(math.prod(shape)) * itemsize
+        n_near = min(self.n_neighbors_image, shape[0]) * math.prod(shape[1:3])
+        bounds = itemsize * min(BLOCK_ENTRIES, math.prod(shape[1:3]) * n_near)
+        return patches, patches + 2 * bounds
+
+    def _memory_advice(self):
+        return (
+            "Reduce image_size of the features, their channels, or the number of "
+            "images; PatchCoreDetector(bank_size=...) keeps a bounded number of "
+            "patches."
+        )
+
     def _score_for_calibration(self, X):
-        return self._compare(X, *self._nearest_images(X))
+        return *self._compare(X, *self._nearest_images(X)), None
 
     def _score_left_out(self, X):
         """Compare each training image with all others, and with their views."""

@@ -76,15 +76,6 @@ class StreamingBankDetector(BankDetector):
         warn_of_outlier(self, scores[known], positions[known])
         return self
 
-    def _selection_options(self) -> dict[str, Any]:
-        """How every coreset is selected, as keywords of `greedy_coreset`."""
-        return {
-            "projection_dim": self.projection_dim,
-            "random_state": self.random_state,
-            "on_interrupt": self.on_interrupt,
-            "verbose": self.verbose,
-        }
-
     def _present_batches(
         self, batches: Iterable[Batch], reset: bool
     ) -> Iterator[Batch]:

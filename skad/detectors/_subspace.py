@@ -6,6 +6,7 @@ matrix product.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils._param_validation import Interval, RealNotInt
 
-from skad._moments import Moments
+from skad._moments import BLOCK_ENTRIES, Moments
 from skad._patches import image_scores, patch_maps, patch_rows
 from skad.base import PatchDetector
 
@@ -152,6 +153,24 @@ class SubspaceDetector(PatchDetector):
 
     def _merge(self, other: Any) -> None:
         self._set_moments(self._moments + other._moments, self._axes.dtype)
+
+    def _fit_bytes(
+        self, shape: tuple[int, ...], itemsize: int, *, first: bool
+    ) -> tuple[float, float]:
+        # Covariance and axes, work space for these, and a block of patches.
+        matrix = 8.0 * shape[3] ** 2
+        return 2 * matrix, 4 * matrix + 8 * min(BLOCK_ENTRIES, math.prod(shape))
+
+    def _fold_bytes(self, kept: float, shape: tuple[int, ...], itemsize: int) -> float:
+        # The covariances of all folds, and the patches of one.
+        moments = 8.0 * self._n_folds * shape[3] ** 2
+        return kept + moments + 0.2 * math.prod(shape) * itemsize
+
+    def _memory_advice(self) -> str:
+        return (
+            "Reduce the channels of the features (n_components or target_dim), or "
+            "image_size."
+        )
 
     def _set_moments(self, moments: Moments, dtype: Any) -> None:
         self._moments = moments

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skad import networks
 from skad._checks import check_size
+from skad._frame import Frame
 from skad._progress import progress
 from skad.images import check_images
 from skad.images._batches import ImageReader, n_threads, remembered
@@ -396,7 +397,7 @@ def _distillation_loss(
 ) -> Callable[[int], Any]:
     """Return the function from the number of a step to its loss."""
     # Images are read twice: at the size of the teacher, and at that of the features.
-    read = remembered(ImageReader(X, size, None, "raise", n_threads(None)))
+    read = remembered(ImageReader(X, Frame(size, None), "raise", n_threads(None)))
     mean, std = networks.modules.tensors([targets.mean, targets.std], device)
 
     def loss(step: int) -> Any:
@@ -415,6 +416,11 @@ def _fitted(features: Any, X: Any) -> Any:
         raise ValueError(
             f"features={features!r} must be a patch-feature transformer, such as "
             "skad.PatchFeatures."
+        )
+    if getattr(features, "resize", "exact") != "exact":
+        raise ValueError(
+            f"features has resize={features.resize!r}, which cuts off what is beyond a "
+            "square, but a teacher sees the whole image; set it to 'exact'."
         )
     if getattr(features, "crop_size", None) is not None:
         raise ValueError(
@@ -449,7 +455,7 @@ class _Targets:
         verbose: bool,
     ) -> None:
         self._features, self._grid, self._seed = features, grid, seed
-        self._reader = ImageReader(X, features._frame()[0], None, "raise", 1)
+        self._reader = ImageReader(X, features._frame(), "raise", 1)
         first = self._extract([0])
         self.n_channels = first.shape[3]
         self._kept = None

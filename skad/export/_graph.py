@@ -42,15 +42,14 @@ class Model(nn.Module):
     def __init__(self, chain: Chain, size: tuple[int, int]) -> None:
         super().__init__()
         source = reading_step(chain)
-        resized, crop = source._frame()
-        self.reader = Reader(size, resized, crop, source._n_channels())
+        self.reader = Reader(size, source._frame(), source._n_channels())
         self.features = None
         inside = None
         looked_at = None
         if chain.images is not None:
             self.features = features_module(chain.images)
             looked_at = chain.images.regions(None, 1)
-            inside = patches_inside(chain.images)
+            inside = patches_inside(chain.images, size)
         self.scores = scores_module(chain.final, inside)
         self.answers = Answers(chain, size, looked_at)
 
@@ -87,7 +86,7 @@ class Answers(nn.Module):
         held_out = np.sort(detector.calibration_scores_)
         self.register_buffer("held_out", torch.from_numpy(held_out))
         self.pixel_threshold = float(chain.pixel_threshold(size))
-        window = reading_step(chain).window()
+        window = reading_step(chain).window(size)
         rendering = detector._rendering(window, detector.calibration_maps_.shape[1:])
         (rows, self.top), (columns, self.left) = _operators(
             detector.calibration_maps_.shape[1:],

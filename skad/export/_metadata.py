@@ -27,10 +27,12 @@ def metadata(model: Any, chain: Chain, size: tuple[int, int]) -> dict[str, str]:
     metadata : dict
         What is no text already is JSON.
     """
-    resized, crop = reading_step(chain)._frame()
+    step = reading_step(chain)
+    resized, crop = step._frame()
     known: dict[str, Any] = {
         **described(model),
         "size": size,
+        "resize": step.resize,
         "image_size": resized,
         "crop_size": crop,
         "offset": float(chain.final.offset_),

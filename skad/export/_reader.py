@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from skad.images._read import central_offset, resized
+from skad._frame import Frame, central_offset
+from skad.images._read import resized
 
 _PRECISION_BITS = 22  # of Pillow's weights
 _SCALE = 2**_PRECISION_BITS
@@ -36,11 +37,8 @@ class Reader(nn.Module):
     raw : (int, int)
         Height and width of the raw images.
 
-    size : (int, int)
-        Height and width that they are resized to.
-
-    crop : (int, int) or None
-        Height and width of the centre that is kept.
+    frame : Frame
+        What they are resized to, and the centre that is kept.
 
     n_channels : int
         Channels c of the model.
@@ -49,14 +47,14 @@ class Reader(nn.Module):
     def __init__(
         self,
         raw: tuple[int, int],
-        size: tuple[int, int],
-        crop: tuple[int, int] | None,
+        frame: Frame,
         n_channels: int,
     ) -> None:
         super().__init__()
         self.is_grey = n_channels == 1
+        size = frame.resized(raw)
         self.resize = Resize(raw, size, 3 if n_channels == 3 else 1)
-        self.size, self.crop = size, crop
+        self.size, self.crop = size, frame.crop
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Images (n, h, w, c) from raw ones (n, H, W, C)."""

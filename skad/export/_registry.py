@@ -42,11 +42,15 @@ def scores_module(detector: Any, inside: np.ndarray | None) -> Any:
     )
 
 
-def patches_inside(transformer: Any) -> np.ndarray:
-    """Patches (h, w) inside of the region of interest of a transformer, bool."""
+def patches_inside(transformer: Any, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Patches (h, w) inside of the region of interest of a transformer, bool.
+
+    `size` is that of the raw images, where the window of the transformer depends on it.
+    """
     looked_at = transformer.regions(None, 1)
     if looked_at:
-        return looked_at.inside(0, transformer.grid_shape_, transformer.window())
+        window = transformer.window(size)
+        return looked_at.inside(0, transformer.grid_shape_, window)
     return np.ones(transformer.grid_shape_, bool)
 
 

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from skad._checks import normal_positions, require_attributes
-from skad._memory import require_memory
+from skad._memory import check_features, explained_shortage, require_memory
 from skad._patch_array import PatchArray
 from skad._portable import Portable
 from skad._progress import progress
@@ -185,7 +185,8 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         """Call `_fit` with the normal images; returns what it does."""
         # A part of the reader, not of X: errors name the places in X.
         normal = images[normal_positions(images, y)]
-        learned = self._fit(normal)
+        with explained_shortage(*self._shortage()):
+            learned = self._fit(normal)
         require_attributes(
             self, ("grid_shape_", "n_features_out_"), "_fit(images) sets them"
         )
@@ -220,6 +221,8 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         n = len(images)
         shape = n, *self.grid_shape_, self.n_features_out_
         _require_memory(shape)
+        if not scoring:
+            check_features(shape)
         features = np.empty(shape, np.float32)
         pooled = np.empty((n, self._n_pooled), np.float32)
         absent = np.ones(n, bool)
@@ -384,7 +387,8 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         n_images, keys = len(missing), {}
         cut = self.regions(regions, len(images))
         cache = Cache.of(self) if Cache.is_configured(self) else None
-        with progress(n_images, "features", self.verbose) as bar:
+        bar = progress(n_images, "features", self.verbose)
+        with bar, explained_shortage(*self._shortage()):
             if cache is not None:
                 keys = cache.keys(images, missing)
                 missing = []
@@ -392,8 +396,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
                     missing += absent
                     bar.update(len(index))
                     if len(index):
-                        features = self._unpacked(rows)
-                        yield index, cut.cut(features, index) if cut else features
+                        yield index, self._cut(cut, self._unpacked(rows), index, images)
             extract = self._extraction() if extract is None else extract
             for index, batch in images.indexed_batches(self._images_at_once(), missing):
                 features = extract(index, batch)
@@ -401,12 +404,32 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
                 if cache is not None:
                     cache.store(self._packed(features), index, keys)
                 bar.update(len(index))
-                yield index, cut.cut(features, index) if cut else features
+                yield index, self._cut(cut, features, index, images)
         self._warn_of_skipped(images, n_images, scoring=scoring)
+
+    def _cut(
+        self,
+        looked_at: Regions | None,
+        features: NDArray[np.float32],
+        index: NDArray[np.intp],
+        images: ImageReader,
+    ) -> NDArray[np.float32]:
+        """Features of some images, NaN outside of their regions."""
+        if not looked_at:
+            return features
+        sizes = self._sizes_that_count(images, index)
+        return looked_at.cut(features, index, [self.window(size) for size in sizes])
 
     def _extraction(self) -> Extract:
         """Return the function that extracts features, for one pass over images."""
         return lambda index, batch: self._extract(batch)
+
+    def _shortage(self) -> tuple[str, str]:
+        """What to say if memory is too short for a batch."""
+        names = [n for n in ("batch_size", "tile") if hasattr(self, n)]
+        given = [f"{name}={getattr(self, name)!r}" for name in ("image_size", *names)]
+        advice = f"Reduce {' or '.join(given)}."
+        return f"{type(self).__name__} on a batch of images", advice
 
     def _check_features(self, features: NDArray[np.float32], n: int) -> None:
         """Refuse what an `_extract` of the user's own returns in another shape."""
@@ -455,7 +478,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         check_is_fitted(self, "grid_shape_")
         if each is None and self.region_ is None:
             return None
-        return Regions(self.region_, each, n_images, self.window(), self._pixel_limit)
+        return Regions(self.region_, each, n_images, self._pixel_limit)
 
     # -- hooks --------------------------------------------------------------------
 
@@ -485,8 +508,8 @@ def _require_memory(shape):
     n, height, width, n_channels = shape
     require_memory(
         4 * math.prod(shape),
-        f"the features of {n} images ({height} x {width} patches of {n_channels} "
-        "channels, float32)",
+        f"an array of the features of {n} images ({height} x {width} patches of "
+        f"{n_channels} channels, float32)",
         "In a skad.Pipeline, PatchCoreDetector(bank_size=...) and PaDiMDetector right "
         "after the features take them block by block; partial_fit takes a part of the "
         "images at a time. Or reduce image_size, the channels (target_dim, layers), or "
@@ -547,6 +570,13 @@ class NormalBatches:
         self._regions = regions
         self._sets_skipped = sets_skipped
         self._prepared: tuple[ImageReader, Extract | None] | None = None
+
+    @property
+    def n_images(self) -> int | None:
+        """Number of normal images, as far as they can be read; None before a pass."""
+        if self._prepared is None:
+            return None
+        return len(normal_positions(self._prepared[0], self._y))
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
         is_first = self._prepared is None

@@ -46,7 +46,8 @@ class FusedFeatures(PatchFeatureTransformer):
         images are read: `region`, `batch_size`, `on_error`, `n_jobs` and `verbose`.
 
     second : PatchFeatureTransformer, default=None
-        None is `PCANetFeatures` of the same `image_size`, `crop_size` and `verbose`.
+        None is `PCANetFeatures` of the same `image_size`, `crop_size`, `resize` and
+        `verbose`.
 
     share : float, default=0.25
         Share of `second` in the squared distance, between 0 and 1.
@@ -103,6 +104,7 @@ class FusedFeatures(PatchFeatureTransformer):
     }
 
     image_size, crop_size = _as_first("image_size"), _as_first("crop_size")
+    resize = _as_first("resize")
     region, on_error = _as_first("region"), _as_first("on_error")
     n_jobs, verbose = _as_first("n_jobs"), _as_first("verbose")
 
@@ -123,11 +125,15 @@ class FusedFeatures(PatchFeatureTransformer):
         if first is None:
             size = {}
             if second is not None:
-                size = {"image_size": second.image_size, "crop_size": second.crop_size}
+                names = "image_size", "crop_size", "resize"
+                size = {name: getattr(second, name) for name in names}
             first = PatchFeatures("skad_small", embedding="concat", **size)
         if second is None:
             second = PCANetFeatures(
-                first.image_size, crop_size=first.crop_size, verbose=first.verbose
+                first.image_size,
+                crop_size=first.crop_size,
+                resize=first.resize,
+                verbose=first.verbose,
             )
         return first, second
 
@@ -214,9 +220,10 @@ class FusedFeatures(PatchFeatureTransformer):
         first, second = self._members()
         if first._frame() != second._frame():
             raise ValueError(
-                f"first has image_size={first.image_size!r} and crop_size="
-                f"{first.crop_size!r}, second {second.image_size!r} and "
-                f"{second.crop_size!r}; set them alike, both see the same images."
+                f"first has image_size={first.image_size!r}, crop_size="
+                f"{first.crop_size!r} and resize={first.resize!r}, second "
+                f"{second.image_size!r}, {second.crop_size!r} and {second.resize!r}; "
+                "set them alike, both see the same images."
             )
         if first._n_channels() != second._n_channels():
             raise ValueError(

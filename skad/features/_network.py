@@ -1,25 +1,19 @@
 """Patch features of a pretrained network (Section 3.1 of the PatchCore paper)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from skad import networks
-from skad._checks import check_size
-from skad._patch_array import PatchArray
-from skad.features._base import Extract, PatchFeatureTransformer
-from skad.features._layer_maps import LayerMaps
-from skad.features._principal import principal_axes, random_dimensions
-from skad.networks._weights import identity
+from skad.features._base import PatchFeatureTransformer
+from skad.features._network_patches import NetworkPatches
 
 
-class PatchFeatures(LayerMaps):
+class PatchFeatures(NetworkPatches):
     """Patch features from the middle of a pretrained network.
 
     Parameters
@@ -53,12 +47,18 @@ class PatchFeatures(LayerMaps):
 
     image_size : int or (int, int), default=224
         Every image is resized to exactly this height and width (bilinear,
-        antialiased).
+        antialiased), unless `resize` is "short".
 
     crop_size : int or (int, int), default=None
         Centre of the resized image to keep. None keeps the whole image: a crop
-        hides defects at the border. ``image_size=256, crop_size=224`` is the
-        protocol of the papers.
+        hides defects at the border. ``image_size=256, crop_size=224, resize="short"``
+        is the protocol of the papers.
+
+    resize : {"exact", "short"}, default="exact"
+        What `image_size` is. "exact" resizes to this height and width, whatever the
+        aspect ratio of an image. "short" resizes until the short side has so many
+        pixels, keeps the aspect ratio, and cuts out the centre: `crop_size`, or a
+        square. What is beyond it is not looked at.
 
     patch_size : int, default=3
         Side p, odd, of the neighbourhood that a patch feature averages over.
@@ -235,6 +235,7 @@ class PatchFeatures(LayerMaps):
         backbone_kwargs: dict[str, Any] | None = None,
         image_size: int | tuple[int, int] = 224,
         crop_size: int | tuple[int, int] | None = None,
+        resize: str = "exact",
         patch_size: int = 3,
         patch_stride: int = 1,
         embedding: str = "auto",
@@ -262,6 +263,7 @@ class PatchFeatures(LayerMaps):
         self.backbone_kwargs = backbone_kwargs
         self.image_size = image_size
         self.crop_size = crop_size
+        self.resize = resize
         self.patch_size = patch_size
         self.patch_stride = patch_stride
         self.embedding = embedding
@@ -282,197 +284,6 @@ class PatchFeatures(LayerMaps):
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
-
-    def _images_at_once(self) -> int:
-        if self.batch_size != "auto":
-            return self.batch_size
-        if self._device().type != "cpu":
-            return 32
-        height, width = self._input_size()
-        return int(np.clip(4 * 256**2 // (height * width), 1, 4))
-
-    def _fit_images(self, images: Any, y: Any) -> Extract | None:
-        backbone = self._fit_normal(images, y)
-        if backbone is None:  # a subclass has trained another one
-            return None
-        return lambda index, batch: self._features_of(backbone, batch)
-
-    def _fit(self, images: Any) -> Any:
-        """Measure the network, and learn the axes from images; returns the network."""
-        backbone = self._fit_network()
-        self._learn_axes(images, backbone)
-        return backbone
-
-    def _fit_network(self) -> Any:
-        """Measure the network on a black image; returns it."""
-        self._check_settings()
-        for name in ("_weights", "layers_"):
-            self.__dict__.pop(name, None)
-        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.layers_ = self._check_layers(self._backbone())
-        backbone = self._backbone()
-        self._check_pooled(backbone.module)
-        self.weights_sha256_ = backbone.sha256
-        self.components_: np.ndarray | None = None
-        self._centre: np.ndarray | None = None  # that axes are through
-        self._embedding = self._chosen_embedding()
-        self._measure(backbone)
-        # A black image tells the shapes.
-        shape = (1, *self._input_size(), self._n_channels())
-        probe = np.zeros(shape, np.float32)
-        levels, pooled = self._levels(backbone, probe, self._last_layer)
-        self._check_levels(levels)
-        self._n_pooled = 0 if pooled is None else pooled.shape[1]
-        self.grid_shape_ = self._grid(levels)
-        n_features = self._embed(levels).shape[1]
-        self._choose_dimensions(n_features)
-        self.n_features_out_ = self.n_components or n_features
-        self._own_levels = self._describe_levels(levels)
-        self._keep_weights(backbone, probe)
-        return backbone
-
-    def _choose_dimensions(self, n_features: int) -> None:
-        """Sample the dimensions that are kept; axes are learned from images later."""
-        if self.n_components is None:
-            return
-        if self.n_components > n_features:
-            raise ValueError(
-                f"n_components={self.n_components} exceeds the {n_features} "
-                f"dimensions of layers {self.layers_}."
-            )
-        if self.reduction == "random":
-            self.components_ = random_dimensions(
-                n_features, self.n_components, self._seed
-            )
-
-    def _learn_axes(self, images: Any, backbone: Any) -> None:
-        """Learn principal axes from the patches of images, where these are asked for.
-
-        Patches outside of `region` have no part in them.
-        """
-        if self.n_components is None or self.reduction != "pca":
-            return
-        found = principal_axes(self._rows_inside(images, backbone), self.n_components)
-        if found is None:
-            self._warn_of_skipped(images, len(images))  # raises if none could be read
-            raise ValueError("region leaves no patch to learn principal axes from.")
-        self.components_, self._centre = found
-
-    def _rows_inside(self, images: Any, backbone: Any) -> Iterator[np.ndarray]:
-        """Yield the patches (m, n) of batches of images, in all of their dimensions."""
-        looked_at = self.regions(None, len(images))
-        inside = np.ones(self.grid_shape_, bool)
-        if looked_at:
-            inside = looked_at.inside(0, self.grid_shape_, self.window())
-        for batch in images.batches(self._images_at_once()):
-            patches = np.asarray(self._features_of(backbone, batch))
-            yield patches[:, inside].reshape(-1, patches.shape[-1])
-
-    def _check_levels(self, levels: Any) -> None:
-        counts = [level.shape[1] for level in levels]
-        if self._embedding == "mean" and len(set(counts)) > 1:
-            raise ValueError(
-                f"embedding='mean' averages over the layers {self.layers_}, but these "
-                f"have {', '.join(map(str, counts))} channels; choose layers of as "
-                "many channels, as the blocks of a transformer, or embedding='concat'."
-            )
-
-    def _chosen_embedding(self) -> str:
-        if self.embedding != "auto":
-            return self.embedding
-        own = not isinstance(self.backbone, str)
-        return "concat" if not own and self.backbone == "skad_small" else "mean1d"
-
-    def _describe_levels(self, levels: Any) -> tuple[Any, ...]:
-        """Number of channels and grid of each level, where they are kept apart."""
-        joined = self._embedding in ("mean1d", "mean")
-        if joined or (self.n_components is not None and self.reduction == "pca"):
-            return ()
-        counts = [level.shape[1] for level in levels]
-        if self.components_ is not None:
-            ends = np.searchsorted(self.components_, np.cumsum(counts))
-            counts = np.diff(ends, prepend=0).tolist()
-        grids = [self.grid_shape_] * len(levels)
-        if self._embedding == "replicate":
-            grids = [tuple(level.shape[2:]) for level in levels]
-        return tuple(
-            (count, grid) for count, grid in zip(counts, grids, strict=True) if count
-        )
-
-    def _extraction(self) -> Extract:
-        backbone = self._checked_backbone()
-        return lambda index, batch: self._features_of(backbone, batch)
-
-    def _extract(self, batch: np.ndarray) -> np.ndarray:
-        return self._features_of(self._checked_backbone(), batch)
-
-    def _features_of(self, backbone: Any, batch: np.ndarray) -> np.ndarray:
-        """Patch features of a batch of images, with descriptors where there are any."""
-        import torch
-
-        with torch.inference_mode():
-            levels, pooled = self._levels(backbone, batch, self._last_layer)
-            patches = self._patches(levels).cpu().numpy()
-            if pooled is None:
-                return patches
-            return PatchArray(patches, pooled.cpu().numpy(), self._own_levels)
-
-    def _patches(self, levels: Any) -> Any:
-        """Patch features (b, h, w, d), float32, from the maps of all layers."""
-        import torch
-
-        embedded = self._embed(levels)
-        if self.components_ is None:
-            return embedded.permute(0, 2, 3, 1).float()
-        if self._centre is None:
-            kept = embedded[:, torch.as_tensor(self.components_)]
-            return kept.permute(0, 2, 3, 1).float()
-        axes, centre = (
-            torch.as_tensor(values, device=embedded.device)
-            for values in (self.components_, self._centre)
-        )
-        return (embedded.permute(0, 2, 3, 1).float() - centre) @ axes.T
-
-    def _embed(self, levels: Any) -> Any:
-        if self._embedding == "replicate":
-            return networks.embedding.replicate(levels, self.grid_shape_)
-        if self._embedding == "mean1d":
-            return networks.embedding.mean1d(
-                levels,
-                self.grid_shape_,
-                self.patch_size,
-                self.pretrain_dim,
-                self.target_dim,
-                self.patch_stride,
-            )
-        join = getattr(networks.embedding, self._embedding)  # concat or mean
-        return join(levels, self.grid_shape_, self.patch_size, self.patch_stride)
-
-    def _grid(self, levels: Any) -> tuple[int, int]:
-        if self.grid is not None:
-            return check_size(self.grid, "grid", allow_int=True)
-        finest = max((level.shape[2:] for level in levels), key=np.prod)
-        return -(-finest[0] // self.patch_stride), -(-finest[1] // self.patch_stride)
-
-    def _check_settings(self) -> None:
-        self._device()
-        if self.patch_size % 2 == 0:
-            raise ValueError(
-                f"patch_size={self.patch_size} is even; a neighbourhood has a centre "
-                "only if it is odd."
-            )
-        if self.patch_stride > 1 and self.embedding == "replicate":
-            raise ValueError(
-                f"patch_stride={self.patch_stride}: embedding='replicate' takes no "
-                "neighbourhoods; choose 'concat', or grid for fewer patches."
-            )
-        if isinstance(self.backbone, str) or self.weights is True:
-            identity(self.weights, None)
-        if not isinstance(self.backbone, str) and self.weights is not None:
-            raise ValueError(
-                f"weights={self.weights!r} goes with a backbone given by name; load "
-                "the weights of your own network before you pass it."
-            )
 
     def _signature(self) -> str:
         settings = self.get_params()

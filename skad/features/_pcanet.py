@@ -42,10 +42,15 @@ class PCANetFeatures(PatchFeatureTransformer):
     Parameters
     ----------
     image_size : int or (int, int), default=224
-        Every image is resized to exactly this height and width.
+        Every image is resized to exactly this height and width, unless `resize` is
+        "short".
 
     crop_size : int or (int, int), default=None
         Centre of the resized image to keep. None keeps the whole image.
+
+    resize : {"exact", "short"}, default="exact"
+        As in `PatchFeatures`: "short" resizes the short side to `image_size`, and cuts
+        out the centre.
 
     region : mask, default=None
         What to look at in every image, True or not zero, as `skad.images.read_mask`
@@ -158,6 +163,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         image_size: int | tuple[int, int] = 224,
         *,
         crop_size: int | tuple[int, int] | None = None,
+        resize: str = "exact",
         region: Any = None,
         kernel_sizes: Sequence[int] = (5, 3, 3),
         n_filters: Sequence[int] = (16, 48, 96),
@@ -172,6 +178,7 @@ class PCANetFeatures(PatchFeatureTransformer):
     ) -> None:
         self.image_size = image_size
         self.crop_size = crop_size
+        self.resize = resize
         self.region = region
         self.kernel_sizes = kernel_sizes
         self.n_filters = n_filters
@@ -335,7 +342,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         smallest = 2 ** len(sizes) * max(sizes)
         if min(self._input_size()) < smallest:
             raise ValueError(
-                f"image_size={self._frame()[0]} is too small for "
+                f"image_size={self.image_size!r} is too small for "
                 f"{len(sizes)} stages; the smaller side must be at least {smallest}."
             )
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from skad._maps import WHOLE
+from skad._frame import WHOLE, Window
 from skad._patch_array import PatchArray
 from skad.images import read_mask
 from skad.images._arrays import has_base
@@ -43,9 +43,6 @@ class Regions:
     n : int
         Number of images.
 
-    window : ((float, float), (float, float))
-        The part of an image that the patch grid covers.
-
     pixel_limit : int or None
         The limit that came with the estimator, see `skad.images._read.pixel_limit`.
     """
@@ -55,10 +52,8 @@ class Regions:
         common: NDArray[np.bool_] | None,
         each: Any,
         n: int,
-        window: tuple[tuple[float, float], tuple[float, float]],
         pixel_limit: int | None = PILLOW_LIMIT,
     ) -> None:
-        self.window = window
         self.each = each
         self.common = common
         self.pixel_limit = pixel_limit
@@ -83,13 +78,20 @@ class Regions:
         return self.common is not None or self.each is not None
 
     def cut(
-        self, features: NDArray[np.float32], index: Sequence[int] | NDArray[np.intp]
+        self,
+        features: NDArray[np.float32],
+        index: Sequence[int] | NDArray[np.intp],
+        windows: Sequence[Window],
     ) -> NDArray[np.float32]:
-        """Features of some images, NaN for patches that lie mostly outside."""
+        """Features of some images, NaN for patches that lie mostly outside.
+
+        `windows` are the parts of these images that their patch grids cover.
+        """
         if not self:
             return features
+        grid = features.shape[1:3]
         outside = ~np.stack(
-            [self.inside(i, features.shape[1:3], self.window) for i in index]
+            [self.inside(i, grid, one) for i, one in zip(index, windows, strict=True)]
         )
         patches = np.array(features)
         patches[outside] = np.nan
@@ -101,7 +103,7 @@ class Regions:
         self,
         i: int,
         grid: tuple[int, ...],
-        window: tuple[tuple[float, float], tuple[float, float]] = WHOLE,
+        window: Window = WHOLE,
     ) -> NDArray[np.bool_]:
         """Tell which cells of a grid over a window lie in the region of image i."""
         inside = np.ones(grid, bool)

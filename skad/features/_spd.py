@@ -73,7 +73,7 @@ class SPDPatchFeatures(PatchFeatures):
     weights, backbone_kwargs : default=None
         As of `PatchFeatures`.
 
-    image_size, crop_size : default=224, None
+    image_size, crop_size, resize : default=224, None, "exact"
         As of `PatchFeatures`; for training, too.
 
     patch_size, patch_stride, embedding : default=3, 1, "auto"
@@ -212,6 +212,7 @@ class SPDPatchFeatures(PatchFeatures):
         backbone_kwargs: dict[str, Any] | None = None,
         image_size: int | tuple[int, int] = 224,
         crop_size: int | tuple[int, int] | None = None,
+        resize: str = "exact",
         patch_size: int = 3,
         patch_stride: int = 1,
         embedding: str = "auto",
@@ -240,6 +241,7 @@ class SPDPatchFeatures(PatchFeatures):
             backbone_kwargs=backbone_kwargs,
             image_size=image_size,
             crop_size=crop_size,
+            resize=resize,
             patch_size=patch_size,
             patch_stride=patch_stride,
             embedding=embedding,
@@ -317,7 +319,8 @@ class SPDPatchFeatures(PatchFeatures):
         self.weights_sha256_ = networks.frozen.Backbone(
             backbone.module, None, None
         ).sha256
-        self._learn_axes(images, self._backbone())
+        if self._learns_axes():
+            self._learn_axes(images, self._backbone())
 
     def _keep_weights(self, backbone: Any, probe: Any) -> None:
         """Store nothing: all weights are in `state_`."""
@@ -361,6 +364,11 @@ class SPDPatchFeatures(PatchFeatures):
                 label="SPD",
                 verbose=self.verbose,
                 checkpoint=self._checkpoint(np.array(list(means.values()))),
+                what=f"a step of training {type(self).__name__}",
+                advice_on_memory=(
+                    f"Reduce train_batch_size={self.train_batch_size} or image_size="
+                    f"{self.image_size!r}."
+                ),
                 advice="With checkpoint_dir, fit goes on from its last checkpoint.",
             )
 

@@ -15,6 +15,7 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import Interval
 
 from skad._checks import check_size
+from skad._frame import Frame
 from skad._patch_array import PatchArray
 from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._fused import FusedFeatures
@@ -159,15 +160,16 @@ class TiledFeatures(PatchFeatureTransformer):
 
     # -- images -------------------------------------------------------------------
 
-    def _frame(self) -> tuple[tuple[int, int], None]:
+    def _frame(self) -> Frame:
         if self.image_size is not None:
-            return check_size(self.image_size, "image_size", allow_int=True), None
+            size = check_size(self.image_size, "image_size", allow_int=True)
+            return Frame(size, None)
         if not hasattr(self, "image_size_"):
             raise ValueError(
                 "image_size=None: the size of the images is known from fit on only; "
                 "pass an image_size."
             )
-        return self.image_size_, None
+        return Frame(self.image_size_, None)
 
     def _n_channels(self) -> int:
         return self._wrapped()._n_channels()
@@ -188,7 +190,8 @@ class TiledFeatures(PatchFeatureTransformer):
 
     def _common_size(self, X: Any) -> tuple[int, int]:
         """Size of the first image that can be read."""
-        reader = self._reader_of(ImageReader, self._checked_images(X), (1, 1), "raise")
+        any_frame, images = Frame((1, 1), None), self._checked_images(X)
+        reader = self._reader_of(ImageReader, images, any_frame, "raise")
         failed = None
         for index in range(len(reader)):
             try:
@@ -206,15 +209,14 @@ class TiledFeatures(PatchFeatureTransformer):
 
     def _reader(self, X: Sequence[Any]) -> ImageReader:
         kind = _ReaderOfOneSize if self.image_size is None else ImageReader
-        return self._reader_of(kind, X, self._frame()[0], self.on_error)
+        return self._reader_of(kind, X, self._frame(), self.on_error)
 
     def _reader_of(
-        self, kind: type, X: Sequence[Any], size: tuple[int, int], on_error: str
+        self, kind: type, X: Sequence[Any], frame: Frame, on_error: str
     ) -> ImageReader:
         return kind(
             X,
-            size,
-            None,
+            frame,
             on_error,
             n_threads(self.n_jobs),
             self._n_channels(),
@@ -303,6 +305,11 @@ class TiledFeatures(PatchFeatureTransformer):
 
     def _check_features_to_wrap(self) -> None:
         features = self._wrapped()
+        if features.resize != "exact":
+            raise ValueError(
+                f"features has resize={features.resize!r}, but every tile is taken as "
+                "it is; pass resize='exact'."
+            )
         if features.crop_size is not None:
             raise ValueError(
                 f"features has crop_size={features.crop_size!r}, which would leave out "
@@ -470,7 +477,8 @@ class _ReaderOfOneSize(ImageReader):
     """A reader that resizes nothing, and refuses images of another size."""
 
     def _reading(self, index: int) -> Callable[[], tuple[NDArray[np.float32], Any]]:
-        read, expected = super()._reading(index), self.image_size
+        read = super()._reading(index)
+        expected: Any = self.frame.size
 
         def read_of_one_size() -> Any:
             image, size = read()

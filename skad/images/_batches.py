@@ -13,6 +13,8 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from skad._frame import Frame
+from skad._memory import available_memory, explained_shortage
 from skad.images._errors import ImageError
 from skad.images._files import image_size
 from skad.images._read import PILLOW_LIMIT, as_path, carried_limit, read_model_input
@@ -63,11 +65,8 @@ class ImageReader:
     X : sequence
         Images as `skad.images.check_images` returns them.
 
-    image_size : (int, int)
-        Every image is resized to this height and width, in pixels.
-
-    crop_size : (int, int) or None
-        Height and width of the centre of the resized image that is kept.
+    frame : Frame
+        What every image is resized to, and the centre that is kept.
 
     on_error : {"raise", "skip", "report"}
         What to do about an image that cannot be read: raise the error; leave the image
@@ -98,8 +97,7 @@ class ImageReader:
     def __init__(
         self,
         X: Any,
-        image_size: tuple[int, int],
-        crop_size: tuple[int, int] | None,
+        frame: Frame,
         on_error: str,
         n_threads: int,
         n_channels: int = 3,
@@ -108,8 +106,7 @@ class ImageReader:
         pixel_limit: int | None = PILLOW_LIMIT,
     ) -> None:
         self.X = X
-        self.image_size = image_size
-        self.crop_size = crop_size
+        self.frame = frame
         self.on_error = on_error
         self.n_threads = n_threads
         self.n_channels = n_channels
@@ -150,8 +147,7 @@ class ImageReader:
             self.X,
             position,
             self._name(position),
-            self.image_size,
-            self.crop_size,
+            self.frame,
             self.n_channels,
             self.pixel_limit,
         )
@@ -207,7 +203,8 @@ class ImageReader:
 
     def _n_waiting(self) -> int:
         """Images that are read ahead: few large ones, for each is held in memory."""
-        height, width = self.image_size
+        size, _ = self.frame
+        height, width = (size, size) if isinstance(size, int) else size
         fitting = _WAITING_BYTES // (4 * height * width * self.n_channels)
         return min(_WAITING_PER_THREAD * self.n_threads, max(2, fitting))
 
@@ -231,14 +228,16 @@ class ImageReader:
         batch: list[NDArray[np.float32]] = []
         indices = range(len(self)) if indices is None else indices
         readings = ((index, self._reading(index)) for index in indices)
-        for index, result in self._in_threads(readings):
-            members.append(index)
-            batch.append(self._received(index, *result))
-            if len(batch) == batch_size:
+        what = f"a batch of {batch_size} images"
+        with explained_shortage(what, "Reduce batch_size or image_size."):
+            for index, result in self._in_threads(readings):
+                members.append(index)
+                batch.append(self._received(index, *result))
+                if len(batch) == batch_size:
+                    yield np.array(members), np.stack(batch)
+                    members, batch = [], []
+            if batch:
                 yield np.array(members), np.stack(batch)
-                members, batch = [], []
-        if batch:
-            yield np.array(members), np.stack(batch)
 
     def batches(self, batch_size: int) -> Iterator[NDArray[np.float32]]:
         """Yield float32 (b, H, W, C) for the images that can be read."""
@@ -247,7 +246,7 @@ class ImageReader:
 
 
 def remembered(
-    reader: ImageReader, limit: int = _KEPT_BYTES
+    reader: ImageReader, limit: float = _KEPT_BYTES
 ) -> Callable[[int], NDArray[np.float32]]:
     """Give a function like ``reader.read`` that keeps the images that it has read.
 
@@ -256,8 +255,9 @@ def remembered(
     Parameters
     ----------
     reader : ImageReader
-    limit : int, default=2**30
-        Bytes that the kept images take at most.
+    limit : float, default=2**30
+        Bytes that the kept images take at most; not more than half of those that are
+        left now.
 
     Returns
     -------
@@ -266,6 +266,7 @@ def remembered(
         written to.
     """
     kept: dict[int, NDArray[np.float32]] = {}
+    limit = min(limit, available_memory() / 2)
 
     def read(index: int) -> NDArray[np.float32]:
         if index in kept:

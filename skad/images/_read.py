@@ -22,6 +22,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from skad._frame import Frame, central_offset
 from skad.images._arrays import (
     CONVERTED,
     array_view,
@@ -477,8 +478,7 @@ def read_model_input(
     images: Sequence[Any],
     position: int,
     where: str,
-    size: tuple[int, int],
-    crop: tuple[int, int] | None,
+    frame: Frame,
     n_channels: int,
     limit: int | None,
 ) -> tuple[NDArray[np.float32], tuple[int, int]]:
@@ -488,13 +488,12 @@ def read_model_input(
     """
     with carried_limit(limit):
         image = read_image(images[position], where=where, n_channels=n_channels)
-    return model_input(image, size, crop, n_channels), (image.shape[0], image.shape[1])
+    return model_input(image, frame, n_channels), (image.shape[0], image.shape[1])
 
 
 def model_input(
     image: NDArray[Any],
-    size: tuple[int, int],
-    crop: tuple[int, int] | None = None,
+    frame: Frame,
     n_channels: int = 3,
 ) -> NDArray[np.float32]:
     """Bring an image to the size, the crop and the channels that a model takes.
@@ -503,10 +502,8 @@ def model_input(
     ----------
     image : ndarray of shape (H, W, C)
         Normal form; see `read_image`.
-    size : (int, int)
-        Height and width that the image is resized to.
-    crop : (int, int) or None, default=None
-        Height and width of the centre that is kept.
+    frame : Frame
+        What the image is resized to, and the centre that is kept.
     n_channels : int, default=3
         Wanted number of channels.
 
@@ -515,6 +512,9 @@ def model_input(
     ndarray of shape (h, w, n_channels), float32
         Values in [0, 1]. It may be a view.
     """
+    size, crop = frame
+    if isinstance(size, int):
+        size = frame.resized((image.shape[0], image.shape[1]))
     image = resized(image, *size, Image.Resampling.BILINEAR)
     if crop is not None:
         top, left = central_offset(size, crop)
@@ -545,11 +545,6 @@ def resized(
         plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
         result[..., channel] = np.asarray(plane.resize((width, height), resample))
     return result if image.dtype == np.uint8 else np.clip(result, 0, 1, out=result)
-
-
-def central_offset(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
-    """Top left corner of a central window; half pixels go to the even side."""
-    return round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2)
 
 
 def floats(image: NDArray[Any], n_channels: int) -> NDArray[np.float32]:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from skad._checks import check_size
-from skad.images._read import central_offset, floats, resized
+from skad._frame import central_offset, short_side
+from skad.images._read import floats, resized
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -96,10 +97,7 @@ def resize_short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
     height, width = check_size(size)
     if isinstance(short, bool) or int(short) != short or short < 1:
         raise ValueError(f"short must be a positive whole number, got {short!r}.")
-    short = int(short)
-    if height <= width:
-        return short, int(short * width / height)
-    return int(short * height / width), short
+    return short_side((height, width), int(short))
 
 
 def center_crop_box(

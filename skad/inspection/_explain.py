@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from skad._chain import Chain
-from skad._maps import WHOLE
+from skad._frame import WHOLE
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Explanation:
     training_patch : (int, int)
         Row and column of the nearest patch in that image.
 
-    training_region : (float, float, float, float)
+    training_region : (float, float, float, float) or None
         Top, left, bottom and right of that patch, as shares of the height and of the
-        width of the training image.
+        width of the training image. None with features of ``resize="short"``, where it
+        depends on the size of that image, which the model does not keep.
 
     distance : float
         Distance of the two patches.
@@ -53,7 +54,7 @@ class Explanation:
     bbox: tuple[int, int, int, int] | None
     training_index: int
     training_patch: tuple[int, int]
-    training_region: tuple[float, float, float, float]
+    training_region: tuple[float, float, float, float] | None
     distance: float
     training_view: int = 0
 
@@ -120,21 +121,21 @@ def explain(model: Any, X: Any) -> list[Explanation | None]:
     check_is_fitted(detector, "bank_")
     found = chain.ask("_nearest_training_patches", X)
     grid = detector.calibration_maps_.shape[1:]
-    window, sizes = WHOLE, [None] * len(found)
+    sizes = [None] * len(found)
     if chain.images is not None:
-        window = chain.images.window()
         sizes = chain.images.image_sizes(chain.entering(X))
     return [
         None
         if np.isnan(row[0])
-        else _explanation(i, row, grid, window, size, detector._n_per_image)
+        else _explanation(i, row, grid, chain, size, detector._n_per_image)
         for i, (row, size) in enumerate(zip(found, sizes, strict=True))
     ]
 
 
 def _explanation(
-    index: int, found: Any, grid: Any, window: Any, size: Any, n_per_image: int
+    index: int, found: Any, grid: Any, chain: Chain, size: Any, n_per_image: int
 ) -> Explanation:
+    window = WHOLE if chain.images is None else chain.window(size)
     worst, nearest = found[:2].astype(int)
     sample, nearest = divmod(nearest, grid[0] * grid[1])
     image, view = divmod(int(sample), n_per_image)
@@ -145,7 +146,9 @@ def _explanation(
         bbox=None if size is None else _bbox(_region(patch, grid, window), size),
         training_index=image,
         training_patch=training_patch,
-        training_region=_region(training_patch, grid, window),
+        training_region=(
+            None if chain.windows_vary() else _region(training_patch, grid, window)
+        ),
         distance=float(found[2]),
         training_view=view,
     )

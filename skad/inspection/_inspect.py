@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skad._chain import Chain
 from skad._checks import check_size
+from skad._frame import WHOLE, Window
 from skad._patches import filled
 from skad.base import BaseDetector, decide
 from skad.base._threshold import conformal_p_values
@@ -232,7 +233,7 @@ class _Inspector:
         takes_images = hasattr(chain.final, "image_sizes")
         self.image_step = chain.final if takes_images else chain.images
         self.regions = chain.images.regions(None, 1) if chain.images else None
-        self._thresholds: dict[Any, float] = {}  # of maps, by their size
+        self._thresholds: dict[Any, float] = {}  # of maps, by their size and window
 
     def images_at_once(self) -> int:
         """Images of a part: as many as one step of scoring takes."""
@@ -256,8 +257,8 @@ class _Inspector:
             if grids is not None and (
                 labels[i] == -1 or (labels[i] == 1 and self.maps is True)
             ):
-                size = self.size or self._size_of(images, i)
-                found = self._map_mask_defects(grids[i], size)
+                own = self._size_of(images, i)
+                found = self._map_mask_defects(grids[i], self.size or own, own)
             yield Inspection(
                 index=start + i,
                 source=item,
@@ -331,27 +332,47 @@ class _Inspector:
     # -- maps ------------------------------------------------------------------
 
     def _map_mask_defects(
-        self, grid: np.ndarray, size: tuple[int, int] | None
+        self,
+        grid: np.ndarray,
+        size: tuple[int, int] | None,
+        own: tuple[int, int] | None,
     ) -> dict[str, Any]:
-        """Map, mask and defects of one image, from its patch scores."""
-        anomaly_map = self._rendered(grid[None], size)[0]
-        if size not in self._thresholds:
-            self._thresholds[size] = self.chain.pixel_threshold(size)
-        mask = anomaly_map > self._thresholds[size]
+        """Map, mask and defects of one image, from its patch scores.
+
+        `own` is the size of the image, `size` that of the map.
+        """
+        window = self._window(own)
+        anomaly_map = self._rendered(grid[None], size, window)[0]
+        if (size, window) not in self._thresholds:
+            # The method of a detector of images knows its window.
+            known = {} if self.chain.images is None else {"window": window}
+            self._thresholds[size, window] = self.detector.pixel_threshold(
+                size, **known
+            )
+        threshold = float(self._thresholds[size, window])
+        mask = anomaly_map > threshold
         return {
-            "pixel_threshold": float(self._thresholds[size]),
+            "pixel_threshold": threshold,
             "anomaly_map": anomaly_map,
             "mask": mask,
             "defects": find_defects(mask, anomaly_map),
         }
 
-    def _rendered(self, grids: np.ndarray, size: Any) -> Any:
-        """Patch scores as maps of a size; as they are where it is None."""
+    def _window(self, own: tuple[int, int] | None) -> Window:
+        """The part of an image of a size that is looked at."""
         if self.image_step is None:
-            return grids if size is None else self.detector._render(grids, size)
+            return WHOLE
         if self.image_step is self.detector:
-            return self.detector._render(grids, size, self.detector.window())
-        return self.chain.rendered(grids, [size], self.regions)
+            return self.detector.window()
+        return self.chain.window(own)
+
+    def _rendered(self, grids: np.ndarray, size: Any, window: Window) -> Any:
+        """Patch scores as maps of a size; as they are where it is None."""
+        if self.image_step is None and size is None:
+            return grids
+        if self.image_step is None or self.image_step is self.detector:
+            return self.detector._render(grids, size, window)
+        return self.chain.rendered(grids, [size], [window], self.regions)
 
 
 class _Numbered:

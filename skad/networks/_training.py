@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from skad._memory import explained_shortage
 from skad._progress import progress
 from skad._user_warning import warn_user
+from skad.networks._step_memory import counted_step
 
 CHECKPOINT_SECONDS = 30.0  # between two checkpoints
 
@@ -33,6 +35,8 @@ def train(
     n_steps: int,
     *,
     rate: Callable[[int], float] | None = None,
+    what: str = "a step of training",
+    advice_on_memory: str = "Reduce train_batch_size or image_size.",
     **options: Any,
 ) -> list[float]:
     """Train networks by gradient descent.
@@ -54,6 +58,10 @@ def train(
         ``rate(step)`` gives the share of the learning rates at a step. Without it,
         they stay.
 
+    what, advice_on_memory : str
+        What to say if memory is too short for a step, as of
+        `skad._memory.require_memory`.
+
     **options : dict
         As of `run_steps`.
 
@@ -66,11 +74,22 @@ def train(
     ------
     ValueError
         If the loss is not finite, or the checkpoint cannot be read.
+
+    MemoryError
+        If a step needs more memory than there is.
     """
     scheduler = LambdaLR(optimizer, rate or (lambda step: 1.0))
 
+    is_counted = False
+
     def step(number: int) -> Any:
-        value = loss(number)
+        nonlocal is_counted
+        counting: AbstractContextManager[None] = nullcontext()
+        if not is_counted:
+            is_counted = True
+            counting = counted_step(networks, what, advice_on_memory)
+        with counting:
+            value = loss(number)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -79,7 +98,7 @@ def train(
 
     parts = {"networks": networks, "optimizer": optimizer, "scheduler": scheduler}
     parts |= options.pop("parts", {})
-    with _repeatable(networks):
+    with _repeatable(networks), explained_shortage(what, advice_on_memory):
         return run_steps(step, parts, n_steps, **options)
 
 

@@ -121,6 +121,8 @@ def _indexable(X: Any) -> list[Any] | NDArray[Any]:
             "skad.images.list_images(folder)."
         )
     if getattr(X, "ndim", 1) > 1 and hasattr(X, "dtype"):
+        if len(X) == 0:
+            raise ValueError("X is empty: found 0 images.")
         if isinstance(X, np.ndarray):
             return X
         return list(X)  # images in a tensor

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skad._user_warning import warn_user
+from skad.features import SkippedImageWarning
 from skad.images import ImageError
 from skad.parallel._parts import Parts
 from skad.parallel._worker import Outcome, WorkerTraceback
@@ -59,6 +60,7 @@ class Reports:
         number = min(self.failures)
         outcome, n_parts = self.failures[number], len(self.parts)
         error: Any = outcome.error
+        _name_skipped(error, outcome)
         if error.args and isinstance(error.args[0], str):
             error.args = self.parts.renumbered(error.args[0], number), *error.args[1:]
         if isinstance(error, ImageError) and error.where:
@@ -83,3 +85,17 @@ class Reports:
             if len(self.parts) == 1 or "X[" in text:
                 text = self.parts.renumbered(text, number)
                 warn_user(text, category)
+
+
+def _name_skipped(error: Any, outcome: Outcome) -> None:
+    """Add to an error which images of its part were skipped, and why."""
+    skipped = [
+        text
+        for category, text in outcome.messages
+        if issubclass(category, SkippedImageWarning)
+    ]
+    if not skipped or not error.args or isinstance(error, ImageError):
+        return
+    advice = "Take bad files out of X, or use a larger part_size."
+    text = str(error.args[0]).removesuffix(advice).strip()
+    error.args = f"{text} Of a part, {skipped[0]} {advice}", *error.args[1:]

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skad._frame import Frame
 from skad.images import read_image, read_mask, to_float
 from skad.images._batches import ImageReader, NamedImages
 from skad.images._read import carried_limit, read_model_input
@@ -246,8 +247,7 @@ class WithViews(NamedImages):
             [item],
             0,
             where,
-            self._images.image_size,
-            None,
+            Frame(self._images.frame.size, None),
             self._images.n_channels,
             self._images.pixel_limit,
         )
@@ -296,11 +296,11 @@ class _MasksOfViews(Sequence):
         mask = self._each[index]
         if k == 0:
             return mask
+        size = self._images.original_size(index)
+        assert size is not None  # the features of the image are known
         if mask is None:
-            mask = np.ones(self._images.image_size, bool)
+            mask = np.ones(self._images.frame.resized(size), bool)
         else:
             with carried_limit(self._images.pixel_limit):
                 mask = read_mask(mask, where=f"regions[{index}]")
-        size = self._images.original_size(index)
-        assert size is not None  # the features of the image are known
         return self._changes[index][k - 1].mask(mask, size)

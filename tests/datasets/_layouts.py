@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -11,18 +12,57 @@ from PIL import Image
 SIZE = (48, 40)  # width, height
 
 
+class Pictures(NamedTuple):
+    """Small photographs to write instead of noise."""
+
+    normal: list  # of arrays (height, width, 3)
+    anomalous: np.ndarray
+    mask: np.ndarray  # what is anomalous of the latter
+
+
+PICTURES: Pictures | None = None  # tests set it for a while
+
+
+def photographs(shared):
+    """Some bottles, and a broken one with its mask."""
+    base = shared / "data/mvtec_bottle_256"
+
+    def small(path, how):
+        return np.array(Image.open(path).resize(SIZE, how))
+
+    paths = sorted((base / "train/good").iterdir())[:20]
+    smooth, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+    broken = sorted((base / "test/broken_large").iterdir())[0]
+    mask = base / "ground_truth/broken_large" / f"{broken.stem}_mask.png"
+    return Pictures(
+        [small(path, smooth) for path in paths],
+        small(broken, smooth),
+        small(mask, nearest) > 0,
+    )
+
+
+def anomalous_part():
+    """Mask (height, width) of the anomalous pictures."""
+    if PICTURES is not None:
+        return PICTURES.mask
+    mask = np.zeros(SIZE[::-1], bool)
+    mask[10:20, 10:20] = True
+    return mask
+
+
 def save(path, value=None, *, defect=False):
-    """Save a picture of noise, or a mask with a square of one grey value."""
+    """Save a picture, or the mask of the anomalous ones with one grey value."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    width, height = SIZE
-    if value is None:
-        rng = np.random.default_rng(crc32("/".join(path.parts[-3:]).encode()))
-        pixels = rng.integers(100, 140, (height, width, 3), dtype=np.uint8)
-        if defect:
-            pixels[10:20, 10:20] = 255
+    rng = np.random.default_rng(crc32("/".join(path.parts[-3:]).encode()))
+    if value is not None:
+        pixels = (anomalous_part() * value).astype(np.uint8)
+    elif PICTURES is not None:
+        chosen = PICTURES.normal[rng.integers(len(PICTURES.normal))]
+        pixels = PICTURES.anomalous if defect else chosen
     else:
-        pixels = np.zeros((height, width), np.uint8)
-        pixels[10:20, 10:20] = value
+        pixels = rng.integers(100, 140, (*SIZE[::-1], 3), dtype=np.uint8)
+        if defect:
+            pixels[anomalous_part()] = 255
     Image.fromarray(pixels).save(path)
 
 
@@ -185,7 +225,7 @@ def shanghaitech(root):
         many(root / "testing/frames" / video, 4, ".jpg")
         many(root / "testing/frames" / video, 3, ".jpg", defect=True, first=4)
         masks = np.zeros((7, height, width), np.uint8)
-        masks[4:, 10:20, 10:20] = 1
+        masks[4:] = anomalous_part()
         for kind, array in (("pixel", masks), ("frame", masks.any(axis=(1, 2)))):
             folder = root / f"testing/test_{kind}_mask"
             folder.mkdir(exist_ok=True)

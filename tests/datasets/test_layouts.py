@@ -24,7 +24,7 @@ from skad.datasets import (
     one_class_split,
     saturation_areas,
 )
-from skad.images import read_mask
+from skad.images import read_image, read_mask
 from skad.metrics import image_auroc, pixel_auroc, pro_score, spro_score
 from tests.datasets import _layouts
 from tests.datasets._layouts import LAYOUTS
@@ -66,6 +66,28 @@ def test_load_recognises_each_layout(tmp_path, title):
         assert image.is_file()
         assert read_mask(mask).any()
     assert not set(data.train) & (set(data.test) | set(data.anomalous))
+
+
+@small
+@pytest.mark.parametrize("title", [title for title in LAYOUTS if title != "CIFAR-10"])
+def test_labels_and_masks_are_those_of_the_photographs(
+    tmp_path, monkeypatch, shared, title
+):
+    pictures = _layouts.photographs(shared)
+    monkeypatch.setattr(_layouts, "PICTURES", pictures)
+    write, category = LAYOUTS[title]
+    write(tmp_path)
+    data = load(tmp_path, category, **OPTIONS.get(title, {}))
+    broken = pictures.anomalous[pictures.mask].astype(int)
+
+    def is_broken(image):  # JPEG changes it by up to 8, other bottles differ by 14
+        return abs(read_image(image)[pictures.mask] - broken).mean() < 11
+
+    for image, label, mask in zip(data.test, data.y_test, data.masks, strict=True):
+        assert is_broken(image) == (label == -1)
+        if mask is not None:
+            np.testing.assert_array_equal(read_mask(mask), pictures.mask)
+    assert not any(map(is_broken, data.train))
 
 
 def test_all_of_a_layout_are_the_same_fields(tmp_path):

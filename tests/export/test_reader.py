@@ -6,6 +6,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from skad._frame import Frame  # noqa: E402
 from skad.export._reader import Reader, pillow_weights  # noqa: E402
 from skad.images._read import model_input, read_image  # noqa: E402
 
@@ -19,6 +20,8 @@ from skad.images._read import model_input, read_image  # noqa: E402
         ((7, 1), (64, 64), None),
         ((500, 333), (1, 2), None),
         ((64, 90), (64, 40), (64, 31)),
+        ((70, 101), 48, (48, 40)),
+        ((101, 70), 48, (32, 47)),
     ],
 )
 @pytest.mark.parametrize("n_channels", [1, 3, 5])
@@ -27,9 +30,10 @@ def test_it_reads_as_skad_does(raw, size, crop, n_channels):
     n_raw = 3 if n_channels == 1 else n_channels
     images = rng.integers(0, 256, (2, *raw, n_raw), dtype=np.uint8)
     images[1] = images[1] // 128 * 255  # sharp edges
-    found = Reader(raw, size, crop, n_channels)(torch.from_numpy(images)).numpy()
+    frame = Frame(size, crop)
+    found = Reader(raw, frame, n_channels)(torch.from_numpy(images)).numpy()
     known = [
-        model_input(read_image(i, n_channels=n_channels), size, crop, n_channels)
+        model_input(read_image(i, n_channels=n_channels), frame, n_channels)
         for i in images
     ]
     np.testing.assert_array_equal(found, np.stack(known))
@@ -38,7 +42,8 @@ def test_it_reads_as_skad_does(raw, size, crop, n_channels):
 def test_a_grey_image_stays_as_it_is():
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     images = torch.from_numpy(np.repeat(grey[None, ..., None], 3, axis=3))
-    found = Reader((16, 16), (16, 16), None, 1)(images).numpy()[0, ..., 0]
+    frame = Frame((16, 16), None)
+    found = Reader((16, 16), frame, 1)(images).numpy()[0, ..., 0]
     np.testing.assert_array_equal(np.round(found * 255), grey)
 
 

@@ -168,6 +168,13 @@ def test_bad_arguments(model, tmp_path):
         Scorer(model)({"file": ["a.png"]})
 
 
+def test_other_weights(model, data):
+    other = pickle.loads(pickle.dumps(model))
+    other[0].weights_sha256_ = 64 * "0"
+    with pytest.raises(ValueError, match=r"has other weights .* than at fit"):
+        pickle.loads(pickle.dumps(Scorer(other)))({"image": data.test})
+
+
 def test_another_version(model, data, monkeypatch):
     text = pickle.dumps(Scorer(model))
     monkeypatch.setattr(skad, "__version__", "99")

@@ -302,7 +302,7 @@ def test_one_contract_of_masks(values, container, tmp_path):
     mask = CONTAINERS[container](array, tmp_path)
     np.testing.assert_array_equal(read_mask(mask, size=SHAPE), TRUE)
     np.testing.assert_array_equal(read_region(mask), TRUE)
-    cells = Regions(None, [mask], 1, ((0, 1), (0, 1))).inside(0, SHAPE)
+    cells = Regions(None, [mask], 1).inside(0, SHAPE)
     np.testing.assert_array_equal(cells, TRUE)
     # Three axes are several masks to the metric that knows such.
     metrics = (pixel_auroc,) if container == "channels" else (pixel_auroc, spro_score)

@@ -8,8 +8,15 @@ import pytest
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 
-from skad import PaDiMDetector, PatchCoreDetector, SPADEDetector, SubspaceDetector
-from skad.base import _calibrated
+from skad import (
+    FusionDetector,
+    PaDiMDetector,
+    PatchCoreDetector,
+    PUADDetector,
+    SPADEDetector,
+    SubspaceDetector,
+)
+from skad.base import ImageDetector, _calibrated
 from skad.parallel import fit_parts
 
 pytestmark = [
@@ -123,6 +130,65 @@ def test_threshold_of_pixels_is_that_of_the_sample():
     assert np.mean(detector.predict(new) == -1) == pytest.approx(0.1, abs=0.04)
     again = pickle.loads(pickle.dumps(copy.deepcopy(detector)))
     assert again.pixel_threshold((9, 9)) == detector.pixel_threshold((9, 9))
+
+
+@pytest.mark.parametrize(
+    "detector", [SubspaceDetector(n_components=3), PaDiMDetector(calibration_size=90)]
+)
+def test_detectors_in_a_fusion_keep_the_maps_of_the_same_sample(detector, monkeypatch):
+    def make():
+        fusion = FusionDetector(detector, n_channels=(4, 2)).fit(pieces(40))
+        other = FusionDetector(detector, n_channels=(4, 2)).fit(pieces(30, 1))
+        return fusion.partial_fit(pieces(20, 2)).merge(other)
+
+    whole = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(_calibrated, "_MAP_BYTES", 4 * 16 * LIMIT)
+        patch.setattr(_calibrated, "_MIN_MAPS", 0)
+        bounded = make()
+    assert_array_equal(bounded.calibration_scores_, whole.calibration_scores_)
+    assert len(whole.calibration_maps_) == len(whole.calibration_scores_) == 90
+    one, two = bounded.detectors_
+    assert_array_equal(one._map_rows, two._map_rows)
+    assert_array_equal(bounded._map_rows, one._map_rows)
+    assert len(bounded.calibration_maps_) == len(one.calibration_maps_) == LIMIT
+    np.testing.assert_allclose(bounded.map_means_, whole.map_means_, rtol=0.1)
+    np.testing.assert_allclose(
+        bounded.calibration_maps_,
+        whole.calibration_maps_[bounded._map_rows],
+        atol=0.5,  # standard deviations, which are those of the sample
+    )
+
+
+@pytest.mark.usefixtures("few_maps")
+def test_the_detector_in_puad_keeps_a_sample():
+    detector = PUADDetector(SubspaceDetector(n_components=3)).fit(pieces(90))
+    assert len(detector.detector_.calibration_maps_) == LIMIT
+
+
+class Brightness(ImageDetector):
+    def __init__(self, calibration="kfold"):
+        self.calibration = calibration
+        self.image_size, self.crop_size, self.batch_size = 4, None, 8
+        self.on_error, self.n_jobs, self.verbose = "raise", None, False
+        self.contamination, self.sigma, self.random_state = 0.1, 0.0, 0
+
+    def _fit(self, reader):
+        self.mean_ = np.concatenate(list(reader.batches(8))).mean()
+
+    def _score_batch(self, batch):
+        maps = np.abs(batch.mean(axis=3) - self.mean_)
+        return maps.max(axis=(1, 2)), maps
+
+
+@pytest.mark.parametrize("calibration", ["kfold", "split", "train"])
+def test_of_images(calibration, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (110, 4, 4, 3), np.uint8)
+
+    def make():
+        return Brightness(calibration).fit(images[:100]).calibrate(images, add=True)
+
+    with_and_without_limit(make, monkeypatch)
 
 
 def test_small_sets_keep_all_maps():
