@@ -9,8 +9,9 @@ test. It prints a line per method, mean and standard deviation over the splits, 
 writes them to ``docs/accuracy_elpv.csv``. By default it runs the methods that need no
 training; ``--methods`` takes names, "trained" or "all".
 
-With ``--data``, folders in the layout of MVTec AD take the place of the cells. The
-table has measures of the maps and memory as well; it is ``docs/accuracy.csv``::
+With ``--data``, folders in the layout of MVTec AD take the place of the cells, and
+three seeds that of the splits. The table has measures of the maps and memory as well;
+it is ``docs/accuracy.csv``::
 
     python benchmarks/accuracy.py --data /data/mvtec --sets bottle cable \
         --backbone wide_resnet50_2.tv_in1k --weights ""
@@ -18,6 +19,11 @@ table has measures of the maps and memory as well; it is ``docs/accuracy.csv``::
 Every method runs in a process of its own, one after the other. A run that was cut goes
 on where it was, from a file beside the table that a whole run removes. Rows of the
 table that a run does not measure stay as they are.
+
+Times and memory are true on a machine that does nothing else. Elsewhere, ``--busy``
+measures accuracy only: cells of the table with times and memory stay as they are, or
+empty in a new row, and features of a folder may be kept in ``--cache-dir`` for all
+methods and seeds.
 """
 
 import argparse
@@ -38,6 +44,7 @@ CELLS = "solar cells"  # in place of a folder's name
 FOLDER_COLUMNS = {
     "set": "Set",
     "method": "Method",
+    "runs": "Runs",
     "image_auroc": "Image AUROC",
     "pixel_auroc": "Pixel AUROC",
     "pro": "PRO",
@@ -51,12 +58,16 @@ FOLDER_COLUMNS = {
 }
 CELL_COLUMNS = {
     key: FOLDER_COLUMNS[key]
-    for key in ("method", "image_auroc", "found", "false_alarms", "fit_s", "image_ms")
+    for key in (
+        *("method", "runs", "image_auroc", "found", "false_alarms"),
+        *("fit_s", "image_ms"),
+    )
 }
 DIGITS = {"fit_s": 1, "size_mb": 1, "image_ms": 0, "memory_mb": 0}  # others have 3
 SHARES = ("found", "false_alarms")
+COSTS = ("fit_s", "image_ms", "memory_mb")  # true on a quiet machine only
 # Options that change no result, or say which of the results to make.
-UNSETTLING = ("methods", "output", "case", "sets", "splits")
+UNSETTLING = ("methods", "output", "case", "sets", "runs", "cache_dir")
 
 
 def arguments():
@@ -71,7 +82,17 @@ def arguments():
     )
     parser.add_argument("--data", type=Path, help="folder of data sets like MVTec AD")
     parser.add_argument("--sets", nargs="+", help="folders in it; default: all")
-    parser.add_argument("--splits", type=int, default=5, help="of the cells")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        help="splits of the cells, by default 5, or seeds of a folder, by default 3",
+    )
+    parser.add_argument(
+        "--busy", action="store_true", help="leave out times and memory"
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, help="keep features of folders here; needs --busy"
+    )
     parser.add_argument("--n-train", type=int, default=400, help="cells to learn from")
     parser.add_argument(
         "--n-test", type=int, help="at most so many normal, and defective, test cells"
@@ -100,16 +121,17 @@ def arguments():
 
 
 def measure(options, category, method):
-    """One method on one set, in this process: a line of JSON for each split."""
+    """One method on one set, in this process: a line of JSON for each run."""
     from accuracy_methods import builders
 
-    done = {row["split"] for row in progress(options, category, method)}
-    left = [split for split in splits(options) if split not in done]
+    done = {row["run"] for row in progress(options, category, method)}
+    left = [i for i in runs(options) if i not in done]
     with tempfile.TemporaryDirectory() as folder:
         untrained, trained = builders(options, folder)
         model = (untrained | trained)[method]()
         run = measure_cells if category == CELLS else measure_folder
         for row in run(options, model, category, left):
+            row = {k: v for k, v in row.items() if not (options.busy and k in COSTS)}
             print(json.dumps({"set": category, "method": method, **row}), flush=True)
 
 
@@ -145,7 +167,7 @@ def measure_cells(options, model, category, left):
         start = time.perf_counter()
         decision = model.decision_function(test)
         image_s = (time.perf_counter() - start) / len(test) + each
-        yield {"split": split, **judged(labels, decision, fit_s, image_s)}
+        yield {"run": split, **judged(labels, decision, fit_s, image_s)}
 
 
 def cells(options, split):
@@ -165,7 +187,10 @@ def measure_folder(options, model, category, left):
     from skad.metrics import pixel_metrics
 
     data = load_mvtec(options.data, category)
-    for split in left:  # there is one
+    if options.cache_dir is not None:
+        set_all(model, "cache_dir", options.cache_dir)
+    for seed in left:
+        set_all(model, "random_state", seed)
         features = model[0] if hasattr(model, "steps") else None
         if hasattr(features, "backbone"):  # what the network itself takes: not counted
             features.fit_transform(data.train[:32])
@@ -180,7 +205,7 @@ def measure_folder(options, model, category, left):
         image_s = (time.perf_counter() - start) / len(data.test)
         pixels = pixel_metrics(data.masks, maps)
         yield {
-            "split": split,
+            "run": seed,
             **judged(data.y_test, model.decision_function(data.test), fit_s, image_s),
             "pixel_auroc": pixels["pixel_auroc"],
             "pro": pixels["pro_score"],
@@ -188,6 +213,12 @@ def measure_folder(options, model, category, left):
             "size_mb": len(pickle.dumps(model)) / 1e6,
             "memory_mb": memory / 1e6,
         }
+
+
+def set_all(model, name, value):
+    """Set a parameter by its name wherever it is in a model, its parts included."""
+    found = [k for k in model.get_params() if k.rpartition("__")[2] == name]
+    model.set_params(**dict.fromkeys(found, value))
 
 
 def judged(labels, decision, fit_s, image_s):
@@ -220,8 +251,10 @@ def peak_memory():
     return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) * 1024
 
 
-def splits(options):
-    return range(options.splits if options.data is None else 1)
+def runs(options):
+    """Numbers of the splits, or the seeds."""
+    default = 5 if options.data is None else 3
+    return range(default if options.runs is None else options.runs)
 
 
 def progress_file(options):
@@ -238,13 +271,13 @@ def progress(options, category, method):
     lines = file.read_text().splitlines() if file.exists() else []
     rows = [json.loads(line) for line in lines]
     case = {"set": category, "method": method, "settings": settings(options)}
-    wanted = list(splits(options))
-    return [r for r in rows if case.items() <= r.items() and r["split"] in wanted]
+    wanted = list(runs(options))
+    return [r for r in rows if case.items() <= r.items() and r["run"] in wanted]
 
 
 def run(options, category, method):
     """Measure what is missing of a method, in a process that may be ended."""
-    if len(rows := progress(options, category, method)) == len(splits(options)):
+    if len(rows := progress(options, category, method)) == len(runs(options)):
         return summary(rows)
     threads = str(options.threads)
     environment = dict(
@@ -261,8 +294,8 @@ def run(options, category, method):
             with progress_file(options).open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(
-                f"  {category}, {method}, split {row['split']}: image AUROC "
-                f"{row['image_auroc']:.3f}, fit {row['fit_s']:.0f} s",
+                f"  {category}, {method}, run {row['run']}: image AUROC "
+                f"{row['image_auroc']:.3f}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -272,9 +305,10 @@ def run(options, category, method):
 
 
 def summary(rows):
-    """Texts of a method: means over splits, with their standard deviation."""
+    """Texts of a method: means over runs, with their standard deviation."""
     texts = {"set": rows[0]["set"], "method": rows[0]["method"]}
-    for key in rows[0].keys() - {*texts, "split", "settings"}:
+    texts["runs"] = str(len(rows))
+    for key in rows[0].keys() - {*texts, "run", "settings"}:
         values = [row[key] for row in rows]
         mean = math.fsum(values) / len(values)
         unit, factor, digits = "", 1, DIGITS.get(key, 3)
@@ -290,7 +324,10 @@ def summary(rows):
 
 
 def write(options, columns, rows):
-    """Put rows into the table, over those of the same method; keep the others."""
+    """Put rows into the table, over those of the same method; keep the others.
+
+    Cells of an old row stay where the new one has none.
+    """
     names = [columns[key] for key in ("set", "method") if key in columns]
     table = {}
     if options.output.exists():
@@ -299,8 +336,10 @@ def write(options, columns, rows):
                 if list(old) == list(columns.values()):
                     table[tuple(old[name] for name in names)] = old
     for row in rows:
-        new = {columns[key]: row[key] for key in columns}
-        table[tuple(new[name] for name in names)] = new
+        new = {columns[key]: row[key] for key in columns if key in row}
+        key = tuple(new[name] for name in names)
+        empty = dict.fromkeys(columns.values(), "")
+        table[key] = empty | table.get(key, {}) | new
     with options.output.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns.values(), lineterminator="\n")
         writer.writeheader()
@@ -322,6 +361,8 @@ def main():
     if options.case:
         measure(options, *options.case)
         return
+    if options.cache_dir is not None and not options.busy:
+        raise SystemExit("--cache-dir makes fits quicker than they are: add --busy.")
     from accuracy_methods import builders, chosen
 
     columns = CELL_COLUMNS if options.data is None else FOLDER_COLUMNS
@@ -330,7 +371,7 @@ def main():
     for category in sets(options):
         for method in names:
             row = run(options, category, method)
-            print(" | ".join(row[key] for key in columns), flush=True)
+            print(" | ".join(row.get(key, "") for key in columns), flush=True)
             write(options, columns, [row])
     progress_file(options).unlink(missing_ok=True)
 

@@ -25,6 +25,7 @@ import functools
 import json
 import sys
 from pathlib import Path
+from zlib import crc32
 
 from harness import conditions
 from papers_latency import latency, machine
@@ -175,7 +176,20 @@ def measure_new(options, table, row, data, seed, done):
 def settings(options, row):
     """What a result depends on beside the data and the seed, as text."""
     paths = {name: str(path) for name, path in given(options).items()}
-    return json.dumps({"shots": row.shots, "small": options.small, **paths})
+    more = {"shots": row.shots, "small": options.small, **paths}
+    return json.dumps({"table": options.table, "model": digest(row), **more})
+
+
+def digest(row):
+    """Changes with each setting of a model, so that no older result is taken for it."""
+    from skad.presets import PRESETS
+
+    if row.preset is None:
+        return None
+    preset = PRESETS[row.preset]
+    found = [preset.parameters, preset.features or {}, row.parameters, row.features]
+    text = json.dumps([row.anomalies, *map(dict, found)], sort_keys=True)
+    return f"{crc32(text.encode()):08x}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ Normal images in, decisions and heat maps out
 =============================================
 
 Learn from images of normal parts, decide for each new image, and show where it is
-anomalous. Without options, this runs in about a minute on generated images of woven
+anomalous. Without options, this runs in half a minute on generated images of woven
 fabric, with features that need no download: those of the network that is part of skad,
 and of filters learned from the normal images::
 

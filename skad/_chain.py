@@ -15,7 +15,12 @@ from sklearn.frozen import FrozenEstimator
 
 from skad._checks import check_size
 from skad._frame import WHOLE, Window
-from skad._maps import masks_above, render, render_each
+from skad._maps import (
+    masks_above,
+    render,
+    render_each,
+    require_memory_for_maps,
+)
 from skad.images._batches import ImageReader
 
 
@@ -129,6 +134,8 @@ class Chain:
             return maps, [WHOLE] * len(maps)
         X = self.entering(X)
         images = self._readable(X)
+        if size is not None:
+            require_memory_for_maps([size] * len(images))
         grids = self._answers("anomaly_map", images, regions)
         if size is not None and not self.windows_vary():
             own = sizes = [size] * len(grids)
@@ -138,6 +145,7 @@ class Chain:
             else:
                 own = self.images.image_sizes(X)
             sizes = own if size is None else [size] * len(grids)
+        require_memory_for_maps(sizes)
         if self.windows_vary():
             windows = [self.window(one) for one in own]
         else:

@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from skad._frame import WHOLE, Window
 from skad._kept import byte_bounded
+from skad._memory import require_memory
 
 
 def render(
@@ -141,6 +142,16 @@ def render_each(
         for i, (size, window) in enumerate(zip(sizes, windows, strict=True))
     ]
     return np.stack(maps) if len(set(sizes)) == 1 else maps
+
+
+def require_memory_for_maps(sizes: Sequence[tuple[int, int] | None]) -> None:
+    """Refuse maps of these sizes (H, W) where memory cannot hold them together."""
+    require_memory(
+        4.0 * sum(size[0] * size[1] for size in sizes if size is not None),
+        f"an array of {len(sizes)} anomaly maps",
+        "Take skad.inspect, which gives one map at a time; or pass fewer images, or a "
+        "smaller size=(height, width).",
+    )
 
 
 def masks_above(

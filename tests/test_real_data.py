@@ -11,15 +11,19 @@ from sklearn.model_selection import GroupKFold
 from skad import (
     CutPasteDetector,
     DRAEMDetector,
+    EfficientADDetector,
     PaDiMDetector,
     PatchCoreDetector,
     PatchFeatures,
     Pipeline,
+    PRNDetector,
     SimpleNetDetector,
     SPADEDetector,
+    SPDPatchFeatures,
     SubspaceDetector,
 )
 from skad.datasets import load_mvtec
+from skad.detectors import distill_teacher
 from skad.metrics import image_auroc, pixel_metrics
 from skad.neighbors import nearest
 
@@ -202,6 +206,79 @@ def test_cutpaste_on_bottles(shared, bottles):
     assert evaluate(model, bottles).image_auroc >= 0.9
 
 
+def test_efficientad_on_bottles(shared, bottles, mobilenet):
+    """By a teacher of fifty photographs, which trains for seconds."""
+    photographs = sorted((shared / "data" / "natural").glob("*.jpg"))[:50]
+    features = clone(mobilenet).set_params(n_components=64, image_size=256)
+    teacher = distill_teacher(
+        features,
+        photographs,
+        model="tiny",
+        max_steps=40,
+        image_size=128,
+        learning_rate=1e-3,
+        train_batch_size=8,
+    )
+    model = EfficientADDetector(
+        "tiny",
+        teacher,
+        photographs,
+        max_steps=150,
+        image_size=128,
+        learning_rate=1e-3,
+    ).fit(bottles.train)
+    losses = np.array(model.loss_curve_)
+    assert losses[-25:].mean() < 0.7 * losses[:25].mean()
+    result = evaluate(model, bottles)
+    assert result.image_auroc >= 0.75
+    assert result.pixel_auroc >= 0.7
+    assert result.pro >= 0.35
+
+
+def test_prn_on_bottles(shared, bottles):
+    """Without a defect to learn from: prototypes, and synthetic anomalies."""
+    model = PRNDetector(
+        "mobilenetv2_100",
+        weights=shared / "weights" / "mobilenetv2_100_imagenet.safetensors",
+        backbone_kwargs={"pad_type": "same"},
+        model="tiny",
+        schedule="cosine",
+        max_steps=25,
+        train_batch_size=8,
+        learning_rate=1e-3,
+        image_size=128,
+    ).fit(bottles.train)
+    result = evaluate(model, bottles)
+    assert result.image_auroc >= 0.95
+    assert result.pixel_auroc >= 0.85
+    assert result.pro >= 0.7
+    assert result.recall >= 0.85
+    assert result.false_alarms <= 0.3
+
+
+def test_spd_on_bottles(shared, bottles):
+    """A few steps of its training spoil nothing that the weights knew."""
+    features = SPDPatchFeatures(
+        "mobilenetv2_100",
+        layers="auto",
+        weights=shared / "weights" / "mobilenetv2_100_imagenet.safetensors",
+        backbone_kwargs={"pad_type": "same"},
+        embedding="concat",
+        max_steps=8,
+        train_batch_size=8,
+        learning_rate=1e-3,
+        image_size=128,
+    )
+    model = Pipeline([features, PatchCoreDetector(0.02)]).fit(bottles.train)
+    losses = model[0].loss_curve_
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+    result = evaluate(model, bottles)
+    assert result.image_auroc >= 0.98
+    assert result.pixel_auroc >= 0.95
+    assert result.pro >= 0.8
+    assert result.recall >= 0.9
+
+
 def test_a_network_of_ones_own(shared, bottles, tmp_path):
     import torchvision
     from safetensors.torch import load_file
@@ -297,20 +374,25 @@ def test_banks_in_parts_cover_as_well(coarse_tiles, n_parts, coreset_ratio):
 
 
 def test_simplenet_on_magnetic_tiles(coarse_tiles, monkeypatch):
-    """Whitened, it does as PatchCore does where that remembers the places."""
+    """Whitened, it does as PatchCore does where that remembers the places.
+
+    Of every eighth tile, which trains in seconds.
+    """
     test, defective = coarse_tiles.test, coarse_tiles.defective
     y = np.repeat([1, -1], [len(test), len(defective)])
 
     def auroc(detector):
-        detector.fit(coarse_tiles.train)
+        detector.fit(coarse_tiles.train[::8])
         scores = [detector.score_samples(X) for X in (test, defective)]
         return image_auroc(y, np.concatenate(scores))
 
     monkeypatch.syspath_prepend(BENCHMARKS)
     from places import DETECTORS
 
-    whitened = clone(DETECTORS["SimpleNet, whitened"])
-    assert auroc(whitened) >= auroc(PatchCoreDetector(calibration="train")) - 0.03
+    remembered = auroc(PatchCoreDetector(calibration="train"))
+    assert remembered >= 0.82  # 0.86 when written, and whitened 0.84
+    whitened = auroc(clone(DETECTORS["SimpleNet, whitened"]))
+    assert whitened >= remembered - 0.03
 
 
 def test_simplenet_on_tiles_of_new_places(coarse_tiles, monkeypatch):

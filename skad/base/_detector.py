@@ -352,8 +352,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
 
     _reads_samples = False  # whether samples are read when needed, not in memory
 
-    @staticmethod
-    def _shape_of(samples):
+    def _shape_of(self, samples):
         """Shape (n, h, w, d) of the samples, and bytes of each number."""
         return samples.shape, samples.dtype.itemsize
 

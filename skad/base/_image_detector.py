@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from skad._checks import check_size, normal_positions
-from skad._maps import masks_above, render_each
+from skad._maps import masks_above, render_each, require_memory_for_maps
 from skad._progress import progress
 from skad.base._calibrated import first_ranked, map_ranks, max_maps
 from skad.base._detector import BaseDetector
@@ -128,9 +128,12 @@ class ImageDetector(ImageInput, BaseDetector):
         if size is not None:
             size = check_size(size)
         images = self._checked_reader(X)
+        if size is not None:
+            require_memory_for_maps([size] * len(images))
         grids = self._patch_maps(images)
         # No file is opened again to tell the size of its image.
         sizes = images.original_sizes() if size is None else [size] * len(grids)
+        require_memory_for_maps(sizes)
         return render_each(
             self._render,
             grids,
@@ -221,9 +224,8 @@ class ImageDetector(ImageInput, BaseDetector):
 
     _reads_samples = True
 
-    @staticmethod
-    def _shape_of(reader):
-        return (len(reader), *reader.frame.input_size, reader.n_channels), 4
+    def _shape_of(self, reader):
+        return (len(reader), *self._input_size(), reader.n_channels), 4
 
     def _fit_bytes(self, shape, itemsize, *, first):
         """Estimate of the bytes of the batches that are read."""

@@ -1,5 +1,6 @@
 """Base of the detectors that train networks."""
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from sklearn.utils._param_validation import Interval
 
 from skad import networks
 from skad._kept import prepared
-from skad.images._batches import KEPT_BYTES, ImageReader, n_threads, remembered
+from skad.images._batches import ImageReader, n_threads, remembered
 from skad.networks._sampling import (
     combined_seed,
     fit_seed,
@@ -191,12 +192,12 @@ class TrainedDetector:
     # -- hooks -------------------------------------------------------------------
 
     def _fit_bytes(self, shape, itemsize, *, first):
-        """Estimate for images: those that are remembered, and two batches.
+        """Estimate for images: two batches.
 
-        What the networks take is told by the first step of their training.
+        What the networks take is told by the first step of their training, and images
+        are remembered where there is room.
         """
-        n, image = shape[0], float(np.prod(shape[1:])) * itemsize
-        return 0.0, min(n * image, KEPT_BYTES) + 2 * self.train_batch_size * image
+        return 0.0, 2.0 * self.train_batch_size * math.prod(shape[1:]) * itemsize
 
     def _memory_advice(self):
         estimator: Any = self

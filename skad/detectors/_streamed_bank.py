@@ -12,9 +12,11 @@ patches. It stays close, as r grows little once the first images have been seen.
 
 Held-out scores come from a second pass over the patches, as `_left_out` describes it:
 each image is scored against the bank without its own rows, with patches of other images
-in their place that no other row covers. That is known of all images only at the end of
-the pass. By then the patches of an image are gone, except for its worst ones, which are
-corrected.
+in their place that no other row covers within r. As a bank of other images would have m
+rows, too, these are at most as many as were taken out, farthest first. (Patches that no
+row of the bank covers within r, of which a selection of all patches leaves none, have
+no part in this.) All that is known of all images only at the end of the pass. By then
+the patches of an image are gone, except for its worst ones, which are corrected.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ from skad.neighbors._distances import (
 )
 from skad.neighbors._nearest import Bank
 
+_PART_ROWS = 2048  # of the rows added since a reduction that are searched at once
 # Patches of an image that are kept to be corrected, and patches of others that are put
 # into the bank without it, for each row that the bank holds of the image.
 _PER_OWN_ROW = 4
@@ -94,13 +97,16 @@ class GrowingBank:
     def _far(self, rows: np.ndarray) -> np.ndarray:
         """Indices of rows that no row of the bank covers, and none of these."""
         assert self._reduced is not None
-        far = np.arange(len(rows))
         added = self._space(self._rows[len(self._reduced.rows) : self._n_rows])
-        for bank in (self._reduced, Bank(added)):
-            if len(bank.rows):
-                nearest = bank.search(rows[far], 1)[0][:, 0]
-                far = far[nearest > self._gap]
-        return far[far_apart(rows[far], self._gap)]
+        # Banks of few sizes: what is compiled for a search is kept for each size.
+        starts = range(0, len(added) - _PART_ROWS + 1, _PART_ROWS)
+        parts = [added[lo : lo + _PART_ROWS] for lo in starts]
+        far = np.arange(len(rows))
+        for bank in (self._reduced, *map(Bank, parts)):
+            nearest = bank.search(rows[far], 1)[0][:, 0]
+            far = far[nearest > self._gap]
+        rest = added[len(parts) * _PART_ROWS :]
+        return far[far_apart(rows[far], self._gap, rest)]
 
     def finish(self, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows (n_rows, d) of the coreset, or fewer, and their indices."""
@@ -155,7 +161,7 @@ class StreamedLeftOut:
         self._bank, self._owner, self._nearest = bank, owner, nearest
         self._n_left = max(1, len(owner) - n_rows_of_one_image(owner))
         self._k = min(k, self._n_left)
-        # The square of the covering radius, as far as it is known.
+        # The square of r.
         self._radius = smallest_gap(bank.rows)
         images, counts = np.unique(owner[owner >= 0], return_counts=True)
         self._n_own = dict(zip(images.tolist(), counts.tolist(), strict=True))
@@ -176,17 +182,16 @@ class StreamedLeftOut:
     def __getstate__(self) -> dict[str, Any]:
         """What `join` takes: bank and search stay where they are."""
         return {
-            "_radius": self._radius,
             "_returned": self._returned.compact(),
             "_kept": self._kept.compact(),
         }
 
     def join(self, other: "StreamedLeftOut") -> None:
         """Take in what another one, of the same bank, found for other images."""
-        self._radius = max(self._radius, other._radius)
         for image in other._returned:
             for row, distance in zip(*other._returned[image], strict=True):
-                self._return_row(image, row, distance)
+                if self._is_wanted(image, row):
+                    self._returned.add(image, row[None], [distance])
         for image in other._kept:
             self._kept.add(image, *other._kept[image])
 
@@ -203,9 +208,6 @@ class StreamedLeftOut:
         own = nearest_of_own_group(
             rows, images, self._bank.rows[here], self._owner[here]
         )
-        covered = np.minimum(squared[:, 0], own).max()
-        if np.isfinite(covered):
-            self._radius = max(self._radius, covered)
         self._return_rows(rows, squared[:, 0], indices[:, 0], own)
         for image in np.unique(images).tolist():
             if image in self._n_own:
@@ -255,12 +257,9 @@ class StreamedLeftOut:
         groups = coverer[patches], self._owner
         left = self._bank.search(rows[patches], 1, groups=groups)[0][:, 0]
         for i, distance in zip(patches, left, strict=True):
-            self._return_row(int(coverer[i]), rows[i], distance)
-
-    def _return_row(self, image: int, row: np.ndarray, distance: float) -> None:
-        """Put a row of another image in the place of those of this one, if wanted."""
-        if distance > self._radius and self._is_wanted(image, row):
-            self._returned.add(image, row[None], [distance])
+            image = int(coverer[i])
+            if distance > self._radius and self._is_wanted(image, rows[i]):
+                self._returned.add(image, rows[i][None], [distance])
 
     def _is_wanted(self, image: int, row: np.ndarray) -> bool:
         if image not in self._returned:
@@ -287,7 +286,7 @@ class StreamedLeftOut:
         returned = {}
         for image in self._returned:
             rows, far = self._returned[image]
-            selected = cover(rows, far, self._radius)
+            selected = cover(rows, far, self._radius)[: self._n_own[image]]
             if selected:
                 returned[image] = rows[selected]
         parts = list(returned.values())

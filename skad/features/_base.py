@@ -348,7 +348,8 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         n_images, keys = len(missing), {}
         cut = self.regions(regions, len(images))
         cache = Cache.of(self) if Cache.is_configured(self) else None
-        with progress(n_images, "features", self.verbose) as bar:
+        bar = progress(n_images, "features", self.verbose)
+        with bar, explained_shortage(*self._shortage()):
             if cache is not None:
                 keys = cache.keys(images, missing)
                 missing = []
@@ -359,8 +360,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
                         yield index, self._cut(cut, self._unpacked(rows), index, images)
             extract = self._extraction() if extract is None else extract
             for index, batch in images.indexed_batches(self._images_at_once(), missing):
-                with explained_shortage(*self._shortage()):
-                    features = extract(index, batch)
+                features = extract(index, batch)
                 self._check_features(features, len(index))
                 if cache is not None:
                     cache.store(self._packed(features), index, keys)

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skad._frame import Frame
-from skad._memory import explained_shortage
+from skad._memory import available_memory, explained_shortage
 from skad.images._errors import ImageError
 from skad.images._files import image_size
 from skad.images._read import PILLOW_LIMIT, as_path, carried_limit, read_model_input
 
 _WAITING_PER_THREAD = 4  # images that are read ahead
 _WAITING_BYTES = 2**28  # of them, as many images as these or two
-KEPT_BYTES = 2**30  # of images that training asks for over and over
+_KEPT_BYTES = 2**30  # of images that training asks for over and over
 
 
 class NamedImages(Sequence):
@@ -228,21 +228,16 @@ class ImageReader:
         batch: list[NDArray[np.float32]] = []
         indices = range(len(self)) if indices is None else indices
         readings = ((index, self._reading(index)) for index in indices)
-        for index, result in self._in_threads(readings):
-            members.append(index)
-            batch.append(self._received(index, *result))
-            if len(batch) == batch_size:
-                yield np.array(members), self._stacked(batch)
-                members, batch = [], []
-        if batch:
-            yield np.array(members), self._stacked(batch)
-
-    def _stacked(self, batch: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Images as one array."""
-        height, width = batch[0].shape[:2]
-        what = f"a batch of {len(batch)} images of {height} x {width} pixels"
+        what = f"a batch of {batch_size} images"
         with explained_shortage(what, "Reduce batch_size or image_size."):
-            return np.stack(batch)
+            for index, result in self._in_threads(readings):
+                members.append(index)
+                batch.append(self._received(index, *result))
+                if len(batch) == batch_size:
+                    yield np.array(members), np.stack(batch)
+                    members, batch = [], []
+            if batch:
+                yield np.array(members), np.stack(batch)
 
     def batches(self, batch_size: int) -> Iterator[NDArray[np.float32]]:
         """Yield float32 (b, H, W, C) for the images that can be read."""
@@ -251,7 +246,7 @@ class ImageReader:
 
 
 def remembered(
-    reader: ImageReader, limit: int = KEPT_BYTES
+    reader: ImageReader, limit: float = _KEPT_BYTES
 ) -> Callable[[int], NDArray[np.float32]]:
     """Give a function like ``reader.read`` that keeps the images that it has read.
 
@@ -260,8 +255,9 @@ def remembered(
     Parameters
     ----------
     reader : ImageReader
-    limit : int, default=2**30
-        Bytes that the kept images take at most.
+    limit : float, default=2**30
+        Bytes that the kept images take at most; not more than half of those that are
+        left now.
 
     Returns
     -------
@@ -270,6 +266,7 @@ def remembered(
         written to.
     """
     kept: dict[int, NDArray[np.float32]] = {}
+    limit = min(limit, available_memory() / 2)
 
     def read(index: int) -> NDArray[np.float32]:
         if index in kept:

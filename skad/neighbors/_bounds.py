@@ -100,7 +100,7 @@ class Bounds:
             grown = distances * self._scale + moved + self._moved
             return self._bits(grown**2 + 2 * noise)
 
-        product = points @ self._rows[some].T
+        product = _product(points, self._rows[some])
         if not self._half:
             return product.view(np.int32), limits
         import torch
@@ -210,6 +210,27 @@ class Bounds:
         squared = np.minimum(squared * (1 + margin), 2.0**126)
         bits = squared.astype(np.float32).view(np.int32)
         return ((bits >> 16) + 1).astype(np.int16) if self._half else bits + 1
+
+
+def _product(points, rows):
+    """All products of points and rows, of arrays or of tensors.
+
+    In bfloat16, PyTorch keeps what it compiles for each pair of sizes, about half a
+    megabyte, for up to a thousand pairs. Pieces of the points whose sizes are powers of
+    two have few sizes, and take no more time.
+    """
+    if isinstance(points, np.ndarray):
+        return points @ rows.T
+    import torch
+
+    n = len(points)
+    result = torch.empty((n, len(rows)), dtype=points.dtype)
+    lo = 0
+    while lo < n:
+        hi = lo + 2 ** int(np.log2(n - lo))
+        torch.matmul(points[lo:hi], rows.T, out=result[lo:hi])
+        lo = hi
+    return result
 
 
 def _lengths(points):

@@ -156,8 +156,8 @@ def extend_coreset(
     return traversal.run(verbose, on_interrupt)[len(coreset) :] - len(coreset)
 
 
-def far_apart(rows, squared):
-    """Indices of rows, in order, that are not near to one before them.
+def far_apart(rows, squared, known):
+    """Indices of rows, in order, that are not near to one before them or a known one.
 
     Parameters
     ----------
@@ -165,13 +165,15 @@ def far_apart(rows, squared):
 
     squared : float
         The square of the distance up to which a row is near.
+
+    known : ndarray of shape (m, d)
     """
     apart = np.empty(0, np.intp)
     for lo in range(0, len(rows), _BLOCK_ROWS):
         block = rows[lo : lo + _BLOCK_ROWS]
-        left = np.full(len(block), True)
-        if len(apart):
-            left = squared_distances(block, rows[apart]).min(axis=1) > squared
+        before = np.concatenate([known, rows[apart]])
+        nearest = squared_distances(block, before).min(axis=1, initial=np.inf)
+        left = nearest > squared
         far = squared_distances(block, block) > squared
         taken = []
         for i in range(len(block)):

@@ -172,23 +172,28 @@ def test_streamed_held_out_scores_are_near_those_that_hold_all(
     assert stream.offset_ == pytest.approx(exact.offset_, rel=0.05)
 
 
-@pytest.mark.parametrize("bank_size", [100, 300, 600])
-def test_patches_of_other_images_replace_the_rows_taken_out(bank_size):
+@pytest.mark.parametrize("bank_size", [100, 300])
+def test_held_out_scores_are_those_of_fits_without_each_image(bank_size):
     """Where rows of one image cover patches of others, as in clusters."""
-    offsets = []
-    for seed in range(4):
+    given = {"coreset_ratio": 1.0, "bank_size": bank_size, "random_state": 0}
+    ratios = []
+    for seed in range(3):
         rng = np.random.default_rng(seed)
-        noise, places = rng.normal(size=(60, 6, 6, 3)), rng.normal(size=(60, 1, 1, 3))
+        noise, places = rng.normal(size=(40, 6, 6, 3)), rng.normal(size=(40, 1, 1, 3))
         X = (noise + 3 * places).astype(np.float32)
-        stream = streamed(X, coreset_ratio=1.0, bank_size=bank_size)
-        exact = copy.deepcopy(stream)
-        scores, maps = exact._score_left_out(X)
-        exact._replace_held_out(scores, maps)
-        offsets.append(stream.offset_ / exact.offset_)
-        ratio = stream.calibration_scores_ / exact.calibration_scores_
-        assert 0.8 < ratio.min() <= ratio.max() < 1.6
-        assert np.mean(ratio) == pytest.approx(1, abs=0.05)
-    assert np.mean(offsets) == pytest.approx(1, abs=0.03)
+        found = streamed(X, **given).calibration_scores_
+        refitted = np.array(
+            [
+                streamed(np.delete(X, i, axis=0), **given).score_samples(X[i : i + 1])
+                for i in range(len(X))
+            ]
+        ).ravel()
+        assert np.corrcoef(found, refitted)[0, 1] > 0.85
+        ratios.append(
+            [found.mean(), np.quantile(found, 0.1)]
+            / np.array([refitted.mean(), np.quantile(refitted, 0.1)])
+        )
+    np.testing.assert_allclose(np.mean(ratios, axis=0), 1, atol=0.05)
 
 
 @pytest.mark.parametrize("update", [False, True])

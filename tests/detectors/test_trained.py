@@ -132,6 +132,22 @@ def test_pickles_hold_numpy_only(case, tmp_path):
     assert clone(case.fitted).get_params().keys() == case.fitted.get_params().keys()
 
 
+def test_a_second_call_builds_no_network(case, monkeypatch):
+    """Networks stay from one call of scoring to the next."""
+    expected = case.fitted.score_samples(case.new)
+
+    def refuse(*_, **__):
+        raise AssertionError("a network was built")
+
+    twin = pickle.loads(pickle.dumps(case.fitted))
+    monkeypatch.setattr(torch.nn.Module, "__init__", refuse)
+    np.testing.assert_array_equal(case.fitted.score_samples(case.new), expected)
+    assert len(case.fitted.anomaly_map(case.new)) == len(case.new)
+    if "SimpleNet" not in case.name:  # whose scores take products of arrays alone
+        with pytest.raises((AssertionError, ValueError), match="a network was built"):
+            twin.score_samples(case.new)  # it has its own
+
+
 def test_a_warm_start_continues(case):
     parts = case.make(random_state=3, warm_start=True).fit(*case.arguments)
     assert_same(parts, case.fitted)

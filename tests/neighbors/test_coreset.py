@@ -149,9 +149,11 @@ def test_interrupted_detector_has_a_smaller_bank(rows, interrupted):
 def test_rows_far_apart_are_those_of_the_textbook_loop(radius):
     X = np.random.default_rng(0).normal(size=(700, 4)).astype(np.float32)
     X[600:650] = X[:50]
-    taken = []
-    for i, row in enumerate(X.astype(np.float64)):
-        gaps = row - X[taken]
-        if not taken or np.einsum("ij,ij->i", gaps, gaps).min() > radius**2:
-            taken.append(i)
-    np.testing.assert_array_equal(far_apart(X, radius**2), taken)
+    for known in (X[:0], X[-9:] + 1):
+        taken, near = [], list(known.astype(np.float64))
+        for i, row in enumerate(X.astype(np.float64)):
+            gaps = row - np.reshape(near, (-1, 4))
+            if np.einsum("ij,ij->i", gaps, gaps).min(initial=np.inf) > radius**2:
+                taken.append(i)
+                near.append(row)
+        np.testing.assert_array_equal(far_apart(X, radius**2, known), taken)

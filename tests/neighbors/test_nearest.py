@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from skad.neighbors import _nearest, nearest
-from skad.neighbors._bounds import Bounds
+from skad.neighbors._bounds import Bounds, _product
 from skad.neighbors._nearest import _PREPARED, search
 
 
@@ -97,11 +98,27 @@ def test_hidden_rows_are_never_found_in_a_large_bank(k):
     assert np.isinf(squared[10]).all()
 
 
+def test_products_in_bfloat16_have_few_sizes(monkeypatch):
+    """PyTorch keeps half a megabyte for each size."""
+    rng = np.random.default_rng(0)
+    points = torch.from_numpy(rng.normal(size=(783, 9))).bfloat16()
+    rows, sizes, multiply = points[:70], [], torch.matmul
+    whole = points @ rows.T
+
+    def noted(left, right, **given):
+        sizes.append(len(left))
+        return multiply(left, right, **given)
+
+    monkeypatch.setattr(torch, "matmul", noted)
+    assert torch.equal(_product(points, rows), whole)
+    assert sizes == [512, 256, 8, 4, 2, 1]
+
+
 def test_blocks_do_not_change_the_answer(monkeypatch):
     rng = np.random.default_rng(0)
     queries, bank = rng.normal(size=(50, 8)), rng.normal(size=(70, 8))
     whole = nearest(queries, bank, 3)
-    monkeypatch.setattr("skad.neighbors._nearest._BLOCK_ENTRIES", 140)
+    monkeypatch.setattr("skad.neighbors._nearest.BLOCK_ENTRIES", 140)
     monkeypatch.setattr("skad.neighbors._distances._CHUNK_ENTRIES", 64)
     parts = nearest(queries, bank, 3)
     np.testing.assert_array_equal(parts[0], whole[0])

@@ -152,16 +152,21 @@ def in_order_of_parts(X, part_size):
 
 
 @pytest.mark.parametrize(
-    "given",
-    [{}, {"bank_size": 100}, {"top_ratio": 0.1}, {"n_neighbors": 3}],
+    ("given", "tolerance"),
+    [
+        ({}, 0.03),
+        ({"bank_size": 100}, 0.05),  # whose rows cover less evenly after a reduction
+        ({"top_ratio": 0.1}, 0.03),
+        ({"n_neighbors": 3}, 0.03),
+    ],
 )
-def test_images_are_held_out_from_the_bank_of_all_parts(given):
+def test_images_are_held_out_from_the_bank_of_all_parts(given, tolerance):
     X = pieces(150)
     model = fit_parts(PatchCoreDetector(**given), X, part_size=30)
     exact = copy.deepcopy(model)
     scores, maps = exact._score_left_out(in_order_of_parts(X, 30))
     exact._replace_held_out(scores, maps)
-    assert model.offset_ == pytest.approx(exact.offset_, rel=0.03)
+    assert model.offset_ == pytest.approx(exact.offset_, rel=tolerance)
     assert_allclose(model.calibration_scores_, exact.calibration_scores_, rtol=0.5)
     untouched = np.isclose(model.calibration_scores_, exact.calibration_scores_)
     assert untouched.mean() > 0.5

@@ -173,11 +173,36 @@ def test_a_detector_refuses_before_features_are_extracted(left, monkeypatch):
     need = X.nbytes + learning_bytes(detector, X.shape, 4, "kfold")
     left(need)
     Pipeline([small, detector]).fit(images)
+    streaming = PaDiMDetector()
+    need_of_stream = sum(streaming._fit_bytes(X.shape, 4, first=True))
+    left(need_of_stream - 1)
+    extracted = []
+    check = PCANetFeatures._check_features
+    monkeypatch.setattr(
+        PCANetFeatures,
+        "_check_features",
+        lambda self, features, n: extracted.append(n) or check(self, features, n),
+    )
+    with pytest.raises(MemoryError, match=r"PaDiMDetector on 12 images .*calibration_"):
+        Pipeline([small.set_params(batch_size=4), streaming]).fit(images)
+    assert extracted == [4]
     monkeypatch.setattr(PCANetFeatures, "_feature_batches", None)
     left(need - 1)
     expected = "PaDiMDetector on 12 images .* with their features, needs .*calibration_"
     with pytest.raises(MemoryError, match=expected):
         Pipeline([small, detector]).fit(images)
+
+
+def test_maps_that_do_not_fit_point_to_one_at_a_time(left):
+    images = make_textures(12, 0, size=64, random_state=0).train
+    model = PCANetFeatures(64, kernel_sizes=(3, 3), n_filters=(4, 4))
+    model = Pipeline([model, SubspaceDetector()]).fit(images)
+    left(4 * 12 * 90 * 100)
+    assert model.anomaly_map(images, (90, 100)).shape == (12, 90, 100)
+    left(4 * 12 * 64 * 64 - 1)
+    for size in (None, (64, 64)):
+        with pytest.raises(MemoryError, match=r"12 anomaly maps needs .*skad\.inspect"):
+            model.anomaly_map(images, size)
 
 
 CASES = [
@@ -229,7 +254,7 @@ def test_images_of_a_batch_count(left):
     detector = CutPasteDetector(
         backbone="resnet10t", max_steps=1, train_batch_size=64, image_size=64
     )
-    n_bytes = (12 + 2 * 64) * 64 * 64 * 3 * 4
+    n_bytes = 2 * 64 * 64 * 64 * 3 * 4
     left(n_bytes - 1)
     expected = "CutPasteDetector on 12 images of 64 x 64 .*train_batch_size=64 or image"
     with pytest.raises(MemoryError, match=expected):
@@ -272,6 +297,7 @@ torch.set_num_threads(1)
 rng = np.random.default_rng(0)
 photos = rng.integers(0, 256, (4, 128, 128, 3), np.uint8)
 patches = rng.normal(size=(16, 16, 16, 64)).astype(np.float32)
+wide = rng.random((120, 32, 32, 300), np.float32)
 training = dict(backbone="resnet10t", weights=False, max_steps=1, image_size=128)
 features = skad.PatchFeatures("resnet10t", weights=False, layers="auto", image_size=128)
 skad.PaDiMDetector().fit(patches)  # loads what it needs
@@ -293,7 +319,6 @@ limit = pages * resource.getpagesize() + 300_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 skad.PaDiMDetector().fit(patches)  # 50 MB
 skad.CutPasteDetector(train_batch_size=2, **training).fit(photos)
-wide = rng.normal(size=(70, 32, 32, 300)).astype(np.float32)
 refused(lambda: skad.PaDiMDetector().fit(wide))
 refused(lambda: skad.CutPasteDetector(train_batch_size=128, **training).fit(photos))
 refused(lambda: features.set_params(image_size=2048).fit_transform(photos))
@@ -311,7 +336,7 @@ def test_under_a_limit_of_the_process():
     )
     assert done.returncode == 0, done.stderr
     padim, training, features = done.stdout.splitlines()
-    assert re.match(r"PaDiMDetector on 70 images .*n_components.*image_size", padim)
+    assert re.match(r"PaDiMDetector on 120 images .*n_components.*image_size", padim)
     assert re.match(
         "a step of training CutPasteDetector .*train_batch_size=128", training
     )
