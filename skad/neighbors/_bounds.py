@@ -26,6 +26,10 @@ which is what ``limits`` gives; every row with a larger value is farther than d.
 
 Bounds are compared as integers: floats that are not negative have the order of their
 bits, and NumPy compares 16-bit integers faster than anything compares bfloat16.
+
+Where a row is only wanted that is likely to be near, `Bounds.rough` needs no bound. It
+takes few directions, and the length of the residual from the Pythagorean theorem, which
+rounds more and saves a product.
 """
 
 import time
@@ -38,6 +42,7 @@ _MIN_BFLOAT16_WORK = 2**26  # multiplications from which bfloat16 pays
 _DIRECTION_SAMPLE = 4096  # rows that the directions are computed from
 _KEPT_VARIANCE = 0.96  # share of the variance along the kept directions
 _MIN_DIRECTIONS = 32  # fewer make a product no faster
+_ROUGH_DIRECTIONS = 64  # that rough distances are along
 _MAX_KEPT_SHARE = 0.6  # of the directions; from there on all columns are used
 _PRODUCT_COLUMNS = 64  # of a partial product, which rounds little
 _ROUNDING_SHARE = 2.0**-24  # relative error of one rounding in float32
@@ -70,8 +75,15 @@ class Bounds:
         self._directions: Any = None  # an array, or a tensor where PyTorch multiplies
         if directions:
             found = _leading_directions(_spread(rows, _DIRECTION_SAMPLE) - origin)
-            self._directions = None if found is None else self._shared(found)
+            if found is not None:
+                self._directions = self._shared(found)
+                self._rough_directions = self._directions[:_ROUGH_DIRECTIONS]
+                if half:
+                    self._rough_directions = self._rough_directions.bfloat16()
         self._rows, moved, lengths = self._points(rows)
+        self._rough_rows = self._rows
+        if self._directions is not None and len(self._directions) > _ROUGH_DIRECTIONS:
+            self._rough_rows, _, _ = self._points(rows, rough=True)
         self._moved, self._length = moved.max(), lengths.max()
 
     def of(self, queries, some=slice(None)):
@@ -100,14 +112,31 @@ class Bounds:
             grown = distances * self._scale + moved + self._moved
             return self._bits(grown**2 + 2 * noise)
 
-        product = _product(points, self._rows[some])
+        return self._products(points, self._rows[some]), limits
+
+    def rough(self, queries, some):
+        """Integers (n, m) nearly in the order of the distances, in less time.
+
+        Parameters
+        ----------
+        queries : ndarray of shape (n, d)
+
+        some : slice
+            The m rows of the bank to compare with.
+        """
+        points, _, _ = self._points(queries, as_queries=True, rough=True)
+        return self._products(points, self._rough_rows[some])
+
+    def _products(self, points, rows):
+        """Products of the columns of queries and rows, as integers."""
+        product = _product(points, rows)
         if not self._half:
-            return product.view(np.int32), limits
+            return product.view(np.int32)
         import torch
 
-        return product.view(torch.int16).numpy(), limits
+        return product.view(torch.int16).numpy()
 
-    def _points(self, rows, *, as_queries=False):
+    def _points(self, rows, *, as_queries=False, rough=False):
         """Columns of the product, how far each point was moved, and its length.
 
         A query's columns times a row's give the squared distance of their points:
@@ -116,7 +145,7 @@ class Bounds:
         """
         n = rows.shape[1]
         if self._directions is not None:
-            n = len(self._directions) + 1
+            n = len(self._rough_directions if rough else self._directions) + 1
         n_parts = 3 if self._half else 1
         columns = self._empty((len(rows), n + 2 * n_parts))
         own, other = slice(n, n + n_parts), slice(n + n_parts, None)
@@ -128,7 +157,7 @@ class Bounds:
         step = max(1, n_entries // rows.shape[1])
         for lo in range(0, len(rows), step):
             part = slice(lo, lo + step)
-            points, moved[part] = self._mapped(rows[part])
+            points, moved[part] = self._mapped(rows[part], rough)
             if self._half:
                 points, lost = _halved(points)
                 moved[part] += 1.001 * lost
@@ -146,7 +175,7 @@ class Bounds:
                 squared -= np.asarray(rounded)
         return columns, moved, lengths
 
-    def _mapped(self, rows):
+    def _mapped(self, rows, rough):
         """Points in float32, and a bound on how far rounding moved each."""
         if self._scale != 1:
             with np.errstate(over="ignore"):
@@ -160,8 +189,19 @@ class Bounds:
             lengths = _lengths(points)
         if self._directions is None:
             return points, _ROUNDING_SHARE * 4 * lengths
+        if rough:
+            return self._projected_roughly(points, lengths), np.inf
         columns, slack = self._projected(points)
         return columns, slack * lengths
+
+    def _projected_roughly(self, points, lengths):
+        """The same for fewer directions, without a bound on the rounding."""
+        if self._half:
+            points = points.bfloat16()
+        inside = _product(points, self._rough_directions)
+        inside = inside.float() if self._half else inside
+        rest = np.sqrt(np.maximum(lengths**2 - _lengths(inside) ** 2, 0))
+        return self._with_rest(inside, rest)
 
     def _projected(self, points):
         """Points by the directions and the length of the rest, and the rounding.
@@ -176,12 +216,16 @@ class Bounds:
             @ self._directions[:, lo : lo + _PRODUCT_COLUMNS].T
             for lo in range(0, n, _PRODUCT_COLUMNS)
         )
-        rest = points - inside @ self._directions
-        columns = self._shared(np.empty((len(points), n_kept + 1), np.float32))
-        columns[:, :-1] = inside
-        columns[:, -1] = self._shared(_lengths(rest))
+        rest = _lengths(points - inside @ self._directions)
         n_terms = 2 * (_PRODUCT_COLUMNS + n / _PRODUCT_COLUMNS + 4) + n_kept
-        return columns, _ROUNDING_SHARE * (n_kept**0.5 * n_terms + n + 4)
+        slack = _ROUNDING_SHARE * (n_kept**0.5 * n_terms + n + 4)
+        return self._with_rest(inside, rest), slack
+
+    def _with_rest(self, inside, rest):
+        columns = self._shared(np.empty((len(inside), inside.shape[1] + 1), np.float32))
+        columns[:, :-1] = inside
+        columns[:, -1] = self._shared(rest)
+        return columns
 
     def _shared(self, values):
         """The array for PyTorch where that multiplies: threads of two would clash."""

@@ -163,10 +163,10 @@ class Bank:
         return squared, indices
 
     def upper_bounds(self, queries, k, parts):
-        """Squared distances to k rows of some parts of the bank, (n, k), ascending.
+        """Bounds of the squared distances to the k nearest rows, (n, k), from above.
 
-        These are likely to be the nearest of the parts. They are upper bounds of the
-        distances to the k nearest rows of the bank.
+        They are those to k rows of some parts of the bank, which are likely to be the
+        nearest of the parts.
 
         Parameters
         ----------
@@ -179,14 +179,17 @@ class Bank:
         """
         prepared = self._prepare(len(queries))
         squared = np.full((len(queries), k), np.inf)
+        dtype = np.result_type(queries, self.rows)
         for part in parts:
             rows = self.rows[part]
             step = max(1, BLOCK_ENTRIES // len(rows))
             for lo in range(0, len(queries), step):
                 block = slice(lo, lo + step)
-                likely = _likely(prepared.of(queries[block], part)[0], k)
+                likely = _likely(prepared.rough(queries[block], part), k)
                 every = np.repeat(np.arange(len(likely)), k)
-                seen = direct(queries[block], rows, every, likely.ravel())
+                seen = direct(queries[block], rows, every, likely.ravel(), dtype)
+                if dtype == np.float32:
+                    seen = _at_most(seen, queries.shape[1])
                 both = np.concatenate([squared[block], seen.reshape(-1, k)], axis=1)
                 squared[block] = np.sort(both, axis=1)[:, :k]
         return squared
@@ -211,8 +214,7 @@ class Bank:
             rough, order = self._measure(queries, rows, cols, np.float32)
             kth = np.full(len(queries), np.inf)
             kth[found] = rough[order[np.searchsorted(rows, found) + k - 1]]
-            margin = 1 + 2 * (queries.shape[1] + 4) * np.finfo(np.float32).eps
-            kept = rough <= (kth * margin)[rows] + _UNDERFLOW_MARGIN
+            kept = rough <= _at_most(kth, queries.shape[1])[rows]
             rows, cols = rows[kept], cols[kept]
         exact, order = self._measure(queries, rows, cols, np.float64)
         best = order[np.searchsorted(rows, found)[:, None] + np.arange(k)]
@@ -223,6 +225,12 @@ class Bank:
         """Squared distances of pairs, and the order by query, distance and row."""
         exact = direct(queries, self.rows, rows, cols, dtype)
         return exact, np.lexsort((cols, exact, rows))
+
+
+def _at_most(rough, n_features):
+    """Bounds, by squared distances in float32, of what is no farther in float64."""
+    margin = 1 + 2 * (n_features + 4) * np.finfo(np.float32).eps
+    return rough * margin + _UNDERFLOW_MARGIN
 
 
 def _likely(bounds, k):

@@ -7,9 +7,9 @@ Queries are searched in falling order of their bounds, until the next bound is b
 worst distance found: no query after it can be farther. Where many are left, more rows
 lower their bounds first.
 
-Upper bounds are distances of pairs, computed in the same way as those of the search.
-So both compare without any margin, and the result is that of a search of all queries,
-bit for bit.
+Upper bounds are distances of pairs with room for their rounding, and what is found
+comes from the exact search. So the result is that of a search of all queries, bit for
+bit.
 """
 
 from collections.abc import Callable
