@@ -257,6 +257,16 @@ def runs(options):
     return range(default if options.runs is None else options.runs)
 
 
+def rounds(options):
+    """Numbers of runs after which the table is written.
+
+    On folders every method has a first seed before one has a second. All splits of the
+    cells share features, and are measured together.
+    """
+    n = len(runs(options))
+    return [n] if options.data is None else range(1, n + 1)
+
+
 def progress_file(options):
     return options.output.with_suffix(".progress.jsonl")
 
@@ -283,7 +293,8 @@ def run(options, category, method):
     environment = dict(
         os.environ, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads
     )
-    command = [sys.executable, *sys.argv, "--case", category, method]
+    command = [sys.executable, *sys.argv, "--runs", str(options.runs)]
+    command += ["--case", category, method]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -368,11 +379,13 @@ def main():
     columns = CELL_COLUMNS if options.data is None else FOLDER_COLUMNS
     names = chosen(options.methods, *builders(options, None))
     print(" | ".join(columns.values()), flush=True)
-    for category in sets(options):
-        for method in names:
-            row = run(options, category, method)
-            print(" | ".join(row.get(key, "") for key in columns), flush=True)
-            write(options, columns, [row])
+    for n_runs in rounds(options):
+        options.runs = n_runs
+        for category in sets(options):
+            for method in names:
+                row = run(options, category, method)
+                print(" | ".join(row.get(key, "") for key in columns), flush=True)
+                write(options, columns, [row])
     progress_file(options).unlink(missing_ok=True)
 
 

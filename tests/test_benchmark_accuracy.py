@@ -226,6 +226,24 @@ def test_goes_on_where_it_was(scripts, tmp_path, monkeypatch):
     assert accuracy.progress(options, "solar cells", "M") == []
 
 
+def test_every_method_has_a_first_seed_before_a_second(scripts, tmp_path, monkeypatch):
+    accuracy, done = scripts.accuracy, []
+
+    def run(options, category, method):
+        done.append((options.runs, category, method))
+        return {"set": category, "method": method, "runs": str(options.runs)}
+
+    monkeypatch.setattr(accuracy, "run", run)
+    output = tmp_path / "table.csv"
+    words = ["accuracy.py", "--data", str(tmp_path), "--sets", "a", "b", "--runs", "2"]
+    words += ["--methods", "PaDiM", "SPADE", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", words)
+    accuracy.main()
+    once = [(c, m) for c in "ab" for m in ("PaDiM", "SPADE")]
+    assert done == [(n, *case) for n in (1, 2) for case in once]
+    assert [row["Runs"] for row in table(output)] == ["2"] * 4
+
+
 def test_rows_that_were_not_measured_stay(scripts, tmp_path):
     accuracy = scripts.accuracy
     options = argparse.Namespace(output=tmp_path / "table.csv")
