@@ -46,23 +46,59 @@ def test_importing_skad_loads_nothing_heavy(loaded):
 
 
 FIRST_ANSWER = """
-import sys, joblib, numpy as np
-model = joblib.load(sys.argv[1])
+import sys, numpy as np
+if sys.argv[1].endswith(".joblib"):
+    import joblib
+    model = joblib.load(sys.argv[1])
+else:
+    import skad
+    model = skad.load(sys.argv[1])
 print(model.predict(np.zeros((2, 64, 64, 3), np.uint8)).tolist())
-print(*sorted({"timm", "torchvision", "sympy"} & set(sys.modules)))
-print(*[name for name in sys.modules if name.startswith("torch._dynamo.")])
+print(*sys.modules)
 """
+NEVER_NEEDED = (
+    "matplotlib",
+    "onnx",
+    "sympy",
+    "timm",
+    "torch._dynamo.",
+    "torch._inductor",
+    "torchvision",
+    "triton",
+)
+# skops imports all of scikit-learn, to know its estimators.
+LEFT_OUT_OF_SKLEARN = (
+    "sklearn.cluster",
+    "sklearn.ensemble",
+    "sklearn.linear_model",
+    "sklearn.model_selection",
+    "sklearn.neighbors",
+)
 
 
-def test_first_answer_of_a_fitted_model_needs_no_timm(tmp_path):
-    """Neither timm nor torch's compiler, which take longer than the answer."""
+@pytest.fixture(scope="module")
+def fitted_model():
     images = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), np.uint8)
     features = skad.PatchFeatures("skad_small", image_size=64)
-    model = skad.make_pipeline(features, skad.PatchCoreDetector()).fit(images)
-    joblib.dump(model, tmp_path / "model.joblib")
-    command = [sys.executable, "-c", FIRST_ANSWER, str(tmp_path / "model.joblib")]
+    return skad.make_pipeline(features, skad.PatchCoreDetector()).fit(images)
+
+
+@pytest.mark.parametrize("suffix", [".joblib", ".skad"])
+def test_first_answer_of_a_fitted_model_needs_no_timm(fitted_model, suffix, tmp_path):
+    """Neither timm nor torch's compiler, which take longer than the answer."""
+    file, left_out = tmp_path / f"model{suffix}", NEVER_NEEDED
+    if suffix == ".joblib":
+        joblib.dump(fitted_model, file)
+        left_out += LEFT_OUT_OF_SKLEARN
+    else:
+        pytest.importorskip("skops")
+        skad.save(fitted_model, file)
+    command = [sys.executable, "-c", FIRST_ANSWER, str(file)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["[-1, -1]", "", ""]
+    labels, modules = run.stdout.splitlines()
+    assert labels == "[-1, -1]"
+    assert "torch" in modules.split()
+    assert [name for name in modules.split() if name.startswith(left_out)] == []
 
 
 def test_every_public_name_is_there():

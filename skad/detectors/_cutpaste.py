@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.covariance import LedoitWolf
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad import networks
@@ -325,6 +324,9 @@ def _gaussian(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and precision of rows; of equal ones, the distance is Euclidean."""
     if np.ptp(rows, axis=0).max() == 0:
         return rows[0], np.eye(rows.shape[1])
+    # Slow to import, and only fits need it.
+    from sklearn.covariance import LedoitWolf
+
     fitted = LedoitWolf().fit(rows)
     return fitted.location_, fitted.precision_
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.ensemble import IsolationForest
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 
@@ -150,6 +149,9 @@ class PatchwiseDetector(PatchDetector):
             sampled = rng.choice(len(rows), self.max_patches, replace=False)
             rows = rows[np.sort(sampled)]
         if self.estimator is None:
+            # Slow to import, and only fits need it.
+            from sklearn.ensemble import IsolationForest
+
             estimator = IsolationForest(random_state=rng.randint(2**31))
         else:
             estimator = clone(self.estimator)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.covariance import LedoitWolf
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods
 
@@ -82,6 +81,9 @@ class _TwoScores:
         held_out = X[np.sort(order[:n_held_out])]
         X = X[np.sort(order[n_held_out:])]
         self._fit_detector(X)
+        # Slow to import, and only fits need it.
+        from sklearn.covariance import LedoitWolf
+
         gaussian = LedoitWolf().fit(self._mean_patches(X))
         self.location_, self.precision_ = gaussian.location_, gaussian.precision_
         scores = self.detector_._image_scores(self._score_input(held_out))

@@ -39,7 +39,7 @@ from skad.neighbors._nearest import Bank
 _PART_ROWS = 2048  # of the rows added since a reduction that are searched at once
 # Patches of an image that are kept to be corrected, and patches of others that are put
 # into the bank without it, for each row that the bank holds of the image.
-_PER_OWN_ROW = 4
+PER_OWN_ROW = 4
 
 
 class GrowingBank:
@@ -166,13 +166,13 @@ class StreamedLeftOut:
         images, counts = np.unique(owner[owner >= 0], return_counts=True)
         self._n_own = dict(zip(images.tolist(), counts.tolist(), strict=True))
         self._returned = RowsOfImages(
-            {image: _PER_OWN_ROW * n for image, n in self._n_own.items()},
+            {image: PER_OWN_ROW * n for image, n in self._n_own.items()},
             rows=(bank.rows.shape[1:], bank.rows.dtype),
             squared=((), np.float64),
         )
         # The last one of an image bounds those that are not kept.
         self._kept = RowsOfImages(
-            {image: _PER_OWN_ROW * n + 1 for image, n in self._n_own.items()},
+            {image: PER_OWN_ROW * n + 1 for image, n in self._n_own.items()},
             rows=(bank.rows.shape[1:], bank.rows.dtype),
             squared=((self._k,), np.float64),
             indices=((self._k,), np.intp),
@@ -225,7 +225,7 @@ class StreamedLeftOut:
         indices: np.ndarray,
     ) -> None:
         """Keep the patches of an image whose distances can be corrected at the end."""
-        n_kept = _PER_OWN_ROW * self._n_own[image] + 1
+        n_kept = PER_OWN_ROW * self._n_own[image] + 1
         order = np.argsort(-squared[members].sum(axis=1), kind="stable")[:n_kept]
         worst = members[order]
         self._kept.add(image, rows[worst], squared[worst], indices[worst], order)
@@ -301,7 +301,7 @@ class StreamedLeftOut:
                 continue
             rows, squared, indices, order = self._kept[image]
             # The last one bounds the patches that are not kept, and stays as it is.
-            n = min(len(order), _PER_OWN_ROW * self._n_own[image])
+            n = min(len(order), PER_OWN_ROW * self._n_own[image])
             join_own_group(
                 squared[:n],
                 indices[:n],

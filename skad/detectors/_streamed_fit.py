@@ -8,12 +8,18 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 
+from skad._memory import require_memory
 from skad._patches import patch_rows
 from skad.base._calibrated import first_ranked, map_ranks, max_maps
 from skad.base._warnings import are_equal_to, warn_of_equal_images, warn_of_outlier
 from skad.detectors._bank_scores import BankDetector
 from skad.detectors._held_out_pass import HeldOutPass, no_held_out
-from skad.detectors._streamed_bank import GrowingBank, StreamedLeftOut
+from skad.detectors._streamed_bank import (
+    PER_OWN_ROW,
+    GrowingBank,
+    StreamedLeftOut,
+)
+from skad.neighbors._coreset import selection_bytes
 from skad.networks._torch_state import in_own_torch_state
 
 Batch = tuple[np.ndarray, np.ndarray]  # positions in X, and features (n, h, w, d)
@@ -49,7 +55,10 @@ class StreamingBankDetector(BankDetector):
                 self.n_samples_seen_ = 0
             self._learn(samples, positions, first=not update)
             return self
-        grid = held[0][1].shape[1:3]
+        first = held[0][1]
+        grid = first.shape[1:3]
+        n_maps = min(getattr(batches, "n_images", None) or len(first), max_maps(grid))
+        self._require_memory_to_stream(first, n_maps)
         positions, sample = self._stream(held, rest, update)
         n_before, n = self.n_samples_seen_ if update else 0, len(positions)
         self.n_samples_seen_ = n_before + n
@@ -75,6 +84,17 @@ class StreamingBankDetector(BankDetector):
         known = np.isfinite(scores)
         warn_of_outlier(self, scores[known], positions[known])
         return self
+
+    def _require_memory_to_stream(self, X: np.ndarray, n_maps: float) -> None:
+        """Raise if banks of rows like those of X, and maps, exceed all memory."""
+        m: Any = self.bank_size
+        row = float(X.shape[3] * X.itemsize)
+        # Two banks are filled, one is reduced, and one is the result; the second pass
+        # keeps patches of images for each row of the bank, and as many to return.
+        n_bytes = (2 + 1 + 1 + 2 * PER_OWN_ROW) * m * row + selection_bytes(2 * m, row)
+        n_bytes += n_maps * math.prod(X.shape[1:3]) * 4.0
+        name = f"{type(self).__name__} with bank_size={m}"
+        require_memory(n_bytes, name, "Reduce bank_size or image_size of the features.")
 
     def _present_batches(
         self, batches: Iterable[Batch], reset: bool

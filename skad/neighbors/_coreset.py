@@ -11,7 +11,6 @@ are those of the plain algorithm.
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.random_projection import GaussianRandomProjection
 from sklearn.utils import check_array
 
 from skad._progress import progress
@@ -188,6 +187,9 @@ def _projected(rows, n_dimensions, random_state):
     """Rows after a random projection; as they are where that would not be shorter."""
     if n_dimensions is None or n_dimensions >= rows.shape[1]:
         return rows
+    # It imports half of scikit-learn, which scoring does not need.
+    from sklearn.random_projection import GaussianRandomProjection
+
     projection = GaussianRandomProjection(n_dimensions, random_state=random_state)
     return projection.fit_transform(rows)
 

@@ -179,18 +179,14 @@ class Bank:
         """
         prepared = self._prepare(len(queries))
         squared = np.full((len(queries), k), np.inf)
-        dtype = np.result_type(queries, self.rows)
         for part in parts:
             rows = self.rows[part]
             step = max(1, BLOCK_ENTRIES // len(rows))
             for lo in range(0, len(queries), step):
                 block = slice(lo, lo + step)
                 likely = _likely(prepared.rough(queries[block], part), k)
-                every = np.repeat(np.arange(len(likely)), k)
-                seen = direct(queries[block], rows, every, likely.ravel(), dtype)
-                if dtype == np.float32:
-                    seen = _at_most(seen, queries.shape[1])
-                both = np.concatenate([squared[block], seen.reshape(-1, k)], axis=1)
+                seen = _at_most_to(queries[block], rows, likely)
+                both = np.concatenate([squared[block], seen], axis=1)
                 squared[block] = np.sort(both, axis=1)[:, :k]
         return squared
 
@@ -225,6 +221,18 @@ class Bank:
         """Squared distances of pairs, and the order by query, distance and row."""
         exact = direct(queries, self.rows, rows, cols, dtype)
         return exact, np.lexsort((cols, exact, rows))
+
+
+def _at_most_to(queries, rows, likely):
+    """Bounds from above of the squared distances to some rows of each query."""
+    pairs = np.repeat(np.arange(len(likely)), likely.shape[1]), likely.ravel()
+    if not queries.dtype == rows.dtype == np.float32:
+        return direct(queries, rows, *pairs).reshape(likely.shape)
+    seen = _at_most(direct(queries, rows, *pairs, np.float32), queries.shape[1])
+    # Too small or too large for float32.
+    unsure = np.flatnonzero((seen < 1e6 * _UNDERFLOW_MARGIN) | (seen == np.inf))
+    seen[unsure] = direct(queries, rows, pairs[0][unsure], pairs[1][unsure])
+    return seen.reshape(likely.shape)
 
 
 def _at_most(rough, n_features):

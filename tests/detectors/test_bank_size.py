@@ -394,3 +394,17 @@ def test_a_bank_smaller_than_the_neighbours_is_refused():
     for wrong in (0, -1, 2.5, "many"):
         with pytest.raises(ValueError, match="bank_size"):
             PatchCoreDetector(bank_size=wrong).fit(X)
+
+
+def test_a_stream_needs_memory_for_its_banks_and_maps(monkeypatch):
+    X = noise(40)
+    model = streamed(X, bank_size=100)
+    tracemalloc.start()
+    streamed(X, bank_size=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    monkeypatch.setattr("skad._memory.available_memory", lambda: 2 * peak)
+    streamed(X, bank_size=100)
+    monkeypatch.setattr("skad._memory.available_memory", lambda: model.bank_.nbytes * 4)
+    with pytest.raises(MemoryError, match=r"bank_size=100 needs .* Reduce bank_size"):
+        streamed(X, bank_size=100)

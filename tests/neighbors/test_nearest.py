@@ -179,6 +179,13 @@ def test_exact_whatever_is_prepared(kind, directions, half, monkeypatch):
     nearest_ones = np.take_along_axis(expected, order, axis=1)
     np.testing.assert_allclose(np.sqrt(squared), nearest_ones, rtol=1e-12)
     assert (squared[:5, 0] == 0).all()
+    # Those to rows of some parts of the bank are no smaller, and hardly larger.
+    parts = [slice(0, 300), slice(301, None, 2)]
+    upper = _nearest.Bank(bank).upper_bounds(queries, 3, parts)
+    assert (upper >= squared).all()
+    there = np.r_[0:300, 301:900:2]
+    nearest_there = np.sort(expected[:, there], axis=1)[:, :3]
+    assert np.median(np.sqrt(upper[5:]) / nearest_there[5:]) < 1.1
 
 
 @pytest.mark.parametrize("half", [False, True])
