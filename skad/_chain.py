@@ -148,6 +148,8 @@ class Chain:
         require_memory_for_maps(sizes)
         if self.windows_vary():
             windows = [self.window(one) for one in own]
+        elif isinstance(images, ImageReader):
+            windows = [images.frame.window(None)] * len(grids)
         else:
             windows = [self.images.window()] * len(grids)
         looked_at = self.images.regions(regions, len(grids))

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._checks import check_size
-from skad._frame import Frame, Window
+from skad._frame import WHOLE, Frame, Window
 from skad._user_warning import warn_user
 from skad.images._arrays import accepted_channels
 from skad.images._batches import ImageReader, n_threads
@@ -86,7 +86,8 @@ class ImageInput(CarriesPixelLimit):
         ValueError
             If `image_size` or `crop_size` is out of range, or if `size` is needed.
         """
-        return self._frame().window(size)
+        frame = self._frame()
+        return WHOLE if frame.crop is None else frame.window(size)
 
     def _frame(self) -> Frame:
         """What images are resized to, and the crop; validated."""
