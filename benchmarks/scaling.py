@@ -9,8 +9,9 @@ means twice the time for twice the size.
     python benchmarks/scaling.py --large
 
 compares searches in banks of up to a million rows of 128 dimensions with the exact and
-the HNSW index of faiss: time for 784 patches, memory beside the rows (faiss copies them), the share of the
-nearest rows that are found, and the slope. HNSW searches widely enough to find 99 %.
+the HNSW index of faiss: time for 784 patches, memory beside the rows (faiss copies
+them), the share of the nearest rows that are found, and the slope. HNSW searches widely
+enough to find 99 %.
 """
 
 import csv
