@@ -5,17 +5,35 @@
 draws ``docs/_static/scaling.png`` and writes ``docs/scaling.csv``. Features are real
 ones of 1,024 dimensions; the slope is that of the straight line through the points: 1
 means twice the time for twice the size.
+
+    python benchmarks/scaling.py --large
+
+compares searches in banks of up to a million rows of 128 dimensions with the exact and
+the HNSW index of faiss: time for 784 patches, memory beside the rows (faiss copies
+them), the share of the nearest rows that are found, and the slope. HNSW searches widely
+enough to find 99 %.
 """
 
 import csv
 from pathlib import Path
 
 import numpy as np
-from harness import limit_threads, parser, photographs, race, real_features
+from harness import (
+    limit_threads,
+    optional,
+    parser,
+    photographs,
+    publish,
+    race,
+    real_features,
+    timing,
+)
 
+from skad import PatchFeatures
 from skad.metrics import pro_score
 from skad.neighbors import greedy_coreset
-from skad.neighbors._nearest import Bank
+from skad.neighbors._nearest import _PREPARED, Bank
+from skad.neighbors._worst import search_worst
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -69,9 +87,89 @@ def slope(seconds):
     return float(np.polyfit(x, y, 1)[0])
 
 
+def prepared_bytes(bank):
+    """Memory of what a bank keeps beside its rows."""
+    kept = {id(value): value for value in vars(_PREPARED[bank][2]).values()}
+    return sum(getattr(value, "nbytes", 0) for value in kept.values())
+
+
+def hnsw(faiss, rows, queries, nearest):
+    """HNSW index of faiss that finds 99 % of the nearest rows, or searches 1,024."""
+    index = faiss.IndexHNSWFlat(rows.shape[1], 16)
+    index.add(rows)
+    index.hnsw.efSearch = 16
+    while index.hnsw.efSearch < 1024:
+        if np.mean(index.search(queries, 1)[1][:, 0] == nearest) >= 0.99:
+            break
+        index.hnsw.efSearch *= 2
+    return index
+
+
+def searches(rows, queries):
+    """By name, a search that gives the nearest rows, and its memory in bytes."""
+    bank, one_image = Bank(rows), np.zeros(len(queries), np.intp)
+    for _ in range(10):
+        nearest = bank.search(queries)[1][:, 0]
+    prepared = prepared_bytes(bank)
+
+    def worst():
+        found = search_worst(
+            bank, queries, one_image, np.ones(1, np.intp), 1, np.sqrt, in_order=False
+        )
+        return np.where(found[0] > 0, found[1], nearest[:, None])[:, 0]
+
+    found = {
+        "skad, all patches": (lambda: bank.search(queries)[1][:, 0], prepared),
+        "skad, worst patch": (worst, prepared),
+    }
+    faiss = optional("faiss")
+    if faiss is not None:
+        flat = faiss.IndexFlatL2(rows.shape[1])
+        flat.add(rows)
+        graph = hnsw(faiss, rows, queries, nearest)
+        for name, index in (("exact", flat), ("HNSW", graph)):
+            found[f"faiss, {name}"] = (
+                lambda index=index: index.search(queries, 1)[1][:, 0],
+                len(faiss.serialize_index(index)),
+            )
+    return found, nearest
+
+
+def large_banks(options):
+    """Table of searches in banks of up to a million rows."""
+    sizes = [2000, 4000] if options.small else [10_000, 100_000, 1_000_000]
+    features = PatchFeatures("skad_small", embedding="concat", image_size=448)
+    images = photographs(options)[: sizes[-1] // 3136 + 2]
+    X = features.fit_transform(images)
+    rows, queries = X[:-1].reshape(-1, X.shape[-1]), X[-1].reshape(-1, X.shape[-1])[::4]
+    queries = np.ascontiguousarray(queries)
+    lines, curves = [], {}
+    for size in sizes:
+        step = np.linspace(0, len(rows) - 1, size).astype(np.intp)
+        limit_threads(options.threads)
+        found, nearest = searches(rows[step], queries)
+        runs = {name: search for name, (search, _) in found.items()}
+        seconds, results = race(runs, options.rounds)
+        for name, (_, memory) in found.items():
+            share = f"{np.mean(results[name] == nearest):.1%}"
+            curves.setdefault(name, {})[size] = seconds[name]
+            time, room = timing(seconds[name]), f"{memory / 1e6:.0f} MB"
+            lines.append([f"{size:,}", name, time, room, share])
+    return [
+        [*line, f"{slope(curves[line[1]]):.2f}" if line[0] == f"{sizes[-1]:,}" else ""]
+        for line in lines
+    ]
+
+
 def main():
-    options = parser(__doc__).parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--large", action="store_true", help="banks of faiss's size")
+    options = arguments.parse_args()
     small = options.small
+    if options.large:
+        header = ("rows", "search", "784 patches", "memory", "found", "slope")
+        publish(options, "large banks", large_banks(options), header)
+        return
     sizes = [2, 4] if small else [8, 16, 32, 64, 128]
     banks = [256, 512] if small else [1024, 2048, 4096, 8192, 16_384, 32_768, 65_536]
     images = photographs(options)[: sizes[-1] + 1]
