@@ -172,7 +172,7 @@ def test_streamed_held_out_scores_are_near_those_that_hold_all(
     assert stream.offset_ == pytest.approx(exact.offset_, rel=0.05)
 
 
-@pytest.mark.parametrize("bank_size", [100, 300])
+@pytest.mark.parametrize("bank_size", [100, pytest.param(300, marks=pytest.mark.slow)])
 def test_held_out_scores_are_those_of_fits_without_each_image(bank_size):
     """Where rows of one image cover patches of others, as in clusters."""
     given = {"coreset_ratio": 1.0, "bank_size": bank_size, "random_state": 0}

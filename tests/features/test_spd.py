@@ -187,7 +187,10 @@ def separation(features, images):
     return float(spd_loss(*f))
 
 
-@pytest.mark.parametrize("base", ["simsiam", "simclr", "moco"])
+@pytest.mark.parametrize(
+    "base",
+    ["simsiam", *(pytest.param(b, marks=pytest.mark.slow) for b in ("simclr", "moco"))],
+)
 def test_training_moves_changed_images_away(data, base):
     options = {"max_steps": 30, "train_batch_size": 8, "spd_weight": 1.0}
     features = tiny(base=base, **options).fit(data.train)

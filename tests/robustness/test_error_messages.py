@@ -290,6 +290,7 @@ def limit(monkeypatch):
     return lambda value: monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", value)
 
 
+@pytest.mark.slow
 def test_the_limit_reaches_worker_processes(big, limit):
     made = SyntheticAnomalies().fit(big)
     expected = made.transform(big)
