@@ -73,7 +73,7 @@ class Preset:
     >>> PRESETS["simplenet"].features["target_dim"]
     1536
     >>> PRESETS["patchcore-10"].make()[-1]
-    PatchCoreDetector()
+    PatchCoreDetector(projection_dim=128)
     """
 
     detector: Any

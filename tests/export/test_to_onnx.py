@@ -105,6 +105,7 @@ def test_metadata_and_names(file, model):
     info = {name: value for name, value in known.items() if name != "skad_saved"}
     info = {name.removeprefix("skad_"): value for name, value in info.items()}
     assert info.pop("model") == "Pipeline(PatchFeatures, PatchCoreDetector)"
+    assert info.pop("resize") == "exact"
     info = {name: json.loads(value) for name, value in info.items()}
     assert info["versions"]["skad"] == skad.__version__
     assert {"torch", "timm"} <= set(info["versions"])
