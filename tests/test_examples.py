@@ -18,6 +18,7 @@ def run(new_process, folder, name, *options):
     return printed
 
 
+@pytest.mark.slow
 def test_quickstart_on_a_folder(new_process, tmp_path):
     """Without weights, or a mask for every image."""
     data = make_textures(n_normal=12, n_anomalous=4, size=64, random_state=0)

@@ -213,6 +213,7 @@ def test_round_trip_through_joblib(model, data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_grid_search_gives_the_same_bits_on_one_and_two_processes(data):
     X = np.concatenate([data.train, data.test])
     y = np.r_[np.ones(len(data.train), int), data.y_test]

@@ -278,6 +278,7 @@ def test_every_batch_is_composed_alike(
     assert composition(3, True) == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_labels_without_masks_raise_scores(data, known_defects):
     """An unmarked defect adds to the loss, and training on it makes it stand out."""
     X, y, _ = known_defects

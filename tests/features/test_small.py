@@ -94,7 +94,8 @@ def test_pickles_without_the_weights(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("texture", "auroc", "pro"), [("fabric", 0.8, 0.78), ("metal", 0.97, 0.95)]
+    ("texture", "auroc", "pro"),
+    [pytest.param("fabric", 0.8, 0.78, marks=pytest.mark.slow), ("metal", 0.97, 0.95)],
 )
 def test_finds_rendered_defects(texture, auroc, pro):
     data = make_textures(30, 20, texture=texture, size=224, random_state=0)
