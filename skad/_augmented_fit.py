@@ -56,7 +56,12 @@ def update_on_views(
     if before is not None:
         X = transform_through(before, X)
     features, positions = unwrap(pipeline.steps[k][1])._features_of_views(
-        X, y, regions, pipeline.augmentation, fit=False
+        X,
+        y,
+        regions,
+        pipeline.augmentation,
+        fit=False,
+        n_before=getattr(final, "n_samples_seen_", 0),
     )
     if after is not None:
         features = transform_through(after, features)
@@ -66,12 +71,13 @@ def update_on_views(
 
 def check_can_augment(pipeline: Any) -> None:
     """Refuse a pipeline that cannot learn from views, before any work starts."""
-    if not hasattr(pipeline.augmentation, "_changes"):
+    augmentation = pipeline.augmentation
+    if isinstance(augmentation, type) or not hasattr(augmentation, "_changes"):
         raise TypeError(
-            f"augmentation={pipeline.augmentation!r} must be an "
+            f"augmentation={augmentation!r} must be an object of "
             "skad.synthesis.AugmentedViews, or None."
         )
-    pipeline.augmentation._check()
+    augmentation._check()
     final = pipeline.steps[-1][1]
     if is_frozen(final):
         return

@@ -36,6 +36,11 @@ def held_out_positions(chain: Chain, X: Any, y: Any, caller: str) -> np.ndarray:
     """
     detector = chain.final
     _check_held_out(detector, caller)
+    if not detector._scores_in_order:
+        raise ValueError(
+            f"{caller} needs held-out scores in the order of X, but fit_parts deals "
+            "images out to its parts at random: fit on all images at once."
+        )
     learned = _learned_from(chain, X, y)
     scores = detector.calibration_scores_
     if len(scores) != len(learned):
@@ -44,7 +49,7 @@ def held_out_positions(chain: Chain, X: Any, y: Any, caller: str) -> np.ndarray:
             f"that were learned from, but the model keeps {len(scores)} scores of "
             f"held-out images. {_why_not_all(detector)}"
         )
-    return learned[detector._held_out_positions(len(learned))]
+    return learned
 
 
 def check_detector_of_skad(detector: Any, caller: str, name: str = "model") -> None:

@@ -13,17 +13,13 @@ from pathlib import Path
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROCESS = Path("/proc/self")
 _MACHINE = Path("/proc/meminfo")
-# Files of a limit, of what is used, and of the line in memory.stat of what of it can be
-# dropped: versions 2 and 1.
+# Files of a limit and of what is used, and how lines of memory.stat begin that tell
+# what of it can be dropped: versions 2 and 1.
 _CGROUP_FILES = (
-    ("", "memory.max", "memory.current", "inactive_file"),
-    (
-        "memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
+    ("", "memory.max", "memory.current", ""),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
+_DROPPABLE = "inactive_file", "active_file"  # copies of files
 # What torch says where an allocation fails, on CPUs and on CUDA devices.
 _SHORTAGES = "out of memory", "can't allocate memory", "not enough memory"
 
@@ -39,9 +35,9 @@ class OutOfMemory(MemoryError):
 def available_memory() -> float:
     """Bytes of memory that this process can have at the moment, beside what it has.
 
-    The least of what the machine has left, swap space included, what its container (its
-    control groups) may still take, and what is left of the limits of the process
-    (``ulimit -v`` and ``-d``). Infinite where the system does not tell.
+    The least of what the machine has left, with swap space, what its container (its
+    control groups) may still take, without it, and what is left of the limits of the
+    process (``ulimit -v`` and ``-d``). Infinite where the system does not tell.
     """
     return max(0.0, min(_machine_memory(), _container_memory(), _process_memory()))
 
@@ -62,13 +58,14 @@ def _machine_memory() -> float:
 def _container_memory() -> float:
     """What the control groups of the process leave: its own and those around it."""
     left = [math.inf]
-    for controller, limit, used, droppable in _CGROUP_FILES:
+    for controller, limit, used, start in _CGROUP_FILES:
         root = _CGROUPS / controller
         own = root / _own_group(controller).strip("/")
         for folder in (own, *own.parents):
             if (most := _number(folder / limit)) is not None:
                 taken = _number(folder / used) or 0.0
-                left.append(most - taken + _statistic(folder, droppable))
+                dropped = sum(_statistic(folder, start + name) for name in _DROPPABLE)
+                left.append(most - taken + dropped)
             if folder == root:
                 break
     return min(left)

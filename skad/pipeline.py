@@ -181,7 +181,8 @@ class Pipeline(sklearn.pipeline.Pipeline):
             )
         check_can_augment(self)
         started = time.perf_counter()
-        fit_on_views(self, X, y, regions)
+        with self._checked_memory():
+            fit_on_views(self, X, y, regions)
         self._say_elapsed(started)
         return self
 

@@ -294,3 +294,39 @@ def test_views_turn_in_the_proportions_of_the_image():
     moved = AugmentedViews(1, rotation=0, shift=0.1, brightness=0).views(image)[0]
     assert set(np.unique(moved)) == {0, 1}  # a shift alone blurs nothing
     assert moved.sum() == 20 * 40 * 3
+
+
+def test_images_that_come_later_have_views_of_their_own():
+    augmentation = AugmentedViews(n_views=2)
+    first, later = augmentation._changes(3), augmentation._changes(2, first=1)
+    assert later == first[1:]
+
+
+def test_scores_of_images_replace_those_of_views_of_one_image():
+    data = make_textures(n_normal=4, n_anomalous=0, size=64, random_state=0).train
+    features = PatchFeatures("skad_small", embedding="concat", image_size=64)
+    for detector in (PatchCoreDetector(), SubspaceDetector(), PaDiMDetector()):
+        model = Pipeline([features, detector], augmentation=AugmentedViews(n_views=2))
+        with pytest.warns(UserWarning, match="one training image"):
+            model.fit(data[:1])
+        model.partial_fit(data[1:])
+        assert len(model[-1].calibration_scores_) <= 4
+
+
+@pytest.mark.parametrize("calibration", ["kfold", "split"])
+@pytest.mark.filterwarnings("ignore:one training image")
+def test_views_of_one_image_are_folds_of_their_own(calibration):
+    data = make_textures(n_normal=1, n_anomalous=0, size=64, random_state=0).train
+    features = PatchFeatures("skad_small", embedding="concat", image_size=64)
+    steps = [features, PaDiMDetector(calibration=calibration)]
+    model = Pipeline(steps, augmentation=AugmentedViews(n_views=8)).fit(data)
+    assert np.isfinite(model[-1].calibration_scores_).all()
+    assert np.isfinite(model[-1].offset_)
+
+
+def test_the_class_is_no_augmentation():
+    with pytest.raises(TypeError, match=r"must be an object of .*AugmentedViews"):
+        Pipeline(
+            [PatchFeatures("skad_small"), PatchCoreDetector()],
+            augmentation=AugmentedViews,
+        ).fit([np.zeros((64, 64), np.uint8)] * 2)

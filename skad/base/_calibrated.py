@@ -55,6 +55,7 @@ class CalibratedThreshold:
     _map_rows: np.ndarray  # of each map, the place of its score
     _map_ranks: np.ndarray  # by which maps are chosen where there are too many
     _in_sample = False  # whether the scores are of training images
+    _scores_in_order = True  # whether they are in the order of X
     _whose = ""  # what they are of, where that has to be said in warnings
     _is_part = False  # whether it is part of another detector
     contamination: Any
@@ -119,6 +120,7 @@ class CalibratedThreshold:
 
     def _take_threshold_parameters(self) -> None:
         """Take rate and rule of the thresholds from the parameters, as `fit` does."""
+        self._scores_in_order = True
         self.contamination_ = float(self.contamination)
         self._threshold_rule = self.threshold
 

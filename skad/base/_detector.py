@@ -469,10 +469,12 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
             self._take_threshold_parameters()
             n = self._n_per_image
             warn_of_equal_images(self, samples if n == 1 else samples[::n])
+        # Views of one image that were held out from each other are no scores of images.
+        guessed = not first and self._n_per_image > 1 and self.n_samples_seen_ == 1
         with learning(self, shape, way):
             held_out = HOLD_OUT[way](self, samples, first=first)
         self._in_sample = way == "train" or (self._in_sample and not first)
-        if first or (way == "loo" and self._keeps_left_out_scores):
+        if first or guessed or (way == "loo" and self._keeps_left_out_scores):
             self._replace_held_out(
                 held_out.scores, held_out.maps, held_out.rows, self._in_sample
             )

@@ -158,18 +158,19 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
         check_detector_of_skad(final, "ThresholdPerGroup", "estimator")
         final._check_holds_out_all("ThresholdPerGroup")
         groups = _checked_groups(groups, X)
-        self.estimator_ = clone(self.estimator)
-        self.estimator_.fit(X, y)
-        chain = Chain(self.estimator_)
-        positions = held_out_positions(chain, X, y, "ThresholdPerGroup")
-        self.groups_ = np.unique(groups)
+        estimator = clone(self.estimator).fit(X, y)
+        final = Chain(estimator).final
+        positions = held_out_positions(Chain(estimator), X, y, "ThresholdPerGroup")
         of_score = groups[positions]
-        self._held_out = []
-        for group in self.groups_:
-            twin = _twin(chain.final)
+        held_out = []
+        for group in np.unique(groups):
+            twin = _twin(final)
             twin._whose = f"group {_shown(group)}: "
             _keep_some(twin, np.flatnonzero(of_score == group))
-            self._held_out.append(_taken_from(twin))
+            held_out.append(_taken_from(twin))
+        # All at once: a fit that fails leaves what was fitted before.
+        self.estimator_, self.groups_ = estimator, np.unique(groups)
+        self._held_out = held_out
         self._set_attributes()
         return positions
 
@@ -474,9 +475,11 @@ def _checked_groups(groups: Any, X: Any) -> np.ndarray:
             "product, as groups=."
         )
     found = np.asarray(groups)
+    if isinstance(groups, (list, tuple)) and found.ndim == 1:
+        found = np.asarray(groups, dtype=object)  # NumPy makes strings of what is mixed
     if found.dtype == object:
         kinds = {type(one) for one in found.ravel()}
-        if len(kinds) == 1 and issubclass(kinds.pop(), (str, int)):
+        if len(kinds) == 1 and issubclass(kinds.pop(), (str, int, np.integer)):
             found = np.array(found.tolist())
     if found.ndim != 1 or found.dtype.kind not in "USiub":
         raise ValueError(

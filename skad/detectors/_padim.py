@@ -266,13 +266,15 @@ class PaDiMDetector(PatchDetector):
 
     def _new_gaussians(self, X: Any) -> Gaussians:
         n_positions, n_features = X.shape[1] * X.shape[2], X.shape[3]
+        # The views of one image alone are folds of their own.
+        n_per_image = self._n_per_image if len(X) % self._n_per_image == 0 else 1
         return Gaussians(
             n_positions,
             n_features,
             X.dtype,
             self.eps,
             self.calibration_size,
-            self._n_per_image,
+            n_per_image,
         )
 
     def _learn_from(self, gaussians: Any, X: Any) -> None:

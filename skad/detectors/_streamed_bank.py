@@ -128,7 +128,10 @@ class GrowingBank:
 
 
 def smallest_gap(rows: np.ndarray) -> float:
-    """Squared distance of the last row selected to the others, the smallest of all."""
+    """Squared distance of the last row selected to the others, the smallest of all.
+
+    After a random projection, by which distances change a little, it is about that.
+    """
     if len(rows) < 2:
         return np.inf
     return squared_distances(rows[-1:], rows[:-1]).min()

@@ -239,9 +239,18 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         return features
 
     def _features_of_views(
-        self, X: Any, y: ArrayLike | None, regions: Any, augmentation: Any, *, fit: bool
+        self,
+        X: Any,
+        y: ArrayLike | None,
+        regions: Any,
+        augmentation: Any,
+        *,
+        fit: bool,
+        n_before: int = 0,
     ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         """Features of normal images, each followed by its augmented views.
+
+        `n_before` is the number of images that were learned from before.
 
         Returns
         -------
@@ -259,7 +268,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
             checked = self.regions(regions, len(images))
             each = None if checked is None else checked.each
             images = images[normal]
-            X = WithViews(images, augmentation)
+            X = WithViews(images, augmentation, n_before)
             views = self._reader(X)
             if views.on_error == "skip":
                 views.on_error = "report"  # images are reported, not their views

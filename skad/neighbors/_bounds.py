@@ -46,6 +46,7 @@ _ROUGH_DIRECTIONS = 64  # that rough distances are along
 _MAX_KEPT_SHARE = 0.6  # of the directions; from there on all columns are used
 _PRODUCT_COLUMNS = 64  # of a partial product, which rounds little
 _ROUNDING_SHARE = 2.0**-24  # relative error of one rounding in float32
+_UNDERFLOW_MARGIN = 1e-36  # above what underflows in a sum of squares in float32
 _MAX_COORDINATE = 2.0**40  # of scaled rows; larger ones are cut
 _CHUNK_ENTRIES = 2**18  # of a temporary: it stays in the cache
 
@@ -110,7 +111,7 @@ class Bounds:
 
         def limits(distances):
             grown = distances * self._scale + moved + self._moved
-            return self._bits(grown**2 + 2 * noise)
+            return self._bits(grown**2 + 2 * noise + _UNDERFLOW_MARGIN)
 
         return self._products(points, self._rows[some]), limits
 
@@ -177,10 +178,10 @@ class Bounds:
 
     def _mapped(self, rows, rough):
         """Points in float32, and a bound on how far rounding moved each."""
-        if self._scale != 1:
-            with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):
+            if self._scale != 1:
                 rows = rows * rows.dtype.type(self._scale)
-        points = (rows - self._origin).astype(np.float32, copy=False)
+            points = (rows - self._origin).astype(np.float32, copy=False)
         points = self._shared(points)
         lengths = _lengths(points)
         if not lengths.max() < _MAX_COORDINATE:
@@ -240,7 +241,7 @@ class Bounds:
             return np.empty(shape, np.float32)
         import torch
 
-        return torch.empty(shape, dtype=torch.bfloat16)
+        return torch.empty(shape, dtype=torch.bfloat16, device="cpu")
 
     def _noise(self, lengths):
         """Bound on the rounding inside of the product, and of lengths."""
@@ -268,7 +269,7 @@ def _product(points, rows):
     import torch
 
     n = len(points)
-    result = torch.empty((n, len(rows)), dtype=points.dtype)
+    result = torch.empty((n, len(rows)), dtype=points.dtype, device="cpu")
     lo = 0
     while lo < n:
         hi = lo + 2 ** int(np.log2(n - lo))

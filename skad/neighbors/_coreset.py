@@ -118,7 +118,9 @@ def greedy_coreset(
                 f"must be between {low} and {high}."
             )
     if projection_dim is not None and not (
-        isinstance(projection_dim, (int, np.integer)) and projection_dim >= 1
+        isinstance(projection_dim, (int, np.integer))
+        and not isinstance(projection_dim, bool)
+        and projection_dim >= 1
     ):
         raise ValueError(
             f"projection_dim={projection_dim!r} must be a positive integer, or None "

@@ -178,19 +178,20 @@ def cosine(step: int, n_steps: int) -> float:
 
 
 def load_optimizer(optimizer: Any, state: Any) -> None:
-    """Continue with the state of another optimizer, but with one's own learning rates.
+    """Continue with the state of another optimizer, but with one's own options.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
 
     state : dict
-        As of ``state_dict``. Learning rates in it are where a schedule ended.
+        As of ``state_dict``. Learning rates in it are where a schedule ended, and other
+        options are those of an earlier fit.
     """
-    rates = [group["lr"] for group in optimizer.param_groups]
+    groups = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group.update({k: v for k, v in own.items() if k != "params"})
         group.pop("initial_lr", None)  # a scheduler would start from it
 
 

@@ -216,6 +216,7 @@ class _Job:
         if holds_out_later:
             self._hold_out(template, tree.root, keys, verbose)
         self.checkpoint.remove_used()
+        tree.root._scores_in_order = False  # parts are random samples
         return self._assembled(transformers, tree.root)
 
     def _take(self, outcome: Outcome, tree: MergeTree) -> None:

@@ -173,7 +173,7 @@ class AugmentedViews(BaseEstimator):
         Returns
         -------
         views : ndarray of shape (n_views, H, W, C), float32
-            In [0, 1], those of the first image of a fit.
+            In [0, 1], those of the first image of a fit if `random_state` is a number.
 
         Raises
         ------
@@ -195,13 +195,16 @@ class AugmentedViews(BaseEstimator):
                 "None: views would be copies of their images. Set one of them."
             )
 
-    def _changes(self, n_images: int) -> list[list[_Change]]:
-        """What to change in each view of each image, sampled image by image."""
+    def _changes(self, n_images: int, first: int = 0) -> list[list[_Change]]:
+        """What to change in each view of each image, sampled image by image.
+
+        `first` is the number of images that were learned from before.
+        """
         self._check()
         seed = check_random_state(self.random_state).randint(2**31)
         return [
             list(self._changes_of(np.random.default_rng([seed, i])))
-            for i in range(n_images)
+            for i in range(first, first + n_images)
         ]
 
     def _changes_of(self, rng: np.random.Generator) -> Iterator[_Change]:
@@ -226,12 +229,17 @@ class WithViews(NamedImages):
         Its crop is left to the reader of the views.
 
     augmentation : AugmentedViews
+
+    n_before : int, default=0
+        Number of images that were learned from before: these have other views.
     """
 
-    def __init__(self, images: ImageReader, augmentation: AugmentedViews) -> None:
+    def __init__(
+        self, images: ImageReader, augmentation: AugmentedViews, n_before: int = 0
+    ) -> None:
         self.n_rows = 1 + augmentation.n_views  # of each image
         self._images = images
-        self._changes = augmentation._changes(len(images))
+        self._changes = augmentation._changes(len(images), n_before)
         self._moves = bool(augmentation.shift or augmentation.rotation)
         self.names = _Names(images, self.n_rows)
 

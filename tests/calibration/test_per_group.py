@@ -22,6 +22,7 @@ from skad import (
 from skad.base._threshold import threshold_of
 from skad.calibration import ThresholdPerGroup
 from skad.datasets import make_textures
+from skad.parallel import fit_parts
 
 DETECTORS = [
     PatchCoreDetector(),
@@ -195,3 +196,50 @@ def test_more_refusals(X, groups):
         model.model_of("glossy")
     with pytest.raises(ValueError, match="groups is missing"):
         model.predict(X[:2])
+
+
+def test_scores_of_updated_gaussians_are_those_of_their_images(X):
+    """Of images that are not the first ones of the last call."""
+    order = np.concatenate([np.arange(0, 60, 2), np.arange(1, 60, 2)])
+    groups = np.repeat(["rough", "smooth"], 30)
+    updated = PaDiMDetector().fit(X[order[:30]]).partial_fit(X[order[30:]])
+    model = ThresholdPerGroup(FrozenEstimator(updated)).fit(X[order], groups=groups)
+    held_out = updated.calibration_scores_
+    for k in range(2):
+        own = held_out[30 * k : 30 * (k + 1)]
+        assert model.offsets_[k] == -threshold_of(-own, 0.05)
+
+
+def test_streamed_gaussians_leave_out_labelled_images():
+    data = make_textures(n_normal=12, n_anomalous=0, size=64, random_state=0).train
+    features = PatchFeatures("skad_small", embedding="concat", image_size=64)
+    y = np.r_[1, -1, np.ones(10)]
+    pipeline = Pipeline([features, PaDiMDetector()])
+    model = ThresholdPerGroup(pipeline).fit(data, y, groups=["a", "b"] * 6)
+    assert model.n_held_out_.tolist() == [6, 5]
+
+
+def test_images_that_were_dealt_out_to_parts_have_no_order(X, groups):
+    model = fit_parts(SubspaceDetector(n_components=2), X, part_size=20)
+    with pytest.raises(ValueError, match=r"deals images out .* at random"):
+        ThresholdPerGroup(FrozenEstimator(model)).fit(X, groups=groups)
+
+
+def test_a_fit_that_fails_leaves_what_was_fitted(X, groups):
+    model = ThresholdPerGroup(SubspaceDetector(n_components=2))
+    y = np.where(groups == "rough", -1, 1)
+    with pytest.raises(ValueError, match="rough"):
+        model.fit(X, y, groups=groups)
+    with pytest.raises(NotFittedError):
+        model.predict(X, groups=groups)
+    before = model.fit(X, groups=groups).offsets_
+    with pytest.raises(ValueError, match="rough"):
+        model.fit(X, y, groups=groups)
+    assert model.predict(X, groups=groups).shape == (60,)
+    np.testing.assert_array_equal(model.offsets_, before)
+
+
+@pytest.mark.parametrize("groups", [["a", "b", float("nan")], ["a", 1, 2]])
+def test_lists_of_mixed_groups_are_refused(X, groups):
+    with pytest.raises(ValueError, match="one string or integer per image"):
+        ThresholdPerGroup(SubspaceDetector()).fit(X[:3], groups=groups)

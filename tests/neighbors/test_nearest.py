@@ -213,3 +213,24 @@ def test_more_is_prepared_when_more_was_searched():
         plans.add(str(_PREPARED[bank][1]))
     assert len(plans) > 1
     np.testing.assert_array_equal(first, again)
+
+
+def test_tiny_rows_beside_equal_ones_are_told_apart():
+    """None of the rows that give the scale tells that there are others."""
+    rng = np.random.default_rng(0)
+    bank = np.zeros((2000, 64), np.float32)
+    others = np.setdiff1d(np.arange(2000), np.linspace(0, 1999, 256).astype(int))[:300]
+    bank[others] = 1e-22 * rng.normal(size=(300, 64))
+    queries = (1e-22 * rng.normal(size=(50, 64))).astype(np.float32)
+    distances, indices = nearest(queries, bank)
+    gaps = queries.astype(np.float64) - bank[indices]
+    np.testing.assert_allclose(distances, np.sqrt((gaps**2).sum(axis=1)), rtol=1e-6)
+
+
+def test_the_default_device_of_torch_has_no_part():
+    rng = np.random.default_rng(0)
+    queries, bank = (rng.normal(size=(n, 256)).astype("f4") for n in (800, 8000))
+    before = nearest(queries, bank)
+    with torch.device("meta"):
+        after = nearest(queries, bank)
+    np.testing.assert_array_equal(after, before)

@@ -85,7 +85,9 @@ def test_a_container_counts(machine):
     assert available_memory() == 4000 * 1024
     machine("_CGROUPS", memory__max="1000000\n", memory__current="300000")
     assert available_memory() == 700_000
-    machine("_CGROUPS", memory__stat="anon 5\ninactive_file 200000\n")
+    machine(
+        "_CGROUPS", memory__stat="anon 5\ninactive_file 150000\nactive_file 50000\n"
+    )
     assert available_memory() == 900_000  # files that the kernel can drop
     # A group inside of it, and of the first version, under the names of these.
     machine("_PROCESS", cgroup="5:cpu,memory:/job\n0::/a/b\n")
