@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 from harness import limit_threads, parser, publish, real_features, timing
+from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
@@ -82,6 +83,8 @@ def main():
         y = np.repeat([0, 1], [len(test), len(defects)])
         found = []
         for label, detector in DETECTORS.items():
+            if options.small and hasattr(detector, "max_epochs"):
+                detector = clone(detector).set_params(max_epochs=1)
             start = time.perf_counter()
             detector.fit(X[train])
             scores = [detector.score_samples(part) for part in (X[test], defects)]

@@ -23,11 +23,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
 import skad
+from skad.calibration import ThresholdPerGroup
 from skad.detectors import Teacher, distill_teacher
 from skad.metrics import image_auroc_scorer, pro_scorer
 from skad.model_selection import OneClassSplit
 from skad.persistence import _trusted
-from skad.synthesis import SyntheticAnomalies
+from skad.synthesis import AugmentedViews, SyntheticAnomalies
 
 pytest.importorskip("skops", reason='needs pip install "skad[line]"')
 pytestmark = [
@@ -226,6 +227,12 @@ def test_no_more_is_trusted_than_models_hold(fitted, fitted_others, images, tmp_
         **fitted_others,
         "scorer": search(pro_scorer),
         "SyntheticAnomalies": SyntheticAnomalies("homologous").fit(images),
+        "views": skad.Pipeline(
+            [small(), skad.PatchCoreDetector()], augmentation=AugmentedViews(n_views=1)
+        ).fit(images),
+        "groups": ThresholdPerGroup(
+            skad.make_pipeline(small(), skad.PatchCoreDetector())
+        ).fit(images, groups=np.arange(len(images)) % 2),
     }
     seen = public()
     for name, model in models.items():
