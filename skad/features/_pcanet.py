@@ -24,6 +24,7 @@ from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._passes import Passes
 from skad.features._positions import Positions
 from skad.features._principal import MIN_VARIANCE, in_order, leading_directions
+from skad.images._errors import ImageError
 
 STRIDE = 8  # pixels from patch to patch
 _N_FILTER_PATCHES = 50_000  # patches from which a stage learns its filters
@@ -251,6 +252,11 @@ class PCANetFeatures(PatchFeatureTransformer):
             ]
             moments = moments.with_rows(np.concatenate(patches))
             bar.update(len(batch))
+        if moments.n == 0:
+            raise ImageError(
+                f"none of the {n_images} images that filters are learned from could be "
+                f"read; the first: {min(passes.images.skipped)[1]}"
+            )
         return moments.covariance
 
     def _learn_positions(

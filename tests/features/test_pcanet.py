@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from skad import PatchCoreDetector, PCANetFeatures, Pipeline
 from skad.datasets import make_textures
+from skad.images import ImageError
 from skad.metrics import image_auroc, pixel_auroc
 
 
@@ -164,3 +165,9 @@ def test_finds_defects_in_metal(data):
     model.fit(data.train)
     assert image_auroc(data.y_test, model.score_samples(data.test)) > 0.9
     assert pixel_auroc(data.masks, model.anomaly_map(data.test)) > 0.9
+
+
+def test_without_a_readable_image_there_is_nothing_to_learn():
+    images = [np.full((70, 70, 3), np.nan)] * 3
+    with pytest.raises(ImageError, match=r"none of the 3 images .* could be read"):
+        PCANetFeatures(64, on_error="skip").fit(images)
