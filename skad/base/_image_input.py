@@ -32,7 +32,7 @@ class ImageInput(CarriesPixelLimit):
 
     image_size: Any
     crop_size: Any
-    resize: str = "exact"
+    resize: str
     batch_size: Any
     on_error: str
     n_jobs: int | None
@@ -89,10 +89,15 @@ class ImageInput(CarriesPixelLimit):
         frame = self._frame()
         return WHOLE if frame.crop is None else frame.window(size)
 
+    @property
+    def _resize(self) -> str:
+        """`resize`, also of estimators without this parameter."""
+        return getattr(self, "resize", "exact")
+
     def _frame(self) -> Frame:
         """What images are resized to, and the crop; validated."""
         size = check_size(self.image_size, "image_size", allow_int=True)
-        is_short = self.resize == "short"
+        is_short = self._resize == "short"
         if is_short and not isinstance(self.image_size, Integral):
             raise ValueError(
                 f"image_size={self.image_size!r}: with resize='short' this is one "
@@ -113,7 +118,7 @@ class ImageInput(CarriesPixelLimit):
     ) -> Sequence[tuple[int, int] | None]:
         """Sizes of some images for `window`; None where it does not depend on them."""
         index = range(len(images)) if index is None else index
-        if self.resize == "exact":
+        if self._resize == "exact":
             return [None for _ in index]
         return [images.original_size(i) for i in index]
 

@@ -32,7 +32,7 @@ def metadata(model: Any, chain: Chain, size: tuple[int, int]) -> dict[str, str]:
     known: dict[str, Any] = {
         **described(model),
         "size": size,
-        "resize": step.resize,
+        "resize": step._resize,
         "image_size": resized,
         "crop_size": crop,
         "offset": float(chain.final.offset_),

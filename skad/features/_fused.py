@@ -125,14 +125,14 @@ class FusedFeatures(PatchFeatureTransformer):
         if first is None:
             size = {}
             if second is not None:
-                names = "image_size", "crop_size", "resize"
-                size = {name: getattr(second, name) for name in names}
+                size = {"image_size": second.image_size, "crop_size": second.crop_size}
+                size["resize"] = second._resize
             first = PatchFeatures("skad_small", embedding="concat", **size)
         if second is None:
             second = PCANetFeatures(
                 first.image_size,
                 crop_size=first.crop_size,
-                resize=first.resize,
+                resize=first._resize,
                 verbose=first.verbose,
             )
         return first, second
@@ -221,8 +221,8 @@ class FusedFeatures(PatchFeatureTransformer):
         if first._frame() != second._frame():
             raise ValueError(
                 f"first has image_size={first.image_size!r}, crop_size="
-                f"{first.crop_size!r} and resize={first.resize!r}, second "
-                f"{second.image_size!r}, {second.crop_size!r} and {second.resize!r}; "
+                f"{first.crop_size!r} and resize={first._resize!r}, second "
+                f"{second.image_size!r}, {second.crop_size!r} and {second._resize!r}; "
                 "set them alike, both see the same images."
             )
         if first._n_channels() != second._n_channels():

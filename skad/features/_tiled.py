@@ -305,9 +305,9 @@ class TiledFeatures(PatchFeatureTransformer):
 
     def _check_features_to_wrap(self) -> None:
         features = self._wrapped()
-        if features.resize != "exact":
+        if features._resize != "exact":
             raise ValueError(
-                f"features has resize={features.resize!r}, but every tile is taken as "
+                f"features has resize={features._resize!r}, but every tile is taken as "
                 "it is; pass resize='exact'."
             )
         if features.crop_size is not None:
