@@ -8,7 +8,7 @@ row, the network is resnet18 with random weights, and the bank has 2,000 rows of
 channels. anomalib's `Patchcore` has the same; its graph gets images as float32, so that
 it need not convert anything. Where that graph takes no other batch than one of several
 images, it gets as many, and its time is per image. The largest relative difference of
-scores between skad and its graph stands beside them.
+scores between skad and its graph is in the same table.
 """
 
 import tempfile

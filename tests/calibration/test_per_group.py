@@ -113,10 +113,10 @@ def test_rate_and_new_images(X, groups):
     assert model.offsets_[1] == -threshold_of(-own, 0.05)
     model.calibrate(X[:4], [1, 1, 1, -1], groups=groups[:4], add=True)
     assert model.n_held_out_.tolist() == [32, 21]
-    odd = X[:20].copy()
-    odd[7] += 100
+    with_outlier = X[:20].copy()
+    with_outlier[7] += 100
     with pytest.warns(UserWarning, match=r"X\[7\] scores far from all other"):
-        model.calibrate(odd, groups=groups[:20])
+        model.calibrate(with_outlier, groups=groups[:20])
 
 
 def test_images_masks_files_and_skipped_images(tmp_path):
