@@ -23,6 +23,7 @@ from skad._maps import WHOLE, Window
 from skad._patches import inside_patches
 from skad.base._detector import BaseDetector
 from skad.base._memory_of_fit import require_memory_to_learn
+from skad.images._containers import refuse_no_sequence
 from skad.networks._torch_state import own_torch_state
 
 _FLOATS = [np.float64, np.float32]
@@ -401,8 +402,8 @@ class PatchDetector(BaseDetector):
                 f"{X.ndim}."
             )
         if n_dims != 4:
-            X = validate_data(self, X, dtype=_FLOATS, reset=reset)
-            return X[:, None, None, :], np.ones(len(X), bool)
+            X = validate_data(self, X, dtype=_FLOATS, reset=reset)[:, None, None, :]
+            return X, inside_patches(X).all(axis=(1, 2))
         X = check_array(
             X, dtype=_FLOATS, allow_nd=True, ensure_all_finite=False, input_name="X"
         )
@@ -432,6 +433,11 @@ class PatchDetector(BaseDetector):
 
 def _stacked(X, owner):
     """X, where a list of patch grids becomes an array; images are refused."""
+    if isinstance(X, (str, os.PathLike)):
+        _refuse_images("a single path", owner)
+    if hasattr(X, "getexif"):
+        _refuse_images("a PIL image", owner)
+    refuse_no_sequence(X)
     shape: tuple = getattr(X, "shape", ())
     dtype = str(getattr(X, "dtype", "")).removeprefix("torch.")
     if len(shape) == 4:

@@ -352,9 +352,11 @@ class PatchCoreDetector(StreamingBankDetector):
         n_rows, row = math.prod(shape[:3]), float(shape[3] * itemsize)
         bank = self._n_selected(n_rows) * row
         # Bounds of distances, distances, and the bank once more, to leave out images.
-        passing = 40 * n_rows + selection_bytes(n_rows, row) + bank
+        passing, n_together = 40 * n_rows + bank, n_rows
         if not first:  # the selection takes old and new rows together
-            passing += (len(self.bank_) + n_rows) * row
+            n_together += len(self.bank_)
+            passing += n_together * row
+        passing += selection_bytes(n_together, shape[3], itemsize, self.projection_dim)
         if self.metric == "cosine":  # copies of unit length
             bank, passing = 2 * bank, passing + n_rows * row
         return bank, passing

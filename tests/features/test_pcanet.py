@@ -75,7 +75,7 @@ def test_same_seed_same_bits(fitted, data):
     expected = fitted.transform(data.test)
     again = clone(fitted).fit(data.train)
     np.testing.assert_array_equal(again.transform(data.test), expected)
-    other = clone(fitted).set_params(n_jobs=3).fit(data.train)
+    other = clone(fitted).set_params(n_jobs=3, batch_size=7).fit(data.train)
     np.testing.assert_array_equal(other.transform(data.test), expected)
     new_draw = clone(fitted).set_params(random_state=1).fit(data.train)
     assert np.abs(new_draw.transform(data.test) - expected).max() > 1e-3
