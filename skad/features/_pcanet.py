@@ -78,7 +78,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         statistics of each position come from all images.
 
     batch_size : int, default=16
-        Images per pass.
+        Images per pass. Features have the same bits with any.
 
     on_error : {"raise", "skip"}, default="raise"
         What to do about an image that cannot be read. "skip" warns, gives NaN

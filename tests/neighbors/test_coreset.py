@@ -84,8 +84,10 @@ def test_selection_after_a_projection():
 
 @pytest.mark.parametrize(
     ("dtype", "exponent"),
-    [(np.float32, 83), (np.float32, 125), (np.float32, -83), (np.float64, 1020)]
-    + [(np.float64, 700), (np.float64, -700)],
+    [
+        *((np.float32, exponent) for exponent in (83, 125, -83)),
+        *((np.float64, exponent) for exponent in (700, 1020, -700)),
+    ],
 )
 def test_squares_beyond_the_range_of_the_dtype(dtype, exponent):
     """Rows times a power of two have the same distances, times its square."""
