@@ -67,8 +67,9 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
             +1 for normal, -1 for anomalous. Filters are learned from normal images
             only.
 
-        regions : object, default=None
-            Not used: what lies outside a region is cut out after the extractor.
+        regions : sequence of n masks, default=None
+            As in `transform`. For what is learned from patches, such as the axes of
+            ``PatchFeatures(reduction="pca")``.
 
         Returns
         -------
@@ -83,7 +84,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         skad.images.ImageError
             If an image cannot be read; it names position, file and reason.
         """
-        images = self._validated_reader(X)
+        images = self._validated_reader(X, regions)
         with own_torch_state():
             self._fit_images(images, y)
         return self
@@ -120,7 +121,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         skad.images.ImageError
             As `transform`.
         """
-        images = self._validated_reader(X)
+        images = self._validated_reader(X, regions)
         with own_torch_state():
             extract = self._fit_images(images, y)
             features = self._all_features(images, regions, extract, scoring=False)
@@ -165,13 +166,20 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
 
     # -- fitting ------------------------------------------------------------------
 
-    def _validated_reader(self, X: Any) -> ImageReader:
+    def _validated_reader(self, X: Any, regions: Any = None) -> ImageReader:
         """Check parameters and images; returns the reader of these."""
         self._validate_params()
         self._check_constructor()
         images = self._checked_reader(X)
         self._fit_region()
+        self._set_regions(images, regions)
         return images
+
+    def _set_regions(self, images: ImageReader, each: Any) -> None:
+        """Have a reader carry what a fit looks at in its images."""
+        images.regions = None
+        if each is not None or self.region_ is not None:
+            images.regions = Regions(self.region_, each, len(images), self._pixel_limit)
 
     def _fit_images(self, images: ImageReader, y: ArrayLike | None) -> Extract | None:
         """Fit; returns how to extract the features of the same images.
@@ -260,7 +268,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         positions : ndarray of shape (n,)
             Of the images in X.
         """
-        images = self._validated_reader(X) if fit else self._checked_reader(X)
+        images = self._validated_reader(X, regions) if fit else self._checked_reader(X)
         normal = normal_positions(images, y)
         with own_torch_state():
             if fit:
@@ -291,7 +299,7 @@ class PatchFeatureTransformer(Portable, ImageInput, TransformerMixin, BaseEstima
         """Batches of the normal images; the first pass over these fits before."""
 
         def prepare():
-            images = self._validated_reader(X)
+            images = self._validated_reader(X, regions)
             return images, self._fit_images(images, y)
 
         return NormalBatches(self, prepare, y, regions, sets_skipped=True)

@@ -143,11 +143,12 @@ class FusedFeatures(PatchFeatureTransformer):
     def _n_channels(self) -> int:
         return self._members()[0]._n_channels()
 
-    def _validated_reader(self, X: Any) -> ImageReader:
+    def _validated_reader(self, X: Any, regions: Any = None) -> ImageReader:
         self._validate_params()
         self._check_members()
         images = self._checked_reader(X)
         self._fit_region()
+        self._set_regions(images, regions)
         return images
 
     def _fit_images(self, images: Any, y: Any) -> Extract:
@@ -251,5 +252,6 @@ class FusedFeatures(PatchFeatureTransformer):
 
 def _fitted_extraction(member: PatchFeatureTransformer, images: Any, y: Any) -> Extract:
     """Fit a transformer; returns a function that extracts the same images."""
-    images = member._validated_reader(images.X)
+    regions, images = images.regions, member._validated_reader(images.X)
+    images.regions = regions  # those of the first member hold for both
     return member._fit_images(images, y) or member._extraction()

@@ -164,19 +164,25 @@ class NetworkPatches(PatchFeatureTransformer):
         )
 
     def _learn_axes(self, images: Any, backbone: Any) -> None:
-        """Learn principal axes from the patches of images, inside of `region`."""
+        """Learn principal axes from the patches of images, inside of their regions."""
         found = principal_axes(self._rows_inside(images, backbone), self.n_components)
         if found is None:
             self._warn_of_skipped(images, len(images))  # raises if none could be read
-            raise ValueError("region leaves no patch to learn principal axes from.")
+            raise ValueError(
+                "region and regions leave no patch to learn principal axes from."
+            )
         self.components_, self._centre = found
 
     def _rows_inside(self, images: Any, backbone: Any) -> Iterator[np.ndarray]:
         """Yield the patches (m, n) of batches of images, in all of their dimensions."""
-        looked_at = self.regions(None, len(images))
         for index, batch in images.indexed_batches(self._images_at_once()):
             features = self._features_of(backbone, batch)
-            yield patch_rows(self._cut(looked_at, features, index, images))[0]
+            if images.regions is not None:
+                sizes = self._sizes_that_count(images, index)
+                windows = [self.window(size) for size in sizes]
+                positions = images.positions[index]
+                features = images.regions.cut(features, positions, windows)
+            yield patch_rows(features)[0]
 
     # -- from images to patches ----------------------------------------------------
 

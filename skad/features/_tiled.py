@@ -15,12 +15,13 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import Interval
 
 from skad._checks import check_size
-from skad._frame import Frame
+from skad._frame import WHOLE, Frame, Window
 from skad._patch_array import PatchArray
 from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._fused import FusedFeatures
 from skad.features._network import PatchFeatures
 from skad.features._pcanet import STRIDE, PCANetFeatures
+from skad.features._regions import Regions
 from skad.features._spd import SPDPatchFeatures
 from skad.images import ImageError
 from skad.images._batches import ImageReader, NamedImages, n_threads
@@ -179,14 +180,14 @@ class TiledFeatures(PatchFeatureTransformer):
         batch = self.features_._images_at_once()
         return -(-_BATCHES_AT_ONCE * batch // self._tiling.n_tiles)
 
-    def _validated_reader(self, X: Any) -> ImageReader:
+    def _validated_reader(self, X: Any, regions: Any = None) -> ImageReader:
         self._validate_params()
         self._check_features_to_wrap()
         if self.image_size is None:
             self.image_size_ = self._common_size(X)
         else:
             self.image_size_ = check_size(self.image_size, "image_size", allow_int=True)
-        return super()._validated_reader(X)
+        return super()._validated_reader(X, regions)
 
     def _common_size(self, X: Any) -> tuple[int, int]:
         """Size of the first image that can be read."""
@@ -233,6 +234,9 @@ class TiledFeatures(PatchFeatureTransformer):
         if (grid := _grid_before_fit(features)) is not None:
             self._on_grid(tiling, grid)  # an error comes before the work
         tiles = features._validated_reader(_Tiles(images, tiling))
+        tiles.regions = None
+        if images.regions is not None:
+            tiles.regions = _RegionsOfTiles(images.regions, tiling)
         if tiles.on_error == "skip":
             tiles.on_error = "report"  # whole images are reported
         labels = None if y is None else np.repeat(np.asarray(y), tiling.n_tiles)
@@ -419,6 +423,16 @@ class Tiling:
         top, left = self.starts[0][row], self.starts[1][column]
         return image[top : top + self.tile[0], left : left + self.tile[1]]
 
+    def window(self, k: int) -> Window:
+        """The part of an image that tile k is, as fractions."""
+        row, column = divmod(k, len(self.starts[1]))
+        starts = self.starts[0][row], self.starts[1][column]
+        (top, bottom), (left, right) = (
+            (start / side, (start + length) / side)
+            for start, length, side in zip(starts, self.tile, self.image, strict=True)
+        )
+        return (top, bottom), (left, right)
+
     def inner(self, k: int) -> tuple[tuple[slice, ...], ...]:
         """Patches that tile k gives: where in the image's grid, where in its own."""
         return self._inner[k]
@@ -471,6 +485,22 @@ class _TileNames(Sequence):
     def __getitem__(self, position: Any) -> Any:
         index, k = divmod(position, self._n_tiles)
         return f"tile {k} of {self._images.item(index)[1]}"
+
+
+class _RegionsOfTiles(Regions):
+    """What is looked at in each tile, by the regions of the images."""
+
+    def __init__(self, of_images: Regions, tiling: Tiling) -> None:
+        super().__init__(of_images.common, None, 0)
+        self.each = of_images.each
+        self._of_images, self._tiling = of_images, tiling
+
+    def inside(
+        self, i: int, grid: tuple[int, ...], window: Window = WHOLE
+    ) -> NDArray[np.bool_]:
+        """Tell which cells of a grid over tile i, counted over all images, are."""
+        index, k = divmod(i, self._tiling.n_tiles)
+        return self._of_images.inside(index, grid, self._tiling.window(k))
 
 
 class _ReaderOfOneSize(ImageReader):

@@ -92,7 +92,12 @@ class ImageReader:
 
     positions : ndarray of int
         Positions of the images in X.
+
+    regions : object or None
+        What a fit looks at in each image of X: the `Regions` of features, or None.
     """
+
+    regions: Any = None
 
     def __init__(
         self,

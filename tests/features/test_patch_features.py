@@ -10,8 +10,16 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 
-from skad import PatchFeatures
+from skad import (
+    FusedFeatures,
+    PaDiMDetector,
+    PatchFeatures,
+    Pipeline,
+    TiledFeatures,
+)
+from skad.base import patch_rows
 from skad.features import SkippedImageWarning
+from skad.features._principal import principal_axes
 from skad.images import ImageError
 
 TINY = {"layers": ("early", "late"), "image_size": 32}
@@ -188,6 +196,44 @@ def test_principal_axes_are_those_of_scikit_learn(few_photographs, region):
     np.testing.assert_allclose(found, expected, atol=2e-4 * abs(expected).max())
     gram = reduced.components_ @ reduced.components_.T
     np.testing.assert_allclose(gram, np.eye(20), atol=1e-5)
+
+
+def test_axes_are_learned_inside_of_the_region_of_each_image(tiny_network, images):
+    settings = {**TINY, "embedding": "concat"}
+    reduced = PatchFeatures(tiny_network, **settings, n_components=3, reduction="pca")
+    right = np.arange(48) >= 24
+    masks = [np.tile(right if i % 2 else ~right, (40, 1)) for i in range(len(images))]
+    plain = PatchFeatures(tiny_network, **settings).fit(images)
+    rows = patch_rows(plain.transform(images, regions=masks))[0]
+    y = np.array([1, 1, -1, 1, 1])
+    normal = np.flatnonzero(y == 1)
+    rows_of_normal = patch_rows(
+        plain.transform(images[normal], regions=[masks[i] for i in normal])
+    )[0]
+    for labels, learned in ((None, rows), (y, rows_of_normal)):
+        axes = principal_axes([learned], 3)[0]
+        for fitted in (
+            clone(reduced).fit(images, labels, regions=masks),
+            Pipeline([clone(reduced), PaDiMDetector()]).fit(images, labels, masks)[0],
+            FusedFeatures(clone(reduced), clone(reduced))
+            .fit(images, labels, regions=masks)
+            .second_,
+        ):
+            np.testing.assert_allclose(fitted.components_, axes, atol=1e-5)
+
+
+def test_axes_of_tiles_are_learned_inside_of_the_region_of_the_image(tiny_network):
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 64, 3), dtype=np.uint8)
+    settings = {**TINY, "embedding": "concat", "n_components": 3, "reduction": "pca"}
+    left = np.tile(np.arange(64) < 32, (32, 1))  # one of two tiles
+    alone = PatchFeatures(tiny_network, **settings).set_params(image_size=32)
+    alone.fit(images[:, :, :32])
+    for region, regions in ((left, None), (None, [left] * 5)):
+        inner = PatchFeatures(tiny_network, **settings, region=region)
+        tiled = TiledFeatures(inner, (32, 64), tile=32).fit(images, regions=regions)
+        np.testing.assert_allclose(
+            tiled.features_.components_, alone.components_, atol=1e-5
+        )
 
 
 def test_axes_are_in_the_signature_of_the_cache(tiny_network, images, tmp_path):
