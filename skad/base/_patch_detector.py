@@ -433,11 +433,6 @@ class PatchDetector(BaseDetector):
 
 def _stacked(X, owner):
     """X, where a list of patch grids becomes an array; images are refused."""
-    if isinstance(X, (str, os.PathLike)):
-        _refuse_images("a single path", owner)
-    if hasattr(X, "getexif"):
-        _refuse_images("a PIL image", owner)
-    refuse_no_sequence(X)
     shape: tuple = getattr(X, "shape", ())
     dtype = str(getattr(X, "dtype", "")).removeprefix("torch.")
     if len(shape) == 4:
@@ -447,6 +442,11 @@ def _stacked(X, owner):
         if dtype in _IMAGE_DTYPES and (channels_first or shape[3] in _IMAGE_CHANNELS):
             _refuse_images(f"an array of shape {tuple(shape)} and {dtype}", owner)
         return X
+    if isinstance(X, (str, os.PathLike)):
+        _refuse_images("a single path", owner)
+    if hasattr(X, "getexif"):
+        _refuse_images("a PIL image", owner)
+    refuse_no_sequence(X)
     if not isinstance(X, (list, tuple)) and (len(shape) != 1 or dtype == ""):
         return X
     first = next(iter(X), None)
