@@ -1,4 +1,4 @@
-"""Warnings of training images that may not be normal, or do not differ."""
+"""Warnings of training images, or scores, that may not be normal, or do not differ."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from skad._user_warning import warn_user
-from skad.base._threshold import outlier
+from skad.base._threshold import are_equal, outlier
+
+_MIN_EQUAL_SCORES = 3  # two images are as far from each other
 
 
 def warn_of_outlier(
@@ -46,15 +48,34 @@ def warn_of_outlier(
     )
 
 
-def warn_of_equal_images(detector: Any, samples: Any) -> None:
-    """Say so where the images to learn from do not differ."""
-    if len(samples) > 1 and not detector._is_part and _are_equal(samples):
-        warn_user(
-            f"the {len(samples)} images to learn from do not differ: nothing can "
-            "be learned about what normal images look like, and every image that "
-            "is not like them is anomalous. Check the images (a lens cap, a frozen "
-            "camera, one file read again and again?) and fit on different ones."
+def warn_of_equal_images(detector: Any, samples: Any) -> bool:
+    """Say so where the images to learn from do not differ; whether it was said."""
+    if len(samples) < 2 or detector._is_part or not _are_equal(samples):
+        return False
+    warn_user(
+        f"the {len(samples)} images to learn from do not differ: nothing can "
+        "be learned about what normal images look like, and every image that "
+        "is not like them is anomalous. Check the images (a lens cap, a frozen "
+        "camera, one file read again and again?) and fit on different ones."
+    )
+    return True
+
+
+def warn_of_equal_scores(detector: Any, scores: np.ndarray) -> None:
+    """Say so where a model gives one score to different images."""
+    if len(scores) < _MIN_EQUAL_SCORES or detector._is_part or not are_equal(scores):
+        return
+    advice = "Look at the features: do they differ between images?"
+    if hasattr(detector, "learning_rate"):
+        advice = (
+            "Training has collapsed: fit again with a smaller learning_rate than "
+            f"{detector.learning_rate:g}."
         )
+    warn_user(
+        f"all {len(scores)} held-out scores of {type(detector).__name__} are equal "
+        f"({-scores[0]:.3g}), though the images differ: the model cannot tell images "
+        f"apart. {advice}"
+    )
 
 
 def are_equal_to(first: np.ndarray, samples: Iterable[np.ndarray]) -> bool:
