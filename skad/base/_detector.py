@@ -31,8 +31,8 @@ from skad.base._hooks import checked_hook
 from skad.base._memory_of_fit import learning, require_memory_to_learn
 from skad.base._threshold import RULES, conformal_p_values
 from skad.base._warnings import (
+    warn_of_collapse,
     warn_of_equal_images,
-    warn_of_equal_scores,
     warn_of_outlier,
 )
 from skad.networks._torch_state import own_torch_state
@@ -480,7 +480,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         with learning(self, shape, way):
             held_out = HOLD_OUT[way](self, samples, first=first)
         if not alike:
-            warn_of_equal_scores(self, held_out.scores)
+            warn_of_collapse(self, held_out.scores)
         self._in_sample = way == "train" or (self._in_sample and not first)
         if first or guessed or (way == "loo" and self._keeps_left_out_scores):
             self._replace_held_out(

@@ -61,20 +61,16 @@ def warn_of_equal_images(detector: Any, samples: Any) -> bool:
     return True
 
 
-def warn_of_equal_scores(detector: Any, scores: np.ndarray) -> None:
-    """Say so where a model gives one score to different images."""
-    if len(scores) < _MIN_EQUAL_SCORES or detector._is_part or not are_equal(scores):
+def warn_of_collapse(detector: Any, scores: np.ndarray) -> None:
+    """Say so where a network that was trained gives one score to different images."""
+    rate = getattr(detector, "learning_rate", None)
+    few = rate is None or len(scores) < _MIN_EQUAL_SCORES
+    if few or detector._is_part or not are_equal(scores):
         return
-    advice = "Look at the features: do they differ between images?"
-    if hasattr(detector, "learning_rate"):
-        advice = (
-            "Training has collapsed: fit again with a smaller learning_rate than "
-            f"{detector.learning_rate:g}."
-        )
     warn_user(
-        f"all {len(scores)} held-out scores of {type(detector).__name__} are equal "
-        f"({-scores[0]:.3g}), though the images differ: the model cannot tell images "
-        f"apart. {advice}"
+        f"training of {type(detector).__name__} has collapsed: all {len(scores)} "
+        f"held-out scores are equal ({-scores[0]:.3g}), though the images differ. Fit "
+        f"again with a smaller learning_rate than {rate:g}."
     )
 
 
