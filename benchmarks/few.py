@@ -63,7 +63,7 @@ class Product:
 
     def __init__(self, name, normal, bad, small):
         rng = np.random.default_rng(0)
-        n_normal, n_bad = (30, 10) if small else (400, MOST)
+        n_normal, n_bad = (24, 6) if small else (400, MOST)
         self.name = name
         self.normal = [normal[i] for i in rng.permutation(len(normal))[:n_normal]]
         self.bad = [bad[i] for i in rng.permutation(len(bad))[:n_bad]]
@@ -323,7 +323,7 @@ PARTS = {
     "products": (rows_of_products, PRODUCT_HEADER, (50,), 5, (8,), 1),
     "batches": (rows_of_batches, BATCH_HEADER, (100,), 5, (12,), 1),
     "shifts": (rows_of_shifts, SHIFTED_HEADER, (16, 100), 5, (4,), 1),
-    "shots": (rows_of_shots, SHOT_HEADER, (1, 2, 4, 8, 16), 10, (1, 4), 1),
+    "shots": (rows_of_shots, SHOT_HEADER, (1, 2, 4, 8, 16), 10, (1,), 1),
 }
 
 
