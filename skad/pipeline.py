@@ -1,16 +1,29 @@
 """A scikit-learn Pipeline that also tells where an image is anomalous."""
 
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import numpy as np
 import sklearn.pipeline
 from numpy.typing import ArrayLike
+from sklearn import get_config
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
 
-from skad._chain import Chain, is_frozen, require_maps
+from skad._augmented_fit import check_can_augment, fit_on_views, update_on_views
+from skad._chain import (
+    Chain,
+    is_frozen,
+    path_to_images,
+    require_maps,
+    transform_through,
+)
 from skad._chain import unwrap as _unwrap
-from skad._pipeline_fit import can_stream, fit_steps, memory_checked, update_detector
+from skad._memory import checked_features
 from skad._steps import has_bare, named
 
 
@@ -147,7 +160,88 @@ class Pipeline(sklearn.pipeline.Pipeline):
         self : object
             The same object.
         """
-        fit_steps(self, X, y, regions, params, super().fit)
+        if self.augmentation is not None:
+            return self._fit_augmented(X, y, regions, params)
+        Chain(self).check_takes_images()
+        if self._can_stream() and not params:
+            started = time.perf_counter()
+            self.steps[1][1]._fit_batches(self._training_batches(X, y, regions))
+            self._say_elapsed(started)
+            return self
+        with self._checked_memory():
+            if regions is None:
+                return super().fit(X, y, **params)
+            path = path_to_images(self)
+            if path and is_frozen(path[0][1]):
+                return self._fit_around_frozen(path[0][0], X, y, regions, params)
+            return super().fit(X, y, **params, **_regions_parameter(path, regions))
+
+    def _checked_memory(self) -> AbstractContextManager[None, bool | None]:
+        """Let a detector right after the features refuse these before extraction."""
+        final = self.steps[-1][1] if len(self.steps) == 2 else None
+        check = getattr(final, "_require_memory_to_fit", None)
+        return nullcontext() if check is None else checked_features(check)
+
+    def _fit_augmented(
+        self,
+        X: Any,
+        y: ArrayLike | None,
+        regions: Sequence[Any] | None,
+        params: dict[str, Any],
+    ) -> Self:
+        if params:
+            raise ValueError(
+                f"{sorted(params)} cannot be passed to fit together with augmentation; "
+                "only y and regions can."
+            )
+        check_can_augment(self)
+        started = time.perf_counter()
+        with self._checked_memory():
+            fit_on_views(self, X, y, regions)
+        self._say_elapsed(started)
+        return self
+
+    def _training_batches(
+        self, X: Any, y: ArrayLike | None, regions: Sequence[Any] | None
+    ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """Positions and features of the normal images, as often as is asked for."""
+        images = self.steps[0][1]
+        if is_frozen(images):
+            return _unwrap(images)._normal_batches(X, y, regions)
+        return images._fit_batches(X, y, regions)
+
+    def _say_elapsed(self, started: float) -> None:
+        if self.verbose:
+            names = " and ".join(name for name, _ in self.steps)
+            seconds = time.perf_counter() - started
+            n = len(self.steps)
+            sys.stdout.write(
+                f"[Pipeline] (steps 1 and {n} of {n}) Processing {names}, "
+                f"total={seconds:5.1f}s\n"
+            )
+
+    def _fit_around_frozen(
+        self,
+        name: str,
+        X: Any,
+        y: ArrayLike | None,
+        regions: Sequence[Any] | None,
+        params: dict[str, Any],
+    ) -> Self:
+        """Fit with regions for a frozen step, to which scikit-learn passes none."""
+        if params:
+            raise ValueError(
+                f"regions and {sorted(params)} cannot both be passed to fit where the "
+                f"step {name!r} that reads images is frozen."
+            )
+        k = [other for other, _ in self.steps].index(name)
+        if k:
+            before = self[:k]
+            X = before.fit_transform(X, y)
+        X = transform_through(self.steps[k][1], X, regions)
+        after = self[k + 1 :].fit(X, y)
+        # With `memory`, the steps that were fitted are copies.
+        self.steps = [*(before.steps if k else []), self.steps[k], *after.steps]
         return self
 
     @available_if(lambda pipeline: hasattr(type(Chain(pipeline).final), "fit_predict"))
@@ -195,10 +289,10 @@ class Pipeline(sklearn.pipeline.Pipeline):
             )
         if hasattr(final, "_check_holds_out_all"):
             final._check_holds_out_all()
-        streams = can_stream(self) and not params
+        streams = self._can_stream() and not params
         if regions is None and not streams and self.augmentation is None:
             Chain(self).check_takes_images()
-            with memory_checked(self):
+            with self._checked_memory():
                 return super().fit_predict(X, y, **params)
         self.fit(X, y, regions, **params)
         decisions = self.decision_function(X, regions)
@@ -305,8 +399,35 @@ class Pipeline(sklearn.pipeline.Pipeline):
         self : object
             The same object.
         """
-        update_detector(self, X, y, regions)
+        final = self.steps[-1][1]
+        if not _is_fitted(final):
+            self.fit(X, y, regions)
+            return self
+        if self.augmentation is not None:
+            check_can_augment(self)
+            update_on_views(self, X, y, regions)
+            return self
+        chain = Chain(self)
+        if self._can_stream():
+            batches = chain.images._normal_batches(X, y, regions)
+            chain.final._fit_batches(batches, update=True)
+        elif not chain.is_frozen:
+            chain.final.partial_fit(chain.features(X, regions), y)
         return self
+
+    def _can_stream(self) -> bool:
+        """Whether features can pass from step to step batch by batch."""
+        if len(self.steps) != 2 or self.memory is not None:
+            return False
+        if self.transform_input is not None or getattr(self, "_skl_callbacks", None):
+            return False
+        images, final = (step for _, step in self.steps)
+        return (
+            hasattr(_unwrap(images), "_fit_batches")
+            and not is_frozen(final)
+            and hasattr(final, "_fit_batches")
+            and final._resolved_calibration() == "loo"
+        )
 
     @available_if(_final_has("anomaly_map"))
     def anomaly_map(
@@ -552,3 +673,28 @@ def anomaly_map(
             f"{type(inner).__name__} {takes}"
         )
     return inner.anomaly_map(X, size=size)
+
+
+def _is_fitted(estimator: Any) -> bool:
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError:
+        return False
+    return True
+
+
+def _regions_parameter(
+    path: Sequence[tuple[str, Any]], regions: Sequence[Any]
+) -> dict[str, Any]:
+    """Regions, as the keyword argument by which `fit` passes them to their step."""
+    if not path:
+        raise ValueError("regions needs a step that reads images, as PatchFeatures.")
+    if any(is_frozen(step) for _, step in path):
+        raise ValueError(
+            f"regions cannot reach the frozen step {path[-1][0]!r} inside of "
+            f"{path[0][0]!r} during fit: scikit-learn passes none to it. Make it a "
+            "step of the outer pipeline."
+        )
+    if get_config()["enable_metadata_routing"]:
+        return {"regions": regions}
+    return {"__".join([*(name for name, _ in path), "regions"]): regions}

@@ -267,7 +267,9 @@ def test_feature_pipelines_without_images():
 # -- learning on, and batch by batch ---------------------------------------------
 
 
-@pytest.mark.parametrize("features", [PatchFeatures(**NETWORK), PCANetFeatures()])
+@pytest.mark.parametrize(
+    "features", [PatchFeatures(**NETWORK), PCANetFeatures(n_filters=(8, 12, 12))]
+)
 def test_padim_learns_from_a_stream(data, features, monkeypatch):
     features.set_params(image_size=64, batch_size=7)
     X = [*data.train, *data.test]

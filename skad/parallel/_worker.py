@@ -18,7 +18,6 @@ import sklearn.pipeline
 from sklearn.base import clone
 
 import skad
-from skad._pipeline_fit import can_stream, training_batches
 from skad.networks._torch_state import own_torch_state
 from skad.parallel._parts import unreadable_files
 
@@ -151,8 +150,8 @@ def hold_out_part(
     def hold_out() -> Any:
         detector = detector_of(model)
         batches: Any = [(np.arange(len(X)), X)]
-        if isinstance(model, skad.Pipeline) and can_stream(model):
-            batches = training_batches(model, X, None, None)
+        if isinstance(model, skad.Pipeline) and model._can_stream():
+            batches = model._training_batches(X, None, None)
         elif detector is not model:
             batches = [(np.arange(len(X)), model[:-1].transform(X))]
         with own_torch_state():
