@@ -4,8 +4,9 @@
 
 Each set's test images are scored one at a time, by banks of about 16,000 rows of
 `skad_small`, or of the 1,024 channels of MobileNetV2. Both ways give the same bits,
-which is checked. "random" is what prunes least: no patch is worse than the others. The
-last row is a whole `predict` from arrays of pixels beside its features alone.
+which is checked. In "random", no patch is much worse than the others; of "known" ones,
+all are rows of the bank, and none can be ruled out. The last row is a whole `predict`
+from arrays of pixels beside its features alone.
 """
 
 import numpy as np
@@ -92,8 +93,10 @@ def main():
         X = rng.standard_normal((n_rows // 784 + 2, 28, 28, d), np.float32)
         detector = detector_of(X, n_rows)
         test = rng.standard_normal((3, 28, 28, d), np.float32)
-        case = f"random, {len(detector.bank_):,} x {d}"
-        rows.append(compare(case, detector, test, options.rounds, 1 / 1.05))
+        known = detector.bank_[-test.size // d :].reshape(test.shape)
+        for name, images in (("random", test), ("known", known)):
+            case = f"{name}, {len(detector.bank_):,} x {d}"
+            rows.append(compare(case, detector, images, options.rounds, 1 / 1.05))
     rows.append(of_predict(*last, options.rounds))
     publish(options, "worst", rows)
 
