@@ -174,7 +174,8 @@ def trained_builders(options, network, deep):
         return CutPasteDetector(
             backbone=network().name,
             weights=network().weights,
-            **{**few, **larger, "learning_rate": 3e-3},
+            **few,
+            **larger,
         )
 
     def draem():

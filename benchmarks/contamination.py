@@ -82,13 +82,15 @@ def main():
     options = command.parse_args()
     limit_threads(options.threads)
     warnings.simplefilter("ignore")  # of outliers, and of few images
-    repetitions = 1 if options.small else options.repetitions
+    repetitions, shares = options.repetitions, SHARES
+    if options.small:
+        repetitions, shares = 1, (0.0, 0.1)
     rows = []
     for title, name in SETS.items():
         parts = features_of(options, name)
         print(f"features of {title} are done", flush=True)
         for method, detector in DETECTORS.items():
-            for share in SHARES:
+            for share in shares:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of outliers, and of few images
                     results = [

@@ -158,7 +158,7 @@ def main():
     limit_threads(options.threads)
     sizes, runs, length = (30, 100, 500), (20, 400, 200), AT_MOST
     if options.small:
-        sizes, runs, length = (10, 20), (2, 4, 4), 1000
+        sizes, runs, length = (10,), (1, 2, 4), 1000
     normal, bad = images_of(options)
     features = PatchFeatures("skad_small", embedding="concat", image_size=SIZE)
     patches = {"none": features.fit_transform(normal)}

@@ -71,7 +71,7 @@ def main():
         raise SystemExit(f"there are no photographs in {options.data / 'natural'}.")
     train, test, labels = data.train, data.test, data.y_test
     if options.small:
-        photographs, train = photographs[:20], train[:30]
+        photographs, train, options.image_size = photographs[:20], train[:20], 64
     start = time.perf_counter()
     made = teacher(options, photographs)
     distilled = time.perf_counter()

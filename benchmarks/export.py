@@ -28,12 +28,12 @@ LAYERS = ("layer2", "layer3")  # of resnet18
 HEADER = ("model", "skad", "graph", "ratio", "file", "score difference", "anomalib")
 
 
-def models():
+def models(n_rows):
     small = skad.PatchFeatures("skad_small", layers="auto", image_size=224)
     large = skad.PatchFeatures(
         "resnet18", layers=LAYERS, embedding="concat", weights=False, image_size=224
     )
-    patchcore = skad.PatchCoreDetector(bank_size=N_ROWS)
+    patchcore = skad.PatchCoreDetector(bank_size=n_rows)
     return {
         "PatchCore, skad_small": (small, patchcore),
         "Subspace, skad_small": (small, skad.SubspaceDetector()),
@@ -84,13 +84,14 @@ def main():
     options.threads = 1
     limit_threads(options.threads)
     data = load_mvtec(options.data, "mvtec_bottle_256")
-    n_train, n_test = (12, 4) if options.small else (100, 20)
+    n_train, n_test, n_rows = (4, 2, 200) if options.small else (100, 20, N_ROWS)
     train = pixels(data.train[:n_train])
     test = pixels(data.test[:: max(1, len(data.test) // n_test)][:n_test])
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         peer = anomalib_graph(folder, options.threads)
-        for name, steps in models().items():
+        cases = list(models(n_rows).items())
+        for name, steps in cases[:1] if options.small else cases:
             model = skad.make_pipeline(*steps).fit(train)
             file = Path(folder, "part.onnx")
             to_onnx(model, file, check=test)

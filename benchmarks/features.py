@@ -76,7 +76,8 @@ def throughput(options):
     files = files[: BATCH * (1 if options.small else 4)]
     n_batches = len(files) // BATCH
     rows, first = [], []
-    for name, layers, size in CASES[:1] if options.small else CASES:
+    small = [(*CASES[0][:2], 64)]
+    for name, layers, size in small if options.small else CASES:
         features = PatchFeatures(
             name, layers=layers, weights=False, image_size=size
         ).fit(files[:1])
@@ -113,7 +114,8 @@ files = sorted(Path({str(options.data)!r}, "mvtec_bottle_256/train/good").glob("
 features = PatchFeatures("resnet18", weights=False).fit(files[:1])
 result = features.transform(files[:n_images])
 """
-    used = {n: peak_memory(code.replace("n_images", str(n))) for n in (16, 64, 192)}
+    numbers = (2,) if options.small else (16, 64, 192)
+    used = {n: peak_memory(code.replace("n_images", str(n))) for n in numbers}
     one_image = 28 * 28 * 1024 * 4
     return [
         [f"{n} images", f"{used[n] / 1e6:.0f} MB", f"{n * one_image / 1e6:.0f} MB"]
@@ -124,15 +126,18 @@ result = features.transform(files[:n_images])
 def precision(options):
     """Time and scores of bfloat16 beside float32, on real features."""
     data = load_mvtec(options.data, "mvtec_bottle_256")
-    n = 20 if options.small else len(data.train)
+    n, n_test, size = len(data.train), len(data.test), 224
+    if options.small:
+        n, n_test, size = 4, 4, 64
+    some = np.linspace(0, len(data.test) - 1, n_test).astype(int)
+    test_files, y_test = [data.test[i] for i in some], data.y_test[some]
     scores, seconds = {}, {}
     for kind in ("float32", "bfloat16"):
+        given = {"embedding": "concat", "image_size": size, "precision": kind}
         start = time.perf_counter()
-        train = real_features(
-            options, data.train[:n], embedding="concat", precision=kind
-        )
+        train = real_features(options, data.train[:n], **given)
         seconds[kind] = (time.perf_counter() - start) / n
-        test = real_features(options, data.test, embedding="concat", precision=kind)
+        test = real_features(options, test_files, **given)
         detector = PatchCoreDetector().fit(train)
         scores[kind] = detector.score_samples(test)
     change = np.abs(scores["bfloat16"] / scores["float32"] - 1)
@@ -140,7 +145,7 @@ def precision(options):
         [
             kind,
             timing(seconds[kind]),
-            f"{image_auroc(data.y_test, scores[kind]):.4f}",
+            f"{image_auroc(y_test, scores[kind]):.4f}",
             "" if kind == "float32" else f"{np.median(change):.2%}",
             "" if kind == "float32" else f"{change.max():.2%}",
         ]

@@ -63,7 +63,7 @@ class Product:
 
     def __init__(self, name, normal, bad, small):
         rng = np.random.default_rng(0)
-        n_normal, n_bad = (30, 10) if small else (400, MOST)
+        n_normal, n_bad = (24, 6) if small else (400, MOST)
         self.name = name
         self.normal = [normal[i] for i in rng.permutation(len(normal))[:n_normal]]
         self.bad = [bad[i] for i in rng.permutation(len(bad))[:n_bad]]
@@ -134,7 +134,13 @@ def shifted(images, seed):
 
 SHIFTED_HEADER = ("detector", "images", "shifted views", "draws")
 SHIFTED_HEADER += ("AUROC", "found", "false alarms")
-SHIFTED_VIEWS = AugmentedViews(rotation=0, brightness=0, shift=1.25 * SHIFT / 256)
+SHIFTED_VIEWS = {
+    "none": None,
+    "learned": AugmentedViews(rotation=0, brightness=0, shift=1.25 * SHIFT / 256),
+}
+SHIFTED_VIEWS["learned, and held out"] = clone(SHIFTED_VIEWS["learned"]).set_params(
+    calibrate_on="views"
+)
 
 
 def shifts(bottle, method, views, n, seed):
@@ -142,7 +148,7 @@ def shifts(bottle, method, views, n, seed):
     learned, tested = bottle.draw(n, seed)
     model = Pipeline(
         [FEATURES, clone(DETECTORS[method])],
-        augmentation=SHIFTED_VIEWS if views else None,
+        augmentation=SHIFTED_VIEWS[views],
     )
     quiet_fit(model, [bottle.normal[i] for i in learned])
     normal = shifted([bottle.normal[i] for i in tested], seed)
@@ -258,8 +264,8 @@ def rows_of_shifts(record, some, sizes, draws):
     bottle = next(p for p in some if p.name == "bottle")
     for method in DETECTORS:
         for n in sizes:
-            for views in (False, True):
-                case = method, n, "yes" if views else "no"
+            for views in SHIFTED_VIEWS:
+                case = method, n, views
                 auroc, hits, alarms = np.transpose(
                     [
                         record.get(
@@ -316,8 +322,8 @@ def rows_of_batches(record, some, sizes, draws):
 PARTS = {
     "products": (rows_of_products, PRODUCT_HEADER, (50,), 5, (8,), 1),
     "batches": (rows_of_batches, BATCH_HEADER, (100,), 5, (12,), 1),
-    "shifts": (rows_of_shifts, SHIFTED_HEADER, (16,), 5, (4,), 1),
-    "shots": (rows_of_shots, SHOT_HEADER, (1, 2, 4, 8, 16), 10, (1, 4), 1),
+    "shifts": (rows_of_shifts, SHIFTED_HEADER, (16, 100), 5, (4,), 1),
+    "shots": (rows_of_shots, SHOT_HEADER, (1, 2, 4, 8, 16), 10, (1,), 1),
 }
 
 

@@ -37,7 +37,8 @@ CROP, SIZE = 144, 224
 def named(options, name):
     """One set; of generated textures, other pictures than the quickstart's."""
     if name in TEXTURES:
-        return make_textures(30, 40, texture=name, size=SIZE, random_state=1)
+        counts = (8, 2) if options.small else (30, 40)
+        return make_textures(*counts, texture=name, size=SIZE, random_state=1)
     return load_mvtec(options.data, name)
 
 
@@ -175,8 +176,8 @@ def main():
         else:
             data = named(options, name)
         if options.small:
-            kept = np.r_[0:8, len(data.test) - 8 : len(data.test)]
-            data.train = data.train[:20]
+            kept = np.r_[0:2, len(data.test) - 2 : len(data.test)]
+            data.train = data.train[:8]
             data.test = [data.test[i] for i in kept]
             data.masks = [data.masks[i] for i in kept]
             data.y_test = data.y_test[kept]

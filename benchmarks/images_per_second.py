@@ -23,9 +23,10 @@ HEADER = ("case", "batch", "per call", "worst of 100", "images/s")
 
 def models(options, train, names):
     """Pipelines that learned from a few images."""
+    size, n_rows = (64, 100) if options.small else (256, 10_000)
     for name in names:
-        layers = {"layers": ("layer2", "layer3"), "weights": False, "image_size": 256}
-        yield f"PatchCore, {name}", fitted(options, name, 256, 10_000, train)
+        layers = {"layers": ("layer2", "layer3"), "weights": False, "image_size": size}
+        yield f"PatchCore, {name}", fitted(options, name, size, n_rows, train)
         for detector in (PaDiMDetector(calibration="train"), SubspaceDetector()):
             features = PatchFeatures(
                 name, embedding="replicate", n_components=100, **layers
@@ -46,7 +47,7 @@ def main():
     on_gpu = options.device.startswith("cuda") or (
         options.device == "auto" and torch.cuda.is_available()
     )
-    n_calls = 2 if options.small else (1000 if on_gpu else 20)
+    n_calls = 1 if options.small else (1000 if on_gpu else 20)
     where = torch.cuda.get_device_name() if on_gpu else "CPU"
     kind = "float16" if on_gpu else "float32"
     train = load_mvtec(options.data, "mvtec_bottle_256").train

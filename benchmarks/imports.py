@@ -98,7 +98,7 @@ def main():
         "import sklearn.base": process("import sklearn.base"),
         "nothing": process("pass"),
     }
-    seconds, _ = race(racers, 2 * options.rounds)
+    seconds, _ = race(racers, options.rounds * (1 if options.small else 2))
     base = seconds["import sklearn.base"]
     rows = [
         cost_row(name, seconds[name], "import sklearn.base", base, limit)

@@ -89,8 +89,11 @@ def write_images(folder, photographs, counts, size, rng):
 
 def ways(options):
     """Ways to treat large images, by name."""
-    found = {f"resized to {n} x {n}": {"resized": (n, n)} for n in (224, 512)}
-    for overlap in options.overlap:
+    sizes, overlaps = (224, 512), options.overlap
+    if options.small:
+        sizes, overlaps = sizes[:1], overlaps[-1:]
+    found = {f"resized to {n} x {n}": {"resized": (n, n)} for n in sizes}
+    for overlap in overlaps:
         found[f"tiles of 256, overlap {overlap}"] = {"tile": 256, "overlap": overlap}
     return found
 

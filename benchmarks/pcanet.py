@@ -105,9 +105,7 @@ def fit(files):
 def main():
     options = parser(__doc__).parse_args()
     folder = options.data / "mvtec_bottle_256"
-    files = sorted((folder / "train" / "good").glob("*"))[
-        : 16 if options.small else 100
-    ]
+    files = sorted((folder / "train" / "good").glob("*"))[: 6 if options.small else 100]
     tested = sorted((folder / "test").glob("*/*"))
     tested = tested[:: max(1, len(tested) // BATCH)][: 2 if options.small else BATCH]
     images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in tested])

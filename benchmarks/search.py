@@ -95,14 +95,14 @@ def bank_and_queries(features, n_rows):
 
 def main():
     options = parser(__doc__).parse_args()
-    n_images, n_rows = (3, 1024) if options.small else (65, 16_384)
+    n_images, n_rows, side = (3, 256, 448) if options.small else (65, 16_384, 896)
     targets = {
         "blocked product": 1 / 1.05, "faiss IndexFlatL2": 1.5, "anomalib": 2.5
     }  # fmt: skip
     layers = {
         128: {"embedding": "concat"},
         1024: {},
-        1280: {"embedding": "concat", "layers": ("bn2",), "image_size": 896},
+        1280: {"embedding": "concat", "layers": ("bn2",), "image_size": side},
     }
     images, rows = photographs(options)[:n_images], []
     for d, parameters in layers.items():

@@ -379,8 +379,10 @@ def distilled(options):
     pictures = Pictures([f for i, f in enumerate(files) if i % 20])
     kept_apart = Pictures(files[::20])
     large = Large(options.weights)
-    rng = np.random.default_rng(combined_seed(seed, 4))
-    sample = as_input(np.stack([pictures.draw(224, rng) for _ in range(64)]))
+    rng, n_sample = np.random.default_rng(combined_seed(seed, 4)), 64
+    if options.small:
+        n_sample = 8
+    sample = as_input(np.stack([pictures.draw(224, rng) for _ in range(n_sample)]))
     pairs, levels = large(sample)
     module = seeded(SkadSmall, seed).to(memory_format=torch.channels_last)
     scales = prepared(module, pairs)

@@ -44,7 +44,7 @@ def images_of(options):
     def some(images, n):
         return [images[i] for i in np.sort(rng.permutation(len(images))[:n])]
 
-    n_normal, n_bad = (60, 10) if options.small else (400, 150)
+    n_normal, n_bad = (30, 6) if options.small else (400, 150)
     for name in ("mvtec_bottle_256", "magnetic_tile"):
         data = load_mvtec(options.data, name)
         normal = [data.test[i] for i in np.flatnonzero(data.y_test == 1)]
@@ -133,7 +133,7 @@ def main():
     limit_threads(options.threads)
     n_splits, sizes = options.splits, (10, 20, 31, 60, 100, 200)
     if options.small:
-        n_splits, sizes = 2, (10, 31)
+        n_splits, sizes = 1, (10,)
     features = PatchFeatures("skad_small", embedding="concat", image_size=SIZE)
     sets = {
         name: (np.asarray(features.fit_transform([*normal, *bad])), len(normal))

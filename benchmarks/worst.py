@@ -73,7 +73,7 @@ def of_predict(features, detector, files, rounds):
 def main():
     options = parser(__doc__).parse_args()
     limit_threads(options.threads)
-    n_train, n_test, n_rows = (8, 3, 3000) if options.small else (200, 40, N_ROWS)
+    n_train, n_test, n_rows = (3, 3, 600) if options.small else (200, 40, N_ROWS)
     rows = []
     for title, name in SETS.items():
         if not (options.data / name).is_dir():

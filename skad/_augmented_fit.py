@@ -40,8 +40,7 @@ def fit_on_views(
         features = after.fit_transform(features)
     final = pipeline.steps[-1][1]
     if not is_frozen(final):
-        n_per_image = 1 + pipeline.augmentation.n_views
-        final._learn_views(features, positions, n_per_image)
+        final._learn_views(features, positions, **_options(pipeline.augmentation))
 
 
 def update_on_views(
@@ -65,8 +64,8 @@ def update_on_views(
     )
     if after is not None:
         features = transform_through(after, features)
-    n_per_image = 1 + pipeline.augmentation.n_views
-    final._learn_views(features, positions, n_per_image, update=True)
+    options = _options(pipeline.augmentation)
+    final._learn_views(features, positions, **options, update=True)
 
 
 def check_can_augment(pipeline: Any) -> None:
@@ -90,6 +89,14 @@ def check_can_augment(pipeline: Any) -> None:
         )
     final._check_takes_views()
     _place_of_images(pipeline)
+
+
+def _options(augmentation: Any) -> dict[str, int]:
+    """What a detector has to know of the views, as keywords of `_learn_views`."""
+    return {
+        "n_per_image": 1 + augmentation.n_views,
+        "held_out": int(augmentation.calibrate_on == "views"),
+    }
 
 
 def _place_of_images(pipeline: Any) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 
 from skad._chain import Chain
 from skad.base import BaseDetector
+from skad.images._containers import refuse_no_sequence
 
 
 def held_out_positions(chain: Chain, X: Any, y: Any, caller: str) -> np.ndarray:
@@ -34,6 +35,7 @@ def held_out_positions(chain: Chain, X: Any, y: Any, caller: str) -> np.ndarray:
         If X and y are not those of the fit, or if not every image that was learned
         from has a held-out score.
     """
+    refuse_no_sequence(X)
     detector = chain.final
     _check_held_out(detector, caller)
     if not detector._scores_in_order:

@@ -1,4 +1,4 @@
-"""Mean and covariance of rows that come in batches, the same in any batches."""
+"""Mean and covariance of rows; `RunningMoments` gives the same in any batches."""
 
 from __future__ import annotations
 
@@ -74,3 +74,38 @@ class Moments:
             full = np.zeros((len(self.mean),) * 2)
             full[np.triu_indices(len(full))] = self.squares
             self.squares = full + np.triu(full, 1).T
+
+
+class RunningMoments:
+    """Moments of rows that come in batches, the same bits however these are cut.
+
+    Sums depend in their last bits on which rows are added up first. Rows therefore wait
+    until there are as many as `Moments.with_rows` takes at once: `total` equals
+    ``Moments().with_rows`` of all rows in one array.
+    """
+
+    def __init__(self) -> None:
+        self._sum = Moments()
+        self._waiting: Any = None  # an array with room for the rows of one block
+        self._n_waiting = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take in rows (m, d), of the float dtype that the first ones have."""
+        if self._waiting is None:
+            n_rows = max(1, BLOCK_ENTRIES // rows.shape[1])
+            self._waiting = np.empty((n_rows, rows.shape[1]), rows.dtype)
+        while len(rows):
+            n_before = self._n_waiting
+            part = rows[: len(self._waiting) - n_before]
+            self._n_waiting += len(part)
+            self._waiting[n_before : self._n_waiting] = part
+            rows = rows[len(part) :]
+            if self._n_waiting == len(self._waiting):
+                self._sum, self._n_waiting = self.total, 0
+
+    @property
+    def total(self) -> Moments:
+        """Moments of all rows so far."""
+        if self._n_waiting == 0:
+            return self._sum
+        return self._sum.with_rows(self._waiting[: self._n_waiting])

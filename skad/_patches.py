@@ -6,11 +6,15 @@ import numpy as np
 def inside_patches(X: np.ndarray) -> np.ndarray:
     """Flag the patches (n, h, w) that are not NaN; refuse other values not finite.
 
-    A patch that is NaN in every channel lies outside the region of interest.
+    A patch that is NaN in every channel lies outside the region of interest. Values are
+    refused, too, where squared distances between patches may exceed the range of the
+    dtype.
     """
+    # The square of a distance is up to four times the larger squared length.
+    largest = np.finfo(X.dtype).max / 16
     with np.errstate(over="ignore", invalid="ignore"):
-        total = X.sum(dtype=np.float64)
-    if np.isfinite(total):  # without an array of flags as large as X
+        total = np.einsum("nhwd,nhwd->", X, X)
+    if total <= largest:  # without an array of flags as large as X
         return np.ones(X.shape[:3], bool)
     inside = np.empty(X.shape[:3], bool)
     for i, image in enumerate(X):
@@ -19,6 +23,14 @@ def inside_patches(X: np.ndarray) -> np.ndarray:
             raise ValueError(
                 f"X[{i}] contains NaN or infinity; features must be finite, or NaN in "
                 "all channels of a patch to leave it out."
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            squared = np.einsum("hwd,hwd->hw", image, image)
+        if (squared > largest).any():  # not where it is NaN
+            raise ValueError(
+                f"X[{i}] holds values up to {np.nanmax(np.abs(image)):.3g}: squared "
+                f"distances between such patches may exceed the range of {X.dtype}. "
+                "Scale the features, or look for a fault in what made them."
             )
     return inside
 

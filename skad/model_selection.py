@@ -13,6 +13,7 @@ from sklearn.utils.validation import _num_samples
 
 from skad._checks import check_labels
 from skad._user_warning import warn_user
+from skad.images._containers import refuse_no_sequence
 
 __all__ = ["OneClassSplit"]
 
@@ -186,6 +187,8 @@ def _check_labels(X: Any, y: Any) -> NDArray[Any]:
             "anomalous images, to leave the anomalous ones out of training."
         )
     labels = check_labels(y)
+    if X is not None:
+        refuse_no_sequence(X)
     if X is not None and _num_samples(X) != labels.size:
         raise ValueError(
             f"X and y must have the same length, got {_num_samples(X)} images and "

@@ -112,6 +112,21 @@ class Pipeline(sklearn.pipeline.Pipeline):
         # passes is always named.
         self._steps = steps if not has_bare(steps) else named(steps)
 
+    def __getitem__(self, ind: Any) -> Any:
+        """Give a step by its number or name, or a pipeline of a slice of the steps.
+
+        As in scikit-learn, the pipeline shares the steps. It has the same parameters,
+        but no `augmentation` where it does not end in the detector, which would learn
+        from the views.
+        """
+        found = super().__getitem__(ind)
+        if isinstance(ind, slice):
+            ends = self.steps[ind][-1:] == self.steps[-1:]
+            for name, value in self.get_params(deep=False).items():
+                if name != "steps" and (name != "augmentation" or ends):
+                    setattr(found, name, value)
+        return found
+
     def fit(
         self,
         X: Any,

@@ -70,11 +70,32 @@ def test_an_image_and_its_views_are_left_out_together(name, images, features, of
     assert leaked > expected[0]
 
 
-def _left_out(detector, of_views, i):
-    """Score of image i by a detector fitted on the other images and their views."""
+def _left_out(detector, of_views, i, sample=0):
+    """Score of image i, or of a view, by a detector of the other images and views."""
     owner = np.arange(len(of_views)) // 4
     fitted = clone(detector).fit(of_views[owner != i])
-    return fitted.score_samples(of_views[[4 * i]])[0]
+    return fitted.score_samples(of_views[[4 * i + sample]])[0]
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_held_out_scores_of_views(name, images, features, of_views):
+    on_views = clone(VIEWS).set_params(calibrate_on="views")
+    model = Pipeline([features, clone(DETECTORS[name])], augmentation=on_views)
+    found = model.fit(images[:6])[-1].calibration_scores_
+    expected = [_left_out(DETECTORS[name], of_views, i, sample=1) for i in range(6)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("calibration", ["split", "train"])
+def test_scores_of_views_that_the_model_gives(calibration, images, features, of_views):
+    on_views = clone(VIEWS).set_params(calibrate_on="views")
+    detector = SubspaceDetector(calibration=calibration)
+    model = Pipeline([features, detector], augmentation=on_views).fit(images[:6])
+    found = model[-1].calibration_scores_
+    known = model[-1].score_samples(of_views[1::4])
+    nearest = np.abs(known[:, None] - found).argmin(axis=0)
+    np.testing.assert_allclose(found, known[nearest], rtol=1e-9)
+    assert len(set(nearest)) == (6 if calibration == "train" else 1)
 
 
 @pytest.mark.parametrize("n_channels", [8, 40])
@@ -119,6 +140,9 @@ def test_update_with_views(name, n, images, features):
         model.set_params(augmentation=None).partial_fit(images[:2])
     with pytest.raises(ValueError, match="go on with 5"):
         model.set_params(augmentation=AugmentedViews(5)).partial_fit(images[:2])
+    on_views = clone(VIEWS).set_params(calibrate_on="views")
+    with pytest.raises(ValueError, match=r"of images, .* calibrate_on='views': keep"):
+        model.set_params(augmentation=on_views).partial_fit(images[:2])
     model.set_params(augmentation=None).fit(images[:4])
     assert model[-1].calibration_scores_.shape == (4,)
     plain = Pipeline([features, clone(DETECTORS[name])]).fit(images[:4])

@@ -1,4 +1,5 @@
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,11 @@ def test_bad_size_is_named(detector, size):
         (np.zeros((1, 1, 1, 1, 1)), "expected patch features"),
         (np.array([[["a"]]]), "expected patch features"),
         (np.full((2, 2, 2, 3), np.inf), r"X\[0\] contains NaN or infinity"),
+        (np.full((2, 2, 2, 3), 1e25, np.float32), r"X\[0\] holds values up to 1e\+25"),
+        (np.diag([1, 1e19]).astype(np.float32), r"X\[1\] .* the range of float32"),
+        (np.full((2, 3), -1e160), r"up to 1e\+160: .* the range of float64. Scale"),
+        ("folder", "X is a single path, as images are; PatchCoreDetector takes patch"),
+        (Path("folder"), "Put PatchFeatures before it"),
         (np.full((2, 2, 2, 3), "a"), "could not convert string"),
     ],
 )

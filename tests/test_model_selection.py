@@ -68,6 +68,11 @@ def test_bad_input_is_named(parameters, y, message):
         list(OneClassSplit(**{"n_splits": 5, **parameters}).split(X, y))
 
 
+def test_a_folder_is_no_sequence_of_images():
+    with pytest.raises(TypeError, match=r"X is a single path, .*list_images"):
+        list(OneClassSplit(5).split("parts/good", Y))
+
+
 def test_in_a_search():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 4)) + 5 * (np.arange(60) >= 50)[:, None]

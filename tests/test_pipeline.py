@@ -29,6 +29,7 @@ from skad.features import SkippedImageWarning
 from skad.images import ImageError
 from skad.metrics import pro_scorer
 from skad.model_selection import OneClassSplit
+from skad.synthesis import AugmentedViews
 
 NETWORK = {"backbone": "resnet10t", "weights": False, "layers": "auto"}
 
@@ -108,6 +109,25 @@ def test_the_contract_of_scikit_learn_holds():
 def test_bad_steps_keep_scikit_learns_errors(steps):
     with pytest.raises((TypeError, ValueError, AttributeError)):
         Pipeline(steps).fit(np.eye(3))
+
+
+def test_a_slice_keeps_the_parameters():
+    model = Pipeline(
+        [StandardScaler(), *new_pipeline().steps],
+        memory="folder",
+        verbose=True,
+        transform_input=["X_val"],
+        augmentation=AugmentedViews(2),
+    )
+    expected = model.get_params(deep=False)
+    for start in (0, 1, -1):
+        found = model[start:].get_params(deep=False)
+        assert found == {**expected, "steps": model.steps[start:]}
+    for stop in (-1, 1, 0):  # without the detector, nothing learns from views
+        found = model[:stop].get_params(deep=False)
+        left_out = {"steps": model.steps[:stop], "augmentation": None}
+        assert found == {**expected, **left_out}
+    assert model["features"] is model[1]
 
 
 def test_methods_are_there_when_the_last_step_has_them():
@@ -247,7 +267,9 @@ def test_feature_pipelines_without_images():
 # -- learning on, and batch by batch ---------------------------------------------
 
 
-@pytest.mark.parametrize("features", [PatchFeatures(**NETWORK), PCANetFeatures()])
+@pytest.mark.parametrize(
+    "features", [PatchFeatures(**NETWORK), PCANetFeatures(n_filters=(8, 12, 12))]
+)
 def test_padim_learns_from_a_stream(data, features, monkeypatch):
     features.set_params(image_size=64, batch_size=7)
     X = [*data.train, *data.test]

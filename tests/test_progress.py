@@ -32,7 +32,9 @@ MAPS = RNG.random((3, 8, 8))
             ["images held out: 100%.* 12/12 "],
         ),
         (
-            lambda verbose: PCANetFeatures(image_size=40, verbose=verbose).fit(IMAGES),
+            lambda verbose: PCANetFeatures(
+                40, n_filters=(8, 12, 12), verbose=verbose
+            ).fit(IMAGES),
             ["filters: 100%.* 18/18 ", "positions: 100%.* 12/12 "],
         ),
         (

@@ -182,13 +182,13 @@ def test_simplenet_on_bottles(bottles, mobilenet):
 
 
 def test_draem_on_bottles(bottles):
-    model = DRAEMDetector("tiny", max_epochs=36, learning_rate=1e-3, image_size=64).fit(
+    model = DRAEMDetector("tiny", max_epochs=24, learning_rate=1e-3, image_size=64).fit(
         bottles.train
     )
     losses = np.array(model.loss_curve_)
     assert losses[-25:].mean() < 0.5 * losses[:25].mean()
     result = evaluate(model, bottles)
-    assert result.image_auroc >= 0.65  # 0.90 when written
+    assert result.image_auroc >= 0.65  # 0.85 when written
     assert result.pixel_auroc >= 0.65
 
 
@@ -199,11 +199,11 @@ def test_cutpaste_on_bottles(shared, bottles):
         max_steps=60,
         learning_rate=3e-3,
         train_batch_size=16,
-        image_size=128,
+        image_size=96,
     ).fit(load_mvtec(shared / "data", "mvtec_bottle_256").train)
     losses = np.array(model.loss_curve_)
     assert losses[-10:].mean() < 0.95 * losses[:10].mean()
-    assert evaluate(model, bottles).image_auroc >= 0.9
+    assert image_auroc(bottles.y_test, model.score_samples(bottles.test)) >= 0.9
 
 
 def test_efficientad_on_bottles(shared, bottles, mobilenet):
@@ -337,7 +337,7 @@ def coarse_tiles(shared, mobilenet):
 def test_false_alarm_rate_on_real_parts(coarse_tiles, detector):
     tiles, rng = coarse_tiles.good, np.random.default_rng(0)
     rates, fires = [], []
-    for _ in range(20):
+    for _ in range(10):
         order = rng.permutation(len(tiles))
         detector.fit(tiles[order[:50]])
         new = tiles[order[50:250]]
@@ -414,7 +414,7 @@ def test_simplenet_on_tiles_of_new_places(coarse_tiles, monkeypatch):
         ),
     }
     found = {name: [] for name in detectors}
-    folds = GroupKFold(5, shuffle=True, random_state=0)
+    folds = GroupKFold(3, shuffle=True, random_state=0)
     for learned, new in folds.split(good, groups=groups):
         y = np.repeat([1, -1], [len(new), len(defective)])
         for name, values in found.items():
@@ -423,4 +423,4 @@ def test_simplenet_on_tiles_of_new_places(coarse_tiles, monkeypatch):
             values.append(image_auroc(y, np.concatenate(scores)))
     means = {name: np.mean(values) for name, values in found.items()}
     assert means["PatchCore"] >= 0.83
-    assert means["SimpleNet"] >= means["PatchCore"] - 0.05  # 0.02 when written
+    assert means["SimpleNet"] >= means["PatchCore"] - 0.05  # + 0.02 when written

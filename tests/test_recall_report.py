@@ -372,6 +372,8 @@ def test_bad_arguments():
         recall_report(model, np.empty((0, 1)))
     with pytest.raises(ValueError, match="NaN"):
         recall_report(model, [[np.nan]])
+    with pytest.raises(TypeError, match=r"X_defects is a single path, .*list_images"):
+        recall_report(model, "defects", kinds=["hole"])
     with pytest.raises(ValueError, match="inconsistent numbers"):
         recall_report(model, defective, kinds=["hole"])
     for confidence in (0, 1, "95 %"):

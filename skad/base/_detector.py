@@ -30,7 +30,11 @@ from skad.base._hold_out import HOLD_OUT, n_left_out_together, way_to_hold_out
 from skad.base._hooks import checked_hook
 from skad.base._memory_of_fit import learning, require_memory_to_learn
 from skad.base._threshold import RULES, conformal_p_values
-from skad.base._warnings import warn_of_equal_images, warn_of_outlier
+from skad.base._warnings import (
+    warn_of_collapse,
+    warn_of_equal_images,
+    warn_of_outlier,
+)
 from skad.networks._torch_state import own_torch_state
 
 
@@ -87,6 +91,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     _min_left_out = 2  # images that calibration="loo" needs
     _takes_views = False  # whether it can leave an image and its views out together
     _n_per_image = 1  # samples of each image: itself, and its augmented views
+    _held_out_sample = 0  # which of them a held-out score is of: 0 is the image
     _n_folds = 10  # of calibration="kfold"
     _required_parameters: tuple[str, ...] = (
         "contamination",
@@ -465,14 +470,17 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         way = way_to_hold_out(self, len(samples), first)
         shape, itemsize = self._shape_of(samples)
         require_memory_to_learn(self, shape, itemsize, way, first=first)
+        alike = False
         if first:
             self._take_threshold_parameters()
             n = self._n_per_image
-            warn_of_equal_images(self, samples if n == 1 else samples[::n])
+            alike = warn_of_equal_images(self, samples if n == 1 else samples[::n])
         # Views of one image that were held out from each other are no scores of images.
         guessed = not first and self._n_per_image > 1 and self.n_samples_seen_ == 1
         with learning(self, shape, way):
             held_out = HOLD_OUT[way](self, samples, first=first)
+        if not alike:
+            warn_of_collapse(self, held_out.scores)
         self._in_sample = way == "train" or (self._in_sample and not first)
         if first or guessed or (way == "loo" and self._keeps_left_out_scores):
             self._replace_held_out(

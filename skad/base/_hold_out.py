@@ -8,7 +8,8 @@ that are held out from it, or from a copy of it.
 
 Where a detector learns from augmented views, the samples are each image and its views
 after it. They are left out together: a model that knows a view of an image would score
-the image too low. Scores and maps are those of the images, not of their views.
+the image too low. There is one score and one map of each image: of the image itself, or
+of its first view (`_held_out_sample`).
 """
 
 import copy
@@ -56,6 +57,14 @@ def n_left_out_together(detector: Any, n_samples: int, first: bool) -> int:
     return 1 if first and n_samples == n else n
 
 
+def sample_to_score(detector: Any, n_together: int) -> int:
+    """Which of the samples that are left out together gives score and map.
+
+    0 is an image, and k its k-th view.
+    """
+    return detector._held_out_sample if n_together > 1 else 0
+
+
 def way_to_hold_out(detector: Any, n_samples: int, first: bool) -> str:
     """Key of `HOLD_OUT` for samples: `calibration`, where these are enough."""
     way = detector._resolved_calibration()
@@ -92,6 +101,7 @@ def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     before = copy.copy(detector)
     _learn(detector, samples, first)
     n_together = n_left_out_together(detector, len(samples), first)
+    scored = sample_to_score(detector, n_together)
     n = len(samples) // n_together
     folds = detector._folds(n)
     scores, maps_of, rows_of = np.empty(n), [], []
@@ -102,7 +112,7 @@ def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     with progress(n, "images held out", verbose, unit="image") as bar:
         for fold, model in zip(folds, models, strict=True):
             scores[fold], fold_maps, places = model._score_for_calibration(
-                samples[fold * n_together]
+                samples[fold * n_together + scored]
             )
             maps_of.append(fold_maps)
             rows_of.append(fold if places is None else fold[places])
@@ -116,25 +126,27 @@ def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
 def split(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     """Learn from four fifths of the samples, and score the last one."""
     n_together = n_left_out_together(detector, len(samples), first)
+    scored = sample_to_score(detector, n_together)
     n = len(samples) // n_together
     order = check_random_state(detector.random_state).permutation(n)
     n_held_out = max(1, n // _SPLIT_PARTS)
     held_out = np.sort(order[:n_held_out])
     rest = _rows(np.sort(order[n_held_out:]), n_together)
     _learn(detector, samples[rest], first)
-    scores, maps, rows = detector._score_for_calibration(samples[held_out * n_together])
+    scores, maps, rows = detector._score_for_calibration(
+        samples[held_out * n_together + scored]
+    )
     return HeldOut(scores, maps, held_out, rows)
 
 
 def in_sample(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     """Score the samples by the model that learned from them: none is held out."""
     _learn(detector, samples, first)
-    n = len(samples) // detector._n_per_image
-    images = np.arange(n)
-    originals = (
-        samples if n == len(samples) else samples[images * detector._n_per_image]
-    )
-    scores, maps, rows = detector._score_for_calibration(originals)
+    n_together = detector._n_per_image
+    images = np.arange(len(samples) // n_together)
+    if n_together > 1:
+        samples = samples[images * n_together + sample_to_score(detector, n_together)]
+    scores, maps, rows = detector._score_for_calibration(samples)
     return HeldOut(scores, maps, images, rows)
 
 

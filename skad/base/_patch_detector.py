@@ -23,6 +23,7 @@ from skad._maps import WHOLE, Window
 from skad._patches import inside_patches
 from skad.base._detector import BaseDetector
 from skad.base._memory_of_fit import require_memory_to_learn
+from skad.images._containers import refuse_no_sequence
 from skad.networks._torch_state import own_torch_state
 
 _FLOATS = [np.float64, np.float32]
@@ -179,7 +180,7 @@ class PatchDetector(BaseDetector):
                 f"on {self.n_features_in_}; fit both on features of the same type."
             )
         self._check_grid(other.calibration_maps_.shape[1:])
-        self._check_views(other._n_per_image)
+        self._check_views(other._n_per_image, other._held_out_sample)
         self._merge(other)
         self.n_samples_seen_ += other.n_samples_seen_
         if self._keeps_left_out_scores and self._resolved_calibration() == "loo":
@@ -289,7 +290,7 @@ class PatchDetector(BaseDetector):
 
     # -- augmented views -------------------------------------------------------------
 
-    def _learn_views(self, X, positions, n_per_image, *, update=False):
+    def _learn_views(self, X, positions, n_per_image, *, held_out=0, update=False):
         """Fit, or update, on patch features of images, each followed by its views.
 
         Parameters
@@ -302,6 +303,9 @@ class PatchDetector(BaseDetector):
 
         n_per_image : int
             One more than there are views of each.
+
+        held_out : int, default=0
+            Which of them the held-out score is of: 0 is the image, 1 its first view.
         """
         first = not (update and hasattr(self, "offset_"))
         self._validate_params()
@@ -310,8 +314,9 @@ class PatchDetector(BaseDetector):
         samples, places = self._to_learn_from(X, None, reset=first)
         if first:
             self.n_samples_seen_, self._n_per_image = 0, n_per_image
+            self._held_out_sample = held_out
         else:
-            self._check_views(n_per_image)
+            self._check_views(n_per_image, held_out)
             self._check_grid(samples.shape[1:3])
         with own_torch_state():
             positions = positions[places[::n_per_image] // n_per_image]
@@ -334,13 +339,23 @@ class PatchDetector(BaseDetector):
                 "augmentation=None."
             )
 
-    def _check_views(self, n_per_image):
-        """Refuse to join what was learned with another number of views."""
+    def _check_views(self, n_per_image, held_out=0):
+        """Refuse to join what was learned, or held out, with other views."""
         if n_per_image != self._n_per_image:
             raise ValueError(
                 f"{type(self).__name__} has learned {self._n_per_image - 1} augmented "
                 f"views of each image, and cannot go on with {n_per_image - 1}: keep "
                 "the augmentation of the fit, or fit again."
+            )
+        if n_per_image > 1 and held_out != self._held_out_sample:
+            ours, theirs = (
+                "views" if one else "images"
+                for one in (self._held_out_sample, held_out)
+            )
+            raise ValueError(
+                f"{type(self).__name__} has held-out scores of {ours}, and cannot go "
+                f"on with calibrate_on={theirs!r}: keep the augmentation of the fit, "
+                "or fit again."
             )
 
     # -- hooks ---------------------------------------------------------------------
@@ -401,8 +416,8 @@ class PatchDetector(BaseDetector):
                 f"{X.ndim}."
             )
         if n_dims != 4:
-            X = validate_data(self, X, dtype=_FLOATS, reset=reset)
-            return X[:, None, None, :], np.ones(len(X), bool)
+            X = validate_data(self, X, dtype=_FLOATS, reset=reset)[:, None, None, :]
+            return X, inside_patches(X).all(axis=(1, 2))
         X = check_array(
             X, dtype=_FLOATS, allow_nd=True, ensure_all_finite=False, input_name="X"
         )
@@ -441,6 +456,11 @@ def _stacked(X, owner):
         if dtype in _IMAGE_DTYPES and (channels_first or shape[3] in _IMAGE_CHANNELS):
             _refuse_images(f"an array of shape {tuple(shape)} and {dtype}", owner)
         return X
+    if isinstance(X, (str, os.PathLike)):
+        _refuse_images("a single path", owner)
+    if hasattr(X, "getexif"):
+        _refuse_images("a PIL image", owner)
+    refuse_no_sequence(X)
     if not isinstance(X, (list, tuple)) and (len(shape) != 1 or dtype == ""):
         return X
     first = next(iter(X), None)

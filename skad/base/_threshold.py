@@ -71,13 +71,18 @@ def threshold_of(scores: np.ndarray, contamination: float, rule: str = "tail") -
     -------
     threshold : float
     """
-    if len(scores) and np.ptp(scores) <= _ROUNDING_SHARE * np.abs(scores).max():
+    if len(scores) and are_equal(scores):
         # All alike: what is like them stays on their side, whatever rounding does.
         return float(scores.max() + _ROUNDING_SHARE * np.abs(scores).max())
     if rule == "rank" and certifies(len(scores), contamination):
         k = conformal_rank(len(scores), contamination)
         return float(np.partition(scores, k - 1)[k - 1])
     return _tail_quantile(scores, contamination)
+
+
+def are_equal(scores: np.ndarray) -> bool:
+    """Whether all scores (n,) are alike, up to what rounding does to them."""
+    return bool(np.ptp(scores) <= _ROUNDING_SHARE * np.abs(scores).max())
 
 
 def _tail_quantile(scores: np.ndarray, contamination: float) -> float:

@@ -1,4 +1,4 @@
-"""Warnings of training images that may not be normal, or do not differ."""
+"""Warnings of training images, or scores, that may not be normal, or do not differ."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from skad._user_warning import warn_user
-from skad.base._threshold import outlier
+from skad.base._threshold import are_equal, outlier
+
+_MIN_EQUAL_SCORES = 3  # two images are as far from each other
 
 
 def warn_of_outlier(
@@ -46,15 +48,30 @@ def warn_of_outlier(
     )
 
 
-def warn_of_equal_images(detector: Any, samples: Any) -> None:
-    """Say so where the images to learn from do not differ."""
-    if len(samples) > 1 and not detector._is_part and _are_equal(samples):
-        warn_user(
-            f"the {len(samples)} images to learn from do not differ: nothing can "
-            "be learned about what normal images look like, and every image that "
-            "is not like them is anomalous. Check the images (a lens cap, a frozen "
-            "camera, one file read again and again?) and fit on different ones."
-        )
+def warn_of_equal_images(detector: Any, samples: Any) -> bool:
+    """Say so where the images to learn from do not differ; whether it was said."""
+    if len(samples) < 2 or detector._is_part or not _are_equal(samples):
+        return False
+    warn_user(
+        f"the {len(samples)} images to learn from do not differ: nothing can "
+        "be learned about what normal images look like, and every image that "
+        "is not like them is anomalous. Check the images (a lens cap, a frozen "
+        "camera, one file read again and again?) and fit on different ones."
+    )
+    return True
+
+
+def warn_of_collapse(detector: Any, scores: np.ndarray) -> None:
+    """Say so where a network that was trained gives one score to different images."""
+    rate = getattr(detector, "learning_rate", None)
+    few = rate is None or len(scores) < _MIN_EQUAL_SCORES
+    if few or detector._is_part or not are_equal(scores):
+        return
+    warn_user(
+        f"training of {type(detector).__name__} has collapsed: all {len(scores)} "
+        f"held-out scores are equal ({-scores[0]:.3g}), though the images differ. Fit "
+        f"again with a smaller learning_rate than {rate:g}."
+    )
 
 
 def are_equal_to(first: np.ndarray, samples: Iterable[np.ndarray]) -> bool:

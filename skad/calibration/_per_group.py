@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
-import sklearn.pipeline
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, OutlierMixin, clone
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
-from skad._chain import Chain, unwrap
+from skad._chain import Chain
 from skad._held_out import check_detector_of_skad, held_out_positions
 from skad._maps import WHOLE, masks_above
 from skad._portable import Portable
 from skad.base._detector import decide
 from skad.base._threshold import conformal_p_values
-from skad.pipeline import anomaly_map
-
-# What a fitted detector keeps of its held-out images, and the threshold from it.
-_HELD_OUT = (
-    *("calibration_scores_", "calibration_maps_", "_calibration_seen"),
-    *("_map_rows", "_map_ranks", "contamination_", "offset_", "_in_sample", "_whose"),
+from skad.calibration._group_models import (
+    held_out_of,
+    held_out_of_some,
+    with_held_out,
 )
+from skad.calibration._groups import by_group, checked_groups, shown
+from skad.pipeline import anomaly_map
 
 
 class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimator):
@@ -157,17 +155,17 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
         final = Chain(self.estimator).final
         check_detector_of_skad(final, "ThresholdPerGroup", "estimator")
         final._check_holds_out_all("ThresholdPerGroup")
-        groups = _checked_groups(groups, X)
+        groups = checked_groups(groups, X)
         estimator = clone(self.estimator).fit(X, y)
         final = Chain(estimator).final
         positions = held_out_positions(Chain(estimator), X, y, "ThresholdPerGroup")
         of_score = groups[positions]
-        held_out = []
-        for group in np.unique(groups):
-            twin = _twin(final)
-            twin._whose = f"group {_shown(group)}: "
-            _keep_some(twin, np.flatnonzero(of_score == group))
-            held_out.append(_taken_from(twin))
+        held_out = [
+            held_out_of_some(
+                final, np.flatnonzero(of_score == group), f"group {shown(group)}: "
+            )
+            for group in np.unique(groups)
+        ]
         # All at once: a fit that fails leaves what was fitted before.
         self.estimator_, self.groups_ = estimator, np.unique(groups)
         self._held_out = held_out
@@ -260,7 +258,7 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
         members = self._members(X, groups)
         scores = self.score_samples(X)
         p = np.empty(len(scores))
-        for k, places in _by_group(members):
+        for k, places in by_group(members):
             held_out = self._held_out[k]["calibration_scores_"]
             p[places] = conformal_p_values(scores[places], held_out)
         return p
@@ -319,7 +317,7 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
             maps = self.anomaly_map(X, size)
             windows = [WHOLE] * len(maps)
         masks: list[Any] = [None] * len(maps)
-        for k, places in _by_group(members):
+        for k, places in by_group(members):
             found = masks_above(
                 [maps[i] for i in places],
                 _pixel_threshold_of(self._detector_of(k), chain, size),
@@ -333,7 +331,8 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
         """Give the fitted model with the thresholds of one group.
 
         For the line that makes only this product, for `skad.inspect`, a report, or a
-        graph. It shares its arrays with this object, which stays as it is.
+        graph. It shares arrays and networks with this object, which stays as it is
+        whatever methods of the model are called: `fit`, `partial_fit`, `set_params`.
 
         Parameters
         ----------
@@ -352,22 +351,7 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
         """
         check_is_fitted(self)
         k = self._places(np.asarray([group]))[0]
-        return self._with(self._held_out[k])
-
-    def _with(self, held_out: dict[str, Any]) -> Any:
-        """A copy of the model that holds these scores out."""
-
-        def copied(model: Any) -> Any:
-            inner = unwrap(model)
-            twin = _twin(inner)
-            if isinstance(inner, sklearn.pipeline.Pipeline):
-                name, final = inner.steps[-1]
-                twin.steps = [*inner.steps[:-1], (name, copied(final))]
-            else:
-                vars(twin).update(held_out)
-            return twin
-
-        return copied(self.estimator_)
+        return with_held_out(self.estimator_, self._held_out[k])
 
     def set_contamination(self, contamination: float) -> Self:
         """Set another rate of false alarms for all groups, from the scores at hand.
@@ -386,7 +370,7 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
         detectors = [self._detector_of(k) for k in range(len(self.groups_))]
         for detector in detectors:
             detector.set_contamination(contamination)
-        self._held_out = [_taken_from(detector) for detector in detectors]
+        self._held_out = [held_out_of(detector) for detector in detectors]
         self._set_attributes()
         return self
 
@@ -431,19 +415,19 @@ class ThresholdPerGroup(Portable, OutlierMixin, MetaEstimatorMixin, BaseEstimato
         new = chain.final._scores_to_calibrate(chain.features(X), y)
         scores, maps, rows, positions = new
         rows = np.arange(len(scores)) if rows is None else rows
-        for k, places in _by_group(members[positions]):
+        for k, places in by_group(members[positions]):
             detector, kept = self._detector_of(k), np.isin(rows, places)
             rows_of_group = np.searchsorted(places, rows[kept])
             detector._calibrate(
                 scores[places], maps[kept], rows_of_group, positions[places], add=add
             )
-            self._held_out[k] = _taken_from(detector)
+            self._held_out[k] = held_out_of(detector)
         self._set_attributes()
         return self
 
     def _members(self, X: Any, groups: Any) -> np.ndarray:
         """Place among `groups_` of the group of each image."""
-        return self._places(_checked_groups(groups, X))
+        return self._places(checked_groups(groups, X))
 
     def _places(self, groups: np.ndarray) -> np.ndarray:
         known = self.groups_.tolist()
@@ -465,63 +449,3 @@ def _pixel_threshold_of(detector: Any, chain: Chain, size: Any) -> Any:
     if hasattr(detector, "image_sizes"):
         return lambda shape, window: detector.pixel_threshold(shape)
     return lambda shape, window: detector.pixel_threshold(size)
-
-
-def _checked_groups(groups: Any, X: Any) -> np.ndarray:
-    """Groups as an array (n,) of strings or integers."""
-    if groups is None:
-        raise ValueError(
-            "groups is missing: pass the group of each image, such as the name of its "
-            "product, as groups=."
-        )
-    found = np.asarray(groups)
-    if isinstance(groups, (list, tuple)) and found.ndim == 1:
-        found = np.asarray(groups, dtype=object)  # NumPy makes strings of what is mixed
-    if found.dtype == object:
-        kinds = {type(one) for one in found.ravel()}
-        if len(kinds) == 1 and issubclass(kinds.pop(), (str, int, np.integer)):
-            found = np.array(found.tolist())
-    if found.ndim != 1 or found.dtype.kind not in "USiub":
-        raise ValueError(
-            f"groups has shape {found.shape} and dtype {found.dtype}: expected one "
-            "string or integer per image."
-        )
-    check_consistent_length(X, found)
-    return found
-
-
-def _by_group(members: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the place of each group that occurs, and the places of its images."""
-    for k in np.unique(members):
-        yield int(k), np.flatnonzero(members == k)
-
-
-def _twin(estimator: Any) -> Any:
-    """A copy of an estimator that shares everything with it."""
-    twin: Any = object.__new__(type(estimator))
-    vars(twin).update(vars(estimator))
-    return twin
-
-
-def _taken_from(detector: Any) -> dict[str, Any]:
-    return {name: getattr(detector, name) for name in _HELD_OUT}
-
-
-def _keep_some(detector: Any, rows: np.ndarray) -> None:
-    """Keep only some of the held-out scores, and their maps; set the threshold."""
-    if len(rows) == 0:
-        raise ValueError(
-            f"{detector._whose}it has no normal image that could be read: leave its "
-            "images out, or add normal ones."
-        )
-    kept = np.isin(detector._map_rows, rows)
-    detector.calibration_scores_ = detector.calibration_scores_[rows]
-    detector._calibration_seen = detector._calibration_seen[rows]
-    detector.calibration_maps_ = detector.calibration_maps_[kept]
-    detector._map_ranks = detector._map_ranks[kept]
-    detector._map_rows = np.searchsorted(rows, detector._map_rows[kept])
-    detector._set_offset()
-
-
-def _shown(group: Any) -> str:
-    return repr(group.item() if hasattr(group, "item") else group)

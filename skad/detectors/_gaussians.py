@@ -186,11 +186,11 @@ class Gaussians:
                 result[block, part] = np.sqrt(np.maximum(squared, 0)).T
         return result
 
-    def left_out(self, report, n_together=1):
+    def left_out(self, report, n_together=1, scored=0):
         """Distances (n_kept, n_positions) of the images kept, each to all others.
 
         With `n_together` = `n_per_image`, each is left out together with its views, and
-        the distances are those of the images alone.
+        the distances are those of the images, or with `scored` = k of their k-th views.
 
         Without image i, the mean is m - c_i / (n - 1). So x_i lies a c_i from it, with
         a = n / (n - 1), and the sums of squares are S - a c_i c_i'. With
@@ -204,7 +204,7 @@ class Gaussians:
         ``report(n)`` is called after every n positions.
         """
         if n_together > 1:
-            return self._left_out_with_views(report)
+            return self._left_out_with_views(report, scored)
         result = np.full(self.images.shape[:2], np.nan)
         for part in self._parts(max(len(self.images), self.mean.shape[1])):
             n = self.counts[part][:, None].astype(np.float64)
@@ -220,12 +220,12 @@ class Gaussians:
             report(part.stop - part.start)
         return result
 
-    def _left_out_with_views(self, report):
-        """Distances of the images kept, each to all others and their views.
+    def _left_out_with_views(self, report, scored):
+        """Distances of images kept, or a view of each, to all others and their views.
 
         Let c_j be the m centred rows of an image and its views, s their sum, and k the
         number of all other rows. Without the m rows, the mean is m - s / k, the sums of
-        squares are S - sum(c_j c_j') - s s' / k, and the image lies c_0 + s / k away.
+        squares are S - sum(c_j c_j') - s s' / k, and row j lies c_j + s / k away.
         """
         grouped = self.images.reshape(self.n_used, self.n_per_image, *self.mean.shape)
         result = np.full((self.n_used, len(self.mean)), np.nan)
@@ -241,10 +241,10 @@ class Gaussians:
                 rest = squares - centred.transpose(0, 2, 1) @ centred
                 rest -= total[:, :, None] * shift[:, None]
                 _add_diagonal(rest, self.eps * freedom)
-                away = (centred[:, 0] + shift)[:, :, None]
+                away = (centred[:, scored] + shift)[:, :, None]
                 solved = _solve(_cholesky(rest), away)[:, :, 0]
                 squared = freedom * np.einsum("pd,pd->p", solved, solved)
-                is_known = inside[0] & (n_others > 0)
+                is_known = inside[scored] & (n_others > 0)
                 result[i, part] = np.where(is_known, np.sqrt(squared), np.nan)
             report(part.stop - part.start)
         return result

@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skad._patches import patch_rows
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
+from skad.base._hold_out import sample_to_score
 from skad.detectors._held_out_pass import no_held_out
 from skad.detectors._left_out import LeftOutBank, n_rows_of_one_image
 from skad.detectors._streamed_fit import StreamingBankDetector
@@ -352,9 +353,11 @@ class PatchCoreDetector(StreamingBankDetector):
         n_rows, row = math.prod(shape[:3]), float(shape[3] * itemsize)
         bank = self._n_selected(n_rows) * row
         # Bounds of distances, distances, and the bank once more, to leave out images.
-        passing = 40 * n_rows + selection_bytes(n_rows, row) + bank
+        passing, n_together = 40 * n_rows + bank, n_rows
         if not first:  # the selection takes old and new rows together
-            passing += (len(self.bank_) + n_rows) * row
+            n_together += len(self.bank_)
+            passing += n_together * row
+        passing += selection_bytes(n_together, shape[3], itemsize, self.projection_dim)
         if self.metric == "cosine":  # copies of unit length
             bank, passing = 2 * bank, passing + n_rows * row
         return bank, passing
@@ -397,9 +400,14 @@ class PatchCoreDetector(StreamingBankDetector):
             self._searched, owner, queries, images, k, self._nearest, self.verbose
         )
 
-        X, scored = X[::n_together], np.zeros((n_images, n_together, n_patches), bool)
-        scored[:, 0] = True
-        scored, inside = scored.ravel()[inside], inside.reshape(scored.shape)[:, 0]
+        k_scored = sample_to_score(self, n_together)
+        X = X[k_scored::n_together]
+        scored = np.zeros((n_images, n_together, n_patches), bool)
+        scored[:, k_scored] = True
+        scored, inside = (
+            scored.ravel()[inside],
+            inside.reshape(scored.shape)[:, k_scored],
+        )
         images = images[scored]
 
         def search_left(rows: np.ndarray, worst: np.ndarray, b: int) -> np.ndarray:

@@ -91,7 +91,8 @@ class StreamingBankDetector(BankDetector):
         row = float(X.shape[3] * X.itemsize)
         # Two banks are filled, one is reduced, and one is the result; the second pass
         # keeps patches of images for each row of the bank, and as many to return.
-        n_bytes = (2 + 1 + 1 + 2 * PER_OWN_ROW) * m * row + selection_bytes(2 * m, row)
+        n_bytes = (2 + 1 + 1 + 2 * PER_OWN_ROW) * m * row
+        n_bytes += selection_bytes(2 * m, X.shape[3], X.itemsize, self.projection_dim)
         n_bytes += n_maps * math.prod(X.shape[1:3]) * 4.0
         name = f"{type(self).__name__} with bank_size={m}"
         require_memory(n_bytes, name, "Reduce bank_size or image_size of the features.")

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import Interval
 
 from skad._checks import normal_positions
-from skad._moments import Moments
+from skad._moments import RunningMoments
 from skad._patch_array import PatchArray
 from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._network import PatchFeatures
@@ -182,19 +182,18 @@ class FusedFeatures(PatchFeatureTransformer):
                 0, len(normal) - 1, min(len(normal), _N_VARIANCE_IMAGES)
             ).astype(int)
         ]
-        both, kept, room = [Moments(), Moments()], {}, _KEPT_BYTES
+        both, kept, room = [RunningMoments(), RunningMoments()], {}, _KEPT_BYTES
         for index, batch in images.indexed_batches(self._images_at_once(), sampled):
             parts = extract(index, batch)
-            both = [
-                moments.with_rows(np.asarray(part).reshape(-1, part.shape[-1]))
-                for moments, part in zip(both, parts, strict=True)
-            ]
+            for running, part in zip(both, parts, strict=True):
+                running.add(np.asarray(part).reshape(-1, part.shape[-1]))
             room -= sum(part.nbytes for part in parts)
             if room >= 0:
                 kept[tuple(index.tolist())] = parts
-        if both[0].n == 0:
+        moments = [running.total for running in both]
+        if moments[0].n == 0:
             self._warn_of_skipped(images, len(sampled))
-        self.variances_ = tuple(float(np.trace(m.covariance)) for m in both)
+        self.variances_ = tuple(float(np.trace(m.covariance)) for m in moments)
         return kept
 
     def _extract(self, batch: np.ndarray) -> np.ndarray:

@@ -40,8 +40,8 @@ class Passes:
         read: Callable[[np.ndarray], list[Any]],
         update: Callable[[Any], Any],
         n_images: int | None = None,
-    ) -> Iterator[list[Any]]:
-        """Yield a list of values per batch of the first `n_images` or of all images.
+    ) -> Iterator[tuple[list[int], list[Any]]]:
+        """Yield indices and values per batch of the first `n_images` or of all images.
 
         `update` makes a value from that of the pass before where that was kept, `read`
         makes those of a batch (b, H, W, c) otherwise.
@@ -52,7 +52,7 @@ class Passes:
             room -= size_in_bytes(values)
             if room >= 0:
                 self._kept.append((index, values))
-            yield values
+            yield index, values
 
     def _values(
         self,

@@ -18,13 +18,14 @@ from sklearn.utils._param_validation import Interval
 
 from skad import networks
 from skad._checks import normal_positions
-from skad._moments import Moments
+from skad._moments import Moments, RunningMoments
 from skad._progress import progress
 from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._passes import Passes
 from skad.features._positions import Positions
 from skad.features._principal import MIN_VARIANCE, in_order, leading_directions
 from skad.images._errors import ImageError
+from skad.networks._sampling import combined_seed, fit_seed
 
 STRIDE = 8  # pixels from patch to patch
 _N_FILTER_PATCHES = 50_000  # patches from which a stage learns its filters
@@ -77,7 +78,7 @@ class PCANetFeatures(PatchFeatureTransformer):
         statistics of each position come from all images.
 
     batch_size : int, default=16
-        Images per pass.
+        Images per pass. Features have the same bits with any.
 
     on_error : {"raise", "skip"}, default="raise"
         What to do about an image that cannot be read. "skip" warns, gives NaN
@@ -221,12 +222,13 @@ class PCANetFeatures(PatchFeatureTransformer):
         sampled = np.sort(shuffled[: self.max_images])
         others = np.sort(shuffled[len(sampled) :])
         passes = Passes(images, np.r_[sampled, others], self.batch_size)
+        seed = fit_seed(rng)
         self.filters_: list[np.ndarray] = []
         n_steps = len(sampled) * len(self.n_filters)
         with progress(n_steps, "filters", self.verbose, unit="image") as bar:
             for size, n in zip(self.kernel_sizes, self.n_filters, strict=True):
                 covariance = self._patch_covariance(
-                    passes, len(sampled), size, rng, bar
+                    passes, len(sampled), size, seed, bar
                 )
                 first = not self.filters_
                 self.filters_.append(_filters(covariance, size, n, first))
@@ -237,21 +239,25 @@ class PCANetFeatures(PatchFeatureTransformer):
         passes: Passes,
         n_images: int,
         size: int,
-        rng: np.random.RandomState,
+        seed: int,
         bar: Any,
     ) -> np.ndarray:
-        """Covariance of random patches of the input of the next stage."""
-        moments, per_image = Moments(), max(1, _N_FILTER_PATCHES // n_images)
-        for batch in passes.batches(self._stages, self._next_stage, n_images):
-            height, width = (side - size + 1 for side in batch[0].x.shape[2:])
-            rows = rng.randint(height, size=(len(batch), per_image))
-            columns = rng.randint(width, size=(len(batch), per_image))
-            patches = [
-                networks.pcanet.patches(stages.x, row, column, size)
-                for stages, row, column in zip(batch, rows, columns, strict=True)
-            ]
-            moments = moments.with_rows(np.concatenate(patches))
+        """Covariance of random patches of the input of the next stage.
+
+        Which patches are taken of an image depends on its index, the number of the
+        stage and the seed, and not on the batches that images come in.
+        """
+        running, per_image = RunningMoments(), max(1, _N_FILTER_PATCHES // n_images)
+        stage = len(self.filters_)
+        for index, batch in passes.batches(self._stages, self._next_stage, n_images):
+            for i, stages in zip(index, batch, strict=True):
+                rng = np.random.default_rng(combined_seed(seed, stage, i))
+                height, width = (side - size + 1 for side in stages.x.shape[2:])
+                rows = rng.integers(height, size=per_image)
+                columns = rng.integers(width, size=per_image)
+                running.add(networks.pcanet.patches(stages.x, rows, columns, size))
             bar.update(len(batch))
+        moments = running.total
         if moments.n == 0:
             raise ImageError(
                 f"none of the {n_images} images that filters are learned from could be "
@@ -274,13 +280,13 @@ class PCANetFeatures(PatchFeatureTransformer):
 
         n_steps = n_passes * len(passes.order)
         with progress(n_steps, "positions", self.verbose, unit="image") as bar:
-            for batch in passes.batches(
+            for _, batch in passes.batches(
                 self._responses, lambda stages: _finished(self._next_stage(stages))
             ):
                 for responses in batch:
                     positions.add(responses)
                 bar.update(len(batch))
-            for batch in passes.batches(
+            for _, batch in passes.batches(
                 lambda images: list(map(standardise, self._responses(images))),
                 standardise,
             ):

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from skad._moments import Moments
+from skad._moments import RunningMoments
 
 MIN_VARIANCE = 1e-6  # of responses to values in [0, 1]: no signal
 
@@ -33,9 +33,10 @@ def principal_axes(
     axes, mean : ndarray of shape (n_components, d), ndarray of shape (d,)
         None instead of both where there are no rows.
     """
-    moments = Moments()
+    running = RunningMoments()
     for rows in blocks:
-        moments = moments.with_rows(rows)
+        running.add(rows)
+    moments = running.total
     if moments.n == 0:
         return None
     axes = leading_directions(moments.covariance, n_components)[1]

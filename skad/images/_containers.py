@@ -97,6 +97,16 @@ def _as_sequence(X: Any, name: str) -> Any:
     return X
 
 
+def refuse_no_sequence(X: Any, name: str = "X") -> None:
+    """Refuse what is no sequence of samples: a path, one image, what has no length.
+
+    For those who count the samples before anyone reads them.
+    """
+    is_text = isinstance(X, str | bytes | bytearray)
+    if is_text or not any(hasattr(X, a) for a in ("__len__", "shape", "__array__")):
+        raise TypeError(f"{name} is {_container_problem(X)}.")
+
+
 def images_or_folder(images: Any, name: str) -> Any:
     """Check an argument that is a sequence of images, or the path of a folder.
 

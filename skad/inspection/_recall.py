@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skad._chain import Chain
 from skad.base._threshold import certifies, conformal_p_values, threshold_of
+from skad.images._containers import refuse_no_sequence
 
 _USUAL_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -272,6 +273,7 @@ def recall_report(
     rate, threshold = detector.contamination_, float(detector.offset_)
     rule = detector._threshold_rule
     rates = _checked_rates(false_alarm_rates, n, rate)
+    refuse_no_sequence(X_defects, "X_defects")
     if len(X_defects) == 0:
         raise ValueError("X_defects is empty; recall needs one defect at least.")
     if kinds is not None:

@@ -193,7 +193,8 @@ def _projected(rows, n_dimensions, random_state):
     from sklearn.random_projection import GaussianRandomProjection
 
     projection = GaussianRandomProjection(n_dimensions, random_state=random_state)
-    return projection.fit_transform(rows)
+    scale = _scale_of(rows)
+    return projection.fit_transform(rows if scale == 1 else rows * scale)
 
 
 class _Traversal:
@@ -205,8 +206,11 @@ class _Traversal:
     def __init__(self, X, n_samples, starts):
         self.X = X
         self.n_samples = n_samples
+        self.scale = _scale_of(X)
         # Centring keeps norms, and with them the rounding of products, small.
-        self.origin = X.mean(axis=0, dtype=np.float64)
+        self.origin = X.mean(axis=0, dtype=np.float64) * self.scale
+        if not np.isfinite(self.origin).all():  # the sum of float64 rows overflows
+            self.origin = np.zeros(X.shape[1])
         self.picked = np.empty(n_samples, np.intp)
         self.n_picked = 0
         # Upper bound of the squared distance to the first `seen` centres, and
@@ -240,7 +244,11 @@ class _Traversal:
         return self.picked[: self.n_picked].copy()
 
     def _rows(self, index):
-        return self.X[index].astype(np.float64) - self.origin
+        rows = self.X[index].astype(np.float64)
+        if self.scale != 1:
+            rows *= self.scale
+        rows -= self.origin
+        return rows
 
     def _round(self):
         """Refresh the rows with the largest bounds and pick among them."""
@@ -308,10 +316,33 @@ class _Traversal:
         self.seen[candidates] = self.settled[candidates] = self.n_picked
 
 
-def selection_bytes(n_rows: int, row: float) -> float:
-    """Estimate of the bytes that a selection takes beside rows of so many bytes."""
+def _scale_of(X):
+    """A power of two, by which rows are multiplied where their squares need it.
+
+    It is 1 as a rule. Squares of very large numbers overflow, and those of very small
+    ones vanish; multiplied by a power of two, all distances keep their order.
+    """
+    exponent = int(np.frexp(max(X.max(), -X.min()))[1])
+    # Of a sum of squares, this leaves a quarter of the range for the number of terms.
+    if abs(exponent) <= 3 * np.finfo(X.dtype).maxexp // 8:
+        return 1.0
+    return float(np.ldexp(1.0, min(-exponent, np.finfo(X.dtype).maxexp - 1)))
+
+
+def selection_bytes(
+    n_rows: int, n_features: int, itemsize: int, projection_dim: int | None
+) -> float:
+    """Estimate of the bytes that a selection takes beside its rows.
+
+    A random projection makes a copy of these, and its matrix in float64.
+    """
+    copy, n_columns = 0, n_features
+    if projection_dim is not None and projection_dim < n_features:
+        n_columns = projection_dim
+        copy = n_rows * n_columns * itemsize + 8 * n_columns * n_features
+    row = n_columns * itemsize
     most = (10 * n_rows + 4 * row) * n_rows  # with all rows in a round
-    return min(max(1.3 * _CANDIDATE_BYTES, 0.15 * n_rows * row), most)
+    return copy + min(max(1.3 * _CANDIDATE_BYTES, 0.15 * n_rows * row), most)
 
 
 def _n_candidates(X):

@@ -14,6 +14,7 @@ from sklearn.utils.validation import _num_samples
 
 from skad._checks import normal_positions
 from skad.images import content_key
+from skad.images._containers import refuse_no_sequence
 
 _SEED = 0  # of the order in which images are dealt out to parts
 
@@ -115,11 +116,7 @@ def _indexable(X: Any) -> list[Any] | NDArray[Any]:
     """X as a list of images, or as an array that is split along its first axis."""
     if hasattr(X, "to_numpy"):  # a Series or a DataFrame
         X = X.to_numpy()
-    if isinstance(X, (str, bytes, os.PathLike)):
-        raise TypeError(
-            f"X is a single path, {os.fspath(X)!r}; pass a list of images, such as "
-            "skad.images.list_images(folder)."
-        )
+    refuse_no_sequence(X)
     if getattr(X, "ndim", 1) > 1 and hasattr(X, "dtype"):
         if len(X) == 0:
             raise ValueError("X is empty: found 0 images.")

@@ -186,6 +186,13 @@ def _dumps(model: Any) -> bytes:
 
 def _images(batch: Any) -> Any:
     """The images of a batch, a list or an array."""
+    is_list = isinstance(batch, (str, bytes, list, tuple, np.ndarray))
+    if is_list or not (hasattr(batch, "__contains__") or hasattr(batch, "__iter__")):
+        raise TypeError(
+            f"the batch is of type {type(batch).__name__}; Scorer takes a mapping or a "
+            "DataFrame with a column 'path' of files, or 'image' of arrays or PIL "
+            "images, such as {'path': skad.images.list_images(folder)}."
+        )
     name = next((name for name in _INPUTS if name in batch), None)
     if name is None:
         known = ", ".join(map(repr, batch)) if hasattr(batch, "__iter__") else batch

@@ -105,6 +105,12 @@ class AugmentedViews(BaseEstimator):
         Largest relative change of brightness, in [0, 1): 0.1 multiplies all pixels by
         0.9 to 1.1. Values above 1 become 1.
 
+    calibrate_on : {"images", "views"}, default="images"
+        What the held-out scores are of, and with them the thresholds: the images, or
+        one view of each. "images" is for views that help where there are few images,
+        of parts that will look as these images do. "views" is for parts that will
+        differ as the views do: moved, if the views are moved.
+
     random_state : int, RandomState instance or None, default=0
         Chooses the amounts.
 
@@ -142,6 +148,7 @@ class AugmentedViews(BaseEstimator):
         "flip": [StrOptions({"horizontal", "vertical", "both"}), None],
         "shift": [Interval(Real, 0, 0.5, closed="both")],
         "brightness": [Interval(Real, 0, 1, closed="left")],
+        "calibrate_on": [StrOptions({"images", "views"})],
         "random_state": ["random_state"],
     }
 
@@ -153,6 +160,7 @@ class AugmentedViews(BaseEstimator):
         flip: str | None = None,
         shift: float = 0.03,
         brightness: float = 0.1,
+        calibrate_on: str = "images",
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.n_views = n_views
@@ -160,6 +168,7 @@ class AugmentedViews(BaseEstimator):
         self.flip = flip
         self.shift = shift
         self.brightness = brightness
+        self.calibrate_on = calibrate_on
         self.random_state = random_state
 
     def views(self, image: Any) -> NDArray[np.float32]:

@@ -1,5 +1,7 @@
 """A threshold for each of several products that one model has learned."""
 
+from pathlib import Path
+
 import joblib
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from skad import (
     PaDiMDetector,
     PatchCoreDetector,
     PatchFeatures,
+    PCANetFeatures,
     Pipeline,
     SPADEDetector,
     SubspaceDetector,
@@ -23,6 +26,7 @@ from skad.base._threshold import threshold_of
 from skad.calibration import ThresholdPerGroup
 from skad.datasets import make_textures
 from skad.parallel import fit_parts
+from skad.synthesis import AugmentedViews
 
 DETECTORS = [
     PatchCoreDetector(),
@@ -166,12 +170,40 @@ def test_refusals(X, groups):
         model.predict(X, groups=groups)
     with pytest.raises(ValueError, match="groups is missing"):
         model.fit(X)
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+    with pytest.raises(ValueError, match="groups has 59 entries, but X has 60 images"):
         model.fit(X, groups=groups[:-1])
     with pytest.raises(ValueError, match="string or integer per image"):
         model.fit(X, groups=np.linspace(0, 1, len(X)))
     with pytest.raises(ValueError, match="string or integer per image"):
         model.fit(X, groups=[None, *groups[1:]])
+
+
+@pytest.mark.parametrize("folder", ["parts/good", Path("parts")])
+def test_a_folder_is_no_sequence_of_images(folder, X, groups):
+    model = ThresholdPerGroup(SubspaceDetector(n_components=2)).fit(X, groups=groups)
+    for call in (model.fit, model.predict, model.calibrate):
+        with pytest.raises(TypeError, match=r"X is a single path, .*list_images"):
+            call(folder, groups=groups[:10])
+
+
+def test_the_model_of_a_group_can_be_fitted_again_by_itself():
+    images = make_textures(n_normal=12, n_anomalous=0, size=64, random_state=0).train
+    groups = ["a", "b"] * 6
+    features = PCANetFeatures(64, kernel_sizes=(3, 3), n_filters=(4, 4))
+    inner = Pipeline(
+        [features, PatchCoreDetector(random_state=np.random.RandomState(0))],
+        augmentation=AugmentedViews(1),
+    )
+    model = ThresholdPerGroup(inner).fit(images, groups=groups)
+    expected = joblib.hash(model)
+    alone = model.model_of("a")
+    assert alone[-1].bank_ is model.estimator_[-1].bank_  # not copied
+    assert alone[0].whitening_ is model.estimator_[0].whitening_
+    alone.partial_fit(images[:2])
+    alone.set_params(augmentation__n_views=2, pcanetfeatures__n_components=3)
+    alone.fit(images[::2])
+    assert alone[0].n_features_out_ == 3
+    assert joblib.hash(model) == expected
 
 
 def test_more_refusals(X, groups):

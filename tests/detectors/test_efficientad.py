@@ -341,7 +341,8 @@ def test_files_that_hold_no_teacher(tmp_path):
     ],
 )
 def test_errors_of_distillation(data, options, message):
-    arguments = {"features": PCANetFeatures(image_size=64), "X": data.train[:3]}
+    filters = PCANetFeatures(image_size=64, n_filters=(8, 12, 12))
+    arguments = {"features": filters, "X": data.train[:3]}
     arguments |= {"model": "tiny", "max_steps": 1, **options}
     with pytest.raises(ValueError, match=message):
         distill_teacher(**arguments)
@@ -352,7 +353,7 @@ def test_features_that_do_not_fit_into_memory(data, teacher, monkeypatch):
     from skad.detectors import _teacher
 
     arguments = {
-        "features": PCANetFeatures(image_size=64).fit(data.train[:6]),
+        "features": PCANetFeatures(64, n_filters=(8, 12, 12)).fit(data.train[:6]),
         "X": data.train[:6],
         "model": "tiny",
         "max_steps": 3,

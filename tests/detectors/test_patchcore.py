@@ -175,19 +175,6 @@ def test_more_neighbours_than_rows_are_clamped_with_a_warning():
         detector.predict(X)
 
 
-@pytest.mark.slow
-def test_approximate_index_finds_most_neighbours():
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(60, 8, 8, 6)).astype(np.float32)
-    parameters = {"coreset_ratio": 0.5, "reweight": None}
-    exact = PatchCoreDetector(**parameters).fit(X[:40])
-    near = PatchCoreDetector(**parameters, algorithm="nndescent").fit(X[:40])
-    a, b = exact.anomaly_map(X[40:]), near.anomaly_map(X[40:])
-    assert (b >= a - 1e-5).all()
-    assert np.mean(np.isclose(a, b, rtol=1e-4)) > 0.8
-    assert near.offset_ == pytest.approx(exact.offset_, rel=0.05)
-
-
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

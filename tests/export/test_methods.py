@@ -49,7 +49,7 @@ def own(**kwargs):
 
 
 def pcanet():
-    return skad.PCANetFeatures(image_size=64, n_components=24)
+    return skad.PCANetFeatures(64, n_filters=(8, 12, 12), n_components=24)
 
 
 def teacher():

@@ -167,7 +167,8 @@ def test_the_cache_serves_every_region(network, parts, region, tmp_path):
 
 
 def test_learned_features_take_regions(parts, region):
-    features = PCANetFeatures(image_size=SIDE, region=region).fit_transform(parts)
+    learned = PCANetFeatures(SIDE, n_filters=(8, 12, 12), region=region)
+    features = learned.fit_transform(parts)
     np.testing.assert_array_equal(
         np.isnan(features).all(axis=(0, 1, 3)), np.arange(8) >= 4
     )

@@ -106,7 +106,7 @@ def test_boxes_are_in_the_pixels_of_the_images():
 def test_box_has_a_pixel_in_tiny_images():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (6, 4, 4, 3)).astype(np.uint8)
-    features = skad.PCANetFeatures(image_size=64)
+    features = skad.PCANetFeatures(64, n_filters=(8, 12, 12))
     model = skad.make_pipeline(features, skad.PatchCoreDetector()).fit(images)
     for found in explain(model, images):
         top, left, bottom, right = found.bbox

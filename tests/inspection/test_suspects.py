@@ -194,6 +194,10 @@ def test_model_must_be_a_fitted_detector(X):
         suspects(skad.PatchCoreDetector(), X)
     with pytest.raises(TypeError, match="IsolationForest; suspects needs"):
         suspects(IsolationForest(), X)
+    fitted = skad.SubspaceDetector(n_components=2).fit(X)
+    for y in (None, np.ones(len(X))):
+        with pytest.raises(TypeError, match=r"X is a single path, .*list_images"):
+            suspects(fitted, "parts/good", y)
 
 
 def test_equal_scores_flag_none():

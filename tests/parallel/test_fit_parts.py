@@ -210,9 +210,10 @@ def test_calibrate_gives_the_promise_back():
 
 def test_pipeline_has_the_transformers_of_its_first_part(images):
     train, test = images[0][:10], images[1][:2]
-    model = make_pipeline(PCANetFeatures(image_size=40), SubspaceDetector())
+    features = PCANetFeatures(image_size=40, n_filters=(8, 12, 12))
+    model = make_pipeline(features, SubspaceDetector())
     parts = fit_parts(model, train, part_size=5)
-    filters = PCANetFeatures(image_size=40).fit(Parts(train, None, 5)[0]).filters_
+    filters = clone(features).fit(Parts(train, None, 5)[0]).filters_
     for own, expected in zip(parts[0].filters_, filters, strict=True):
         assert_array_equal(own, expected)
     assert parts.predict(test).shape == (len(test),)

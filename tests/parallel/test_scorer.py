@@ -166,6 +166,9 @@ def test_bad_arguments(model, tmp_path):
         Scorer(tmp_path / "none.skad")({"path": ["a.png"]})
     with pytest.raises(ValueError, match="columns 'file'; Scorer takes 'path'"):
         Scorer(model)({"file": ["a.png"]})
+    for batch in ("parts", tmp_path, ["a.png"]):
+        with pytest.raises(TypeError, match=r"the batch is of type .* column 'path'"):
+            Scorer(model)(batch)
 
 
 def test_other_weights(model, data):

@@ -56,7 +56,7 @@ def resnet(**parameters):
 
 
 def pcanet():
-    return skad.PCANetFeatures(64)
+    return skad.PCANetFeatures(64, n_filters=(8, 12, 12))
 
 
 def by_patch(estimator, *before):

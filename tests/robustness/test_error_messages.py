@@ -1,8 +1,5 @@
 """Errors name the argument, and the position in it, that the user passed."""
 
-import subprocess
-import sys
-
 import joblib
 import numpy as np
 import pytest
@@ -62,8 +59,12 @@ def spd(**parameters):
     )
 
 
+def filters(**parameters):
+    return PCANetFeatures(SIDE, n_filters=(8, 12, 12), **parameters)
+
+
 def fused(**parameters):
-    return FusedFeatures(small(**parameters), PCANetFeatures(SIDE, **parameters))
+    return FusedFeatures(small(**parameters), filters(**parameters))
 
 
 class Brightness(ImageDetector):
@@ -116,7 +117,7 @@ Y = np.array([-1, -1, *[1] * 12])
 # Positions in X ---------------------------------------------------------------
 
 TRANSFORMERS = {
-    "PCANet": lambda **p: PCANetFeatures(SIDE, **p),
+    "PCANet": filters,
     "SPD": spd,
     "Fused": fused,
 }
@@ -144,7 +145,7 @@ def test_pipelines_name_the_place_in_x():
 @pytest.mark.filterwarnings("ignore:.*held-out")
 def test_what_was_skipped_is_named_by_its_place_in_x():
     X = images(bad=(3, 7))
-    for features in (small(on_error="skip"), PCANetFeatures(SIDE, on_error="skip")):
+    for features in (small(on_error="skip"), filters(on_error="skip")):
         with pytest.warns(SkippedImageWarning, match=r"X\[3\].*X\[7\]"):
             features.fit_transform(X, Y)
         assert [i for i, _ in features.skipped_] == [3, 7]
@@ -172,7 +173,7 @@ def test_image_detectors_name_the_place_in_x(calibration):
 def test_images_of_several_arguments_keep_their_names():
     both = NamedImages(["missing.png", "gone.png"], ["X[3]", "penalty_images[0]"])
     with pytest.raises(ImageError, match=r"^X\[3\] \('missing.png'\)"):
-        PCANetFeatures(SIDE).fit(both)
+        filters().fit(both)
 
 
 def test_a_teacher_names_images_of_both_arguments():
@@ -185,7 +186,7 @@ def test_a_teacher_names_images_of_both_arguments():
             "tiny",
             "distill",
             others,
-            features=PCANetFeatures(SIDE),
+            features=filters(),
             image_size=SIDE,
             calibration="train",
         )
@@ -307,7 +308,7 @@ def test_the_limit_reaches_worker_processes(big, limit):
 @pytest.mark.slow
 def test_the_limit_reaches_nested_searches(big, limit):
     limit(399)
-    model = Pipeline([PCANetFeatures(SIDE), PatchCoreDetector()])
+    model = Pipeline([filters(), PatchCoreDetector()])
     grid = {"patchcoredetector__coreset_ratio": [0.1, 0.2]}
     search = GridSearchCV(model, grid, scoring="accuracy", cv=2)
     with pytest.raises(ValueError, match="exceeds limit of 399 pixels"):
@@ -327,7 +328,9 @@ def test_a_lifted_limit_goes_with_the_model(big, limit, tmp_path):
         loaded.predict(big)
 
 
-def test_a_process_that_says_nothing_takes_the_limit_it_gets(big, limit, tmp_path):
+def test_a_process_that_says_nothing_takes_the_limit_it_gets(
+    big, limit, tmp_path, new_process
+):
     """Pillow itself must not refuse, nor warn, where the model allows an image."""
     made = SyntheticAnomalies().fit(big)
     limit(None)
@@ -341,13 +344,8 @@ def test_a_process_that_says_nothing_takes_the_limit_it_gets(big, limit, tmp_pat
         "made = joblib.load(sys.argv[1])\n"
         "print(made.transform(sys.argv[2:]).shape)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "made.joblib", *big],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.strip() == "(6, 20, 20, 1)", done.stderr
+    printed = new_process(tmp_path / "made.joblib", *big, code=code)
+    assert printed.strip() == "(6, 20, 20, 1)"
 
 
 def test_states_are_not_marked_where_nobody_changed_the_limit(big):

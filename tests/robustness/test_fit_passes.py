@@ -37,6 +37,21 @@ def test_features_have_the_same_bits_when_nothing_is_kept(images, y, monkeypatch
     np.testing.assert_array_equal(fused().fit_transform(images, y), found)
 
 
+def test_features_have_the_same_bits_in_any_batches(images):
+    # An image in the middle cannot be read.
+    images = [*images[:4], np.full((64, 64, 3), np.nan), *images[4:]]
+    found = []
+    for size in (16, 4, 1):
+        settings = {"batch_size": size, "on_error": "skip"}
+        features = FusedFeatures(
+            small(**settings), small(kernel_sizes=(5, 3), **settings)
+        )
+        with pytest.warns(UserWarning, match="1 of 10 images"):
+            found.append(features.fit_transform(images))
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
 def test_nothing_is_filtered_or_read_again_that_was_kept(images, monkeypatch):
     filtered, read = [], []
     advance, reading = networks.pcanet.Stages.advance, ImageReader._reading

@@ -241,6 +241,18 @@ def test_the_estimate_is_near_and_names_what_to_change(detector, names, left):
         detector.fit(X)
 
 
+def test_the_projected_rows_of_a_selection_count():
+    X = np.random.default_rng(0).normal(size=(16, 50, 50, 192)).astype(np.float32)
+    detector = PatchCoreDetector(0.0005, projection_dim=160, calibration="train")
+    detector.fit(X[:3])  # imports what it needs
+    tracemalloc.start()
+    detector.fit(X)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    need = learning_bytes(detector, X.shape, X.itemsize, "train")
+    assert 0.5 * peak < need < 2 * peak
+
+
 @pytest.mark.parametrize("detector", [PatchCoreDetector(0.1), PaDiMDetector()])
 def test_an_update_counts_what_is_there_already(detector, left):
     X = np.random.default_rng(0).normal(size=(20, 4, 4, 8)).astype(np.float32)

@@ -129,6 +129,9 @@ def test_unknown_parameters_are_named(given):
         fitted(X, nndescent_params=given)
 
 
+# The two are here together, as a process compiles the index for a minute.
+
+
 @pytest.mark.slow
 def test_the_real_index_keeps_the_promise():
     X = np.random.default_rng(0).normal(size=(500, 4, 4, 16)).astype(np.float32)
@@ -143,3 +146,16 @@ def test_the_real_index_keeps_the_promise():
             nndescent_params=params,
         )
         assert np.mean(detector.predict(X[200:]) == -1) < 0.15
+
+
+@pytest.mark.slow
+def test_the_real_index_finds_most_neighbours():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 8, 8, 6)).astype(np.float32)
+    parameters = {"coreset_ratio": 0.5, "reweight": None}
+    exact = PatchCoreDetector(**parameters).fit(X[:40])
+    near = PatchCoreDetector(**parameters, algorithm="nndescent").fit(X[:40])
+    a, b = exact.anomaly_map(X[40:]), near.anomaly_map(X[40:])
+    assert (b >= a - 1e-5).all()
+    assert np.mean(np.isclose(a, b, rtol=1e-4)) > 0.8
+    assert near.offset_ == pytest.approx(exact.offset_, rel=0.05)

@@ -142,7 +142,7 @@ def test_one_map_at_any_size(model, shape):
 
 def test_one_fit_whatever_holds_the_pixels():
     X = textured(12)
-    features = PCANetFeatures(image_size=SIDE)
+    features = PCANetFeatures(SIDE, n_filters=(8, 12, 12))
     expected = features.fit_transform(X)
     for other in (X / 255, X.astype(np.uint16) * 257, [tensor(x) for x in X]):
         np.testing.assert_array_equal(features.fit_transform(other), expected)

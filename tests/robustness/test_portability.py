@@ -1,9 +1,6 @@
 """A fitted model is complete, and can be loaded on another machine."""
 
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import joblib
@@ -48,6 +45,10 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
 
 
+def filters(**parameters):
+    return PCANetFeatures(64, n_filters=(8, 12, 12), **parameters)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, images):
     """Weights, a mask and photographs, as files."""
@@ -61,7 +62,7 @@ def folder(tmp_path_factory, images):
     for i in range(2):
         Image.fromarray(images[i]).save(folder / f"{i}.png")
     distill_teacher(
-        PCANetFeatures(64),
+        filters(),
         images,
         model="tiny",
         max_steps=1,
@@ -72,19 +73,6 @@ def folder(tmp_path_factory, images):
 
 
 ON_THE_SHELF = {"backbone": "resnet10t", "layers": "auto", "image_size": 64}
-
-
-def run_fresh(code, *arguments):
-    """What a process that knows nothing of this one prints."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
-        check=True,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    ).stdout
 
 
 SCORE = """
@@ -130,10 +118,10 @@ def test_a_fitted_model_needs_no_file(with_files, images, tmp_path):
         np.testing.assert_array_equal(model.score_samples(images), scores)
 
 
-def test_a_loaded_model_needs_no_file(with_files, images, tmp_path):
+def test_a_loaded_model_needs_no_file(with_files, images, tmp_path, new_process):
     models, expected = with_files
     joblib.dump((models, images), tmp_path / "models.joblib")
-    run_fresh(SCORE, tmp_path / "models.joblib", tmp_path / "scores.npz")
+    new_process(tmp_path / "models.joblib", tmp_path / "scores.npz", code=SCORE)
     with np.load(tmp_path / "scores.npz") as found:
         for one, other in zip(found.values(), expected, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -226,9 +214,9 @@ def with_paths(folder):
     )
     return {
         "PatchFeatures": patch,
-        "PCANetFeatures": PCANetFeatures(64, region=folder / "region.png"),
+        "PCANetFeatures": filters(region=folder / "region.png"),
         "FusedFeatures": FusedFeatures(
-            PatchFeatures(**features), PCANetFeatures(64, region=folder / "region.png")
+            PatchFeatures(**features), filters(region=folder / "region.png")
         ),
         "TiledFeatures": TiledFeatures(PatchFeatures(**features)),
         "SPD": SPDPatchFeatures(
@@ -344,7 +332,7 @@ def test_a_network_on_the_processor_is_not_copied(images):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_network_fitted_on_a_gpu_loads_without_one(images, tmp_path):
+def test_a_network_fitted_on_a_gpu_loads_without_one(images, tmp_path, new_process):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=8))
     features = PatchFeatures(network, layers=("0",), image_size=64, device="cuda")
     model = Pipeline([features, PatchCoreDetector()]).fit(images)
@@ -353,7 +341,7 @@ def test_a_network_fitted_on_a_gpu_loads_without_one(images, tmp_path):
         ([model.set_params(patchfeatures__device="auto")], images), tmp_path / "m"
     )
     hidden = "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''\n" + SCORE
-    run_fresh(hidden, tmp_path / "m", tmp_path / "scores.npz")
+    new_process(tmp_path / "m", tmp_path / "scores.npz", code=hidden)
     with np.load(tmp_path / "scores.npz") as found:
         np.testing.assert_allclose(found["arr_0"], expected, rtol=1e-3)
 

@@ -29,8 +29,12 @@ def small(**parameters):
     )
 
 
+def filters(region=None):
+    return PCANetFeatures(SIDE, n_filters=(8, 12, 12), region=region)
+
+
 def fused(region=None):
-    return FusedFeatures(small(region=region), PCANetFeatures(image_size=SIDE))
+    return FusedFeatures(small(region=region), filters())
 
 
 def tiled(region=None):
@@ -88,7 +92,7 @@ def test_scores_stay_when_the_file_changes(X, file, how, detector):
 
 @pytest.mark.parametrize(
     "make",
-    [small, lambda region: PCANetFeatures(SIDE, region=region), fused, tiled, spd],
+    [small, filters, fused, tiled, spd],
 )
 def test_every_transformer_keeps_its_region(X, file, make):
     features = make(region=str(file))

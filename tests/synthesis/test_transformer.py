@@ -120,7 +120,7 @@ def test_arguments_are_left_alone(maker, images):
 
 def test_pipelines_take_what_comes_out(maker, images):
     stack = np.stack([image[:33, :44] for image in images])
-    model = make_pipeline(maker, PCANetFeatures(image_size=64))
+    model = make_pipeline(maker, PCANetFeatures(64, n_filters=(8, 12, 12)))
     assert model.fit(stack).transform(stack).shape[0] == 3
 
 
