@@ -423,9 +423,9 @@ class Pipeline(sklearn.pipeline.Pipeline):
             return False
         images, final = (step for _, step in self.steps)
         return (
-            hasattr(_unwrap(images), "_fit_batches")
+            hasattr(final, "_fit_batches")
+            and hasattr(_unwrap(images), "_fit_batches")
             and not is_frozen(final)
-            and hasattr(final, "_fit_batches")
             and final._resolved_calibration() == "loo"
         )
 
