@@ -8,10 +8,12 @@ means twice the time for twice the size.
 
     python benchmarks/scaling.py --large
 
-compares searches in banks of up to a million rows of 128 dimensions with the exact and
-the HNSW index of faiss: time for 784 patches, memory beside the rows (faiss copies
-them), the share of the nearest rows that are found, and the slope. HNSW searches widely
-enough to find 99 %.
+compares searches in banks of 1,000 to a million rows of 128 dimensions with the exact
+and the HNSW index of faiss: time for 784 patches, memory beside the rows (faiss copies
+them), the share of the nearest rows that are found, and the slopes. HNSW searches
+widely enough to find 99 %. The command draws ``docs/_static/large_banks.png`` and
+writes ``docs/large_banks.csv``. With ``--folder``, what was measured is kept there bank
+by bank, and not measured again.
 """
 
 import csv
@@ -36,6 +38,7 @@ from skad.neighbors._nearest import _PREPARED, Bank
 from skad.neighbors._worst import search_worst
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+LARGE_COLUMNS = ("Rows", "Search", "Seconds", "Bytes", "Found")
 
 
 def search_times(options, features, sizes):
@@ -105,6 +108,14 @@ def hnsw(faiss, rows, queries, nearest):
     return index
 
 
+def index_bytes(index, rows):
+    """Memory of an index of faiss: a copy of the rows, and the edges of a graph."""
+    graph = getattr(index, "hnsw", None)
+    if graph is None:
+        return rows.nbytes
+    return rows.nbytes + 4 * graph.neighbors.size() + 8 * graph.offsets.size()
+
+
 def searches(rows, queries):
     """By name, a search that gives the nearest rows, and its memory in bytes."""
     bank, one_image = Bank(rows), np.zeros(len(queries), np.intp)
@@ -130,45 +141,134 @@ def searches(rows, queries):
         for name, index in (("exact", flat), ("HNSW", graph)):
             found[f"faiss, {name}"] = (
                 lambda index=index: index.search(queries, 1)[1][:, 0],
-                len(faiss.serialize_index(index)),
+                index_bytes(index, rows),
             )
     return found, nearest
 
 
-def large_banks(options):
-    """Table of searches in banks of up to a million rows."""
-    sizes = [2000, 4000] if options.small else [10_000, 100_000, 1_000_000]
-    features = PatchFeatures("skad_small", embedding="concat", image_size=448)
-    images = photographs(options)[: sizes[-1] // 3136 + 2]
-    X = features.fit_transform(images)
-    rows, queries = X[:-1].reshape(-1, X.shape[-1]), X[-1].reshape(-1, X.shape[-1])[::4]
-    queries = np.ascontiguousarray(queries)
-    lines, curves = [], {}
-    for size in sizes:
-        step = np.linspace(0, len(rows) - 1, size).astype(np.intp)
-        limit_threads(options.threads)
-        found, nearest = searches(rows[step], queries)
-        runs = {name: search for name, (search, _) in found.items()}
-        seconds, results = race(runs, options.rounds)
-        for name, (_, memory) in found.items():
-            share = f"{np.mean(results[name] == nearest):.1%}"
-            curves.setdefault(name, {})[size] = seconds[name]
-            time, room = timing(seconds[name]), f"{memory / 1e6:.0f} MB"
-            lines.append([f"{size:,}", name, time, room, share])
+def large_bank(options, size, rows, queries):
+    """Lines of `LARGE_COLUMNS` for a bank of so many rows."""
+    step = np.linspace(0, len(rows) - 1, size).astype(np.intp)
+    limit_threads(options.threads)
+    found, nearest = searches(rows[step], queries)
+    runs = {name: search for name, (search, _) in found.items()}
+    seconds, results = race(runs, options.rounds)
     return [
-        [*line, f"{slope(curves[line[1]]):.2f}" if line[0] == f"{sizes[-1]:,}" else ""]
-        for line in lines
+        (size, name, seconds[name], memory, float(np.mean(results[name] == nearest)))
+        for name, (_, memory) in found.items()
     ]
+
+
+def large_banks(options):
+    """The same for all sizes: those in the folder, and the others measured."""
+    sizes = [2000, 4000] if options.small else [1000, 10_000, 100_000, 1_000_000]
+    files = {}
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        files = {size: options.folder / f"large_banks_{size}.csv" for size in sizes}
+    lines, missing = [], [size for size in sizes if not is_file(files.get(size))]
+    if missing:
+        features = PatchFeatures("skad_small", embedding="concat", image_size=448)
+        images = photographs(options)[: sizes[-1] // 3136 + 2]
+        X = features.fit_transform(images)
+        rows = X[:-1].reshape(-1, X.shape[-1])
+        queries = np.ascontiguousarray(X[-1].reshape(-1, X.shape[-1])[::4])
+    for size in sizes:
+        if size not in missing:
+            with files[size].open(newline="") as file:
+                kinds = int, str, float, int, float
+                _, *kept = csv.reader(file)
+            lines += [
+                tuple(kind(cell) for kind, cell in zip(kinds, line, strict=True))
+                for line in kept
+            ]
+            continue
+        print(f"{size:,} rows", flush=True)
+        measured = large_bank(options, size, rows, queries)
+        lines += measured
+        if files:
+            write_csv(files[size], LARGE_COLUMNS, measured)
+    return lines
+
+
+def is_file(path):
+    return path is not None and path.is_file()
+
+
+def curves_of(lines, column):
+    """By search, the values of a column of `large_banks` by the number of rows."""
+    curves = {}
+    for line in lines:
+        curves.setdefault(line[1], {})[line[0]] = line[column]
+    return curves
+
+
+def large_table(lines):
+    """Cells of the record; the last lines hold the slopes."""
+    seconds = curves_of(lines, 2)
+    last = max(line[0] for line in lines)
+    return [
+        [
+            f"{size:,}",
+            name,
+            timing(time),
+            f"{memory / 1e6:.3g} MB",
+            f"{share:.1%}",
+            f"{slope(seconds[name]):.2f}" if size == last else "",
+        ]
+        for size, name, time, memory, share in lines
+    ]
+
+
+def draw_large(lines, path):
+    """Time per image and memory by the rows of the bank, with slopes."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    scales = (2, 1e3, "milliseconds for 784 patches"), (3, 1e-6, "MB beside the rows")
+    for axis, (column, scale, label) in zip(axes, scales, strict=True):
+        for i, (name, curve) in enumerate(curves_of(lines, column).items()):
+            if column == 3 and name == "skad, worst patch":
+                continue  # it uses the same
+            name = "skad" if column == 3 and i == 0 else name
+            axis.loglog(
+                list(curve),
+                [scale * value for value in curve.values()],
+                "o-",
+                color=f"C{i}",
+                ms=4,
+                label=f"{name} (slope {slope(curve):.2f})",
+            )
+        axis.set(xlabel="rows of the bank", ylabel=label)
+        axis.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write_csv(path, header, lines):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(lines)
 
 
 def main():
     arguments = parser(__doc__)
     arguments.add_argument("--large", action="store_true", help="banks of faiss's size")
+    arguments.add_argument("--folder", type=Path, help="results of --large, to resume")
     options = arguments.parse_args()
     small = options.small
     if options.large:
         header = ("rows", "search", "784 patches", "memory", "found", "slope")
-        publish(options, "large banks", large_banks(options), header)
+        lines = large_banks(options)
+        table = large_table(lines)
+        if not small:
+            titles = ("Rows", "Search", "784 patches", "Memory", "Found", "Slope")
+            write_csv(DOCS / "large_banks.csv", titles, table)
+            draw_large(lines, DOCS / "_static" / "large_banks.png")
+        elif options.folder is not None:
+            draw_large(lines, options.folder / "large_banks.png")
+        publish(options, "large banks", table, header)
         return
     sizes = [2, 4] if small else [8, 16, 32, 64, 128]
     banks = [256, 512] if small else [1024, 2048, 4096, 8192, 16_384, 32_768, 65_536]
@@ -188,10 +288,8 @@ def main():
         print("|", " | ".join(map(str, line)), "|")
     if small:
         return
-    with (DOCS / "scaling.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("What", "Size in", "Size", "Seconds", "Slope"))
-        writer.writerows(lines)
+    header = ("What", "Size in", "Size", "Seconds", "Slope")
+    write_csv(DOCS / "scaling.csv", header, lines)
     draw(curves)
 
 

@@ -4,15 +4,17 @@
 
 Each set's test images are scored one at a time, by banks of about 16,000 rows of
 `skad_small`, or of the 1,024 channels of MobileNetV2. Both ways give the same bits,
-which is checked. "random" is what prunes least: no patch is worse than the others. The
-last row is a whole `predict` from arrays of pixels beside its features alone.
+which is checked. In "random", no patch is much worse than the others; of "known" ones,
+all are rows of the bank, and none can be ruled out. The last rows are from
+arrays of pixels: `predict` beside its features alone, and `skad.inspect` with all of
+its answers beside `anomaly_map` alone.
 """
 
 import numpy as np
 from harness import cost_row, limit_threads, parser, publish, race, row
 from PIL import Image
 
-from skad import PatchCoreDetector, PatchFeatures, Pipeline
+from skad import PatchCoreDetector, PatchFeatures, Pipeline, inspect
 from skad.datasets import load_mvtec
 
 SETS = {"bottles": "mvtec_bottle_256", "magnetic tiles": "magnetic_tile"}
@@ -54,19 +56,31 @@ def compare(case, detector, X, rounds, target):
     return row(case, ours, "search of all patches", peer, target)
 
 
-def of_predict(features, detector, files, rounds):
-    """A decision from pixels, beside its features."""
+def from_pixels(features, detector, files, rounds):
+    """A decision beside its features, and all answers beside the map alone."""
     images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     model = Pipeline([features, detector])
 
     def each(function):
         return lambda: [function([image]) for image in images]
 
-    racers = {"predict": each(model.predict), "features": each(features.transform)}
+    racers = {
+        "predict": each(model.predict),
+        "features": each(features.transform),
+        "inspect": each(lambda image: list(inspect(model, image))),
+        "anomaly_map": each(model.anomaly_map),
+    }
     seconds, _ = race(racers, rounds)
-    ours, bare = (seconds[name] / len(images) for name in ("predict", "features"))
-    case = f"predict, skad_small, {len(detector.bank_):,} rows"
-    return cost_row(case, ours, "its features alone", bare, 1.5)
+    per_image = {name: total / len(images) for name, total in seconds.items()}
+    case = f"skad_small, {len(detector.bank_):,} rows"
+    decision, all_of_it = per_image["predict"], per_image["inspect"]
+    predict, answers = f"predict, {case}", f"inspect, all answers, {case}"
+    return [
+        cost_row(predict, decision, "its features alone", per_image["features"], 1.5),
+        cost_row(
+            answers, all_of_it, "anomaly_map alone", per_image["anomaly_map"], 1.1
+        ),
+    ]
 
 
 def main():
@@ -92,9 +106,11 @@ def main():
         X = rng.standard_normal((n_rows // 784 + 2, 28, 28, d), np.float32)
         detector = detector_of(X, n_rows)
         test = rng.standard_normal((3, 28, 28, d), np.float32)
-        case = f"random, {len(detector.bank_):,} x {d}"
-        rows.append(compare(case, detector, test, options.rounds, 1 / 1.05))
-    rows.append(of_predict(*last, options.rounds))
+        known = detector.bank_[-test.size // d :].reshape(test.shape)
+        for name, images in (("random", test), ("known", known)):
+            case = f"{name}, {len(detector.bank_):,} x {d}"
+            rows.append(compare(case, detector, images, options.rounds, 1 / 1.05))
+    rows += from_pixels(*last, options.rounds)
     publish(options, "worst", rows)
 
 

@@ -45,6 +45,7 @@ _MIN_DIRECTIONS = 32  # fewer make a product no faster
 _ROUGH_DIRECTIONS = 64  # that rough distances are along
 _MAX_KEPT_SHARE = 0.6  # of the directions; from there on all columns are used
 _PRODUCT_COLUMNS = 64  # of a partial product, which rounds little
+_SMALL_PIECE = 16  # points; a product of fewer takes hardly less time
 _ROUNDING_SHARE = 2.0**-24  # relative error of one rounding in float32
 _UNDERFLOW_MARGIN = 1e-36  # above what underflows in a sum of squares in float32
 _MAX_COORDINATE = 2.0**40  # of scaled rows; larger ones are cut
@@ -154,7 +155,8 @@ class Bounds:
             own, other = other, own
         columns[:, other] = 1
         moved, lengths = np.empty(len(rows)), np.empty(len(rows))
-        n_entries = _CHUNK_ENTRIES if self._directions is None else 4 * _CHUNK_ENTRIES
+        in_cache = rough or self._directions is None
+        n_entries = _CHUNK_ENTRIES if in_cache else 4 * _CHUNK_ENTRIES
         step = max(1, n_entries // rows.shape[1])
         for lo in range(0, len(rows), step):
             part = slice(lo, lo + step)
@@ -262,20 +264,27 @@ def _product(points, rows):
 
     In bfloat16, PyTorch keeps what it compiles for each pair of sizes, about half a
     megabyte, for up to a thousand pairs. Pieces of the points whose sizes are powers of
-    two have few sizes, and take no more time.
+    two have few sizes, and take no more time. Small pieces take as long as reading all
+    rows does, so that the last points are filled up to one piece.
     """
     if isinstance(points, np.ndarray):
         return points @ rows.T
     import torch
 
     n = len(points)
-    result = torch.empty((n, len(rows)), dtype=points.dtype, device="cpu")
+    n_last = n % _SMALL_PIECE
+    n_added = 2 ** (n_last - 1).bit_length() - n_last if n_last else 0
+    shape = n + n_added, len(rows)
+    result = torch.empty(shape, dtype=points.dtype, device="cpu")
     lo = 0
-    while lo < n:
-        hi = lo + 2 ** int(np.log2(n - lo))
-        torch.matmul(points[lo:hi], rows.T, out=result[lo:hi])
+    while lo < len(result):
+        hi = lo + 2 ** int(np.log2(len(result) - lo))
+        piece = points[lo:hi]
+        if hi > n:
+            piece = torch.nn.functional.pad(piece, (0, 0, 0, n_added))
+        torch.matmul(piece, rows.T, out=result[lo:hi])
         lo = hi
-    return result
+    return result[:n]
 
 
 def _lengths(points):

@@ -198,29 +198,37 @@ class Bank:
             found = hide(bounds, k)
         if len(found) == 0:
             return
-        likely = _likely(bounds, k)
-        every = np.repeat(np.arange(len(queries)), k)
-        seen = direct(queries, self.rows, every, likely.ravel()).reshape(-1, k)
-        reach = np.sqrt(seen.max(axis=1))
+        # The nearest of more rows are closer; hidden rows must not be among them.
+        n_tried = k if k == 1 or hide is not None else min(2 * k, len(self.rows))
+        seen = _at_most_to(queries, self.rows, _likely(bounds, n_tried))
+        reach = np.sqrt(np.partition(seen, k - 1, axis=1)[:, k - 1])
         left = np.flatnonzero(bounds <= limits(reach)[:, None])
         rows, cols = np.divmod(left, len(self.rows))
         both_single = queries.dtype == self.rows.dtype == np.float32
         if both_single and len(rows) > 2 * k * len(found):
             # Few of many pairs are worth float64.
-            rough, order = self._measure(queries, rows, cols, np.float32)
+            rough = direct(queries, self.rows, rows, cols, np.float32)
             kth = np.full(len(queries), np.inf)
-            kth[found] = rough[order[np.searchsorted(rows, found) + k - 1]]
+            kth[found] = _kth(rough, rows, found, k)
             kept = rough <= _at_most(kth, queries.shape[1])[rows]
             rows, cols = rows[kept], cols[kept]
-        exact, order = self._measure(queries, rows, cols, np.float64)
+        exact = direct(queries, self.rows, rows, cols)
+        order = np.lexsort((cols, exact, rows))
         best = order[np.searchsorted(rows, found)[:, None] + np.arange(k)]
         squared[found] = exact[best]
         indices[found] = cols[best]
 
-    def _measure(self, queries, rows, cols, dtype):
-        """Squared distances of pairs, and the order by query, distance and row."""
-        exact = direct(queries, self.rows, rows, cols, dtype)
-        return exact, np.lexsort((cols, exact, rows))
+
+def _kth(rough, rows, some, k):
+    """The k-th smallest value, in float32, of each of some rows; rows ascend.
+
+    Row and value as one integer: floats that are not negative have the order of their
+    bits, and NumPy sorts integers fast.
+    """
+    bits = rough.astype(np.float32).view(np.uint32)
+    keys = np.sort(rows.astype(np.uint64) << np.uint64(32) | bits)
+    kth = keys[np.searchsorted(rows, some) + k - 1]
+    return kth.astype(np.uint32).view(np.float32)
 
 
 def _at_most_to(queries, rows, likely):

@@ -5,7 +5,8 @@ The distance to any row is an upper bound of the distance to the nearest one, an
 rows that cover the bank give such a bound for every query, by a small matrix product.
 Queries are searched in falling order of their bounds, until the next bound is below the
 worst distance found: no query after it can be farther. Where many are left, more rows
-lower their bounds first.
+lower their bounds first. Where nothing is to be gained, because many queries are
+wanted, or because those searched are equally far, the others are searched at once.
 
 Upper bounds are distances of pairs with room for their rounding, and what is found
 comes from the exact search. So the result is that of a search of all queries, bit for
@@ -20,9 +21,11 @@ from skad.neighbors._nearest import Bank
 
 _COVER_ROWS = 1024  # that give each query its first bound
 _GROWTH = 4  # of these rows, and of the queries searched at once
-_FIRST_QUERIES = 8  # of an image that are searched at once
+_FIRST_QUERIES = 8  # of an image that are searched at once; a product likes powers of 2
 _FEW_QUERIES = 48  # are searched in less time than their bounds are lowered
-_MAX_SHARE = 0.99  # of the queries; if more are left, bounds do not help
+_MIN_WORK = 2**29  # multiplications, and so many more as if rows had 128 more columns
+_MAX_WANTED = 1 / 16  # of the queries; to find more takes a search of nearly all
+_MAX_REACHING = 0.75  # of the queries searched; if more are worst ones, others are, too
 
 
 def search_worst(
@@ -68,9 +71,10 @@ def search_worst(
     indices : ndarray of shape (n, k), intp
         The k nearest rows; 0 for these.
     """
-    n = len(queries)
+    n, d = queries.shape
     levels = _levels(len(bank.rows), k, in_order)
-    if not levels or n_worst.sum() > _MAX_SHARE * n:
+    work = n * len(bank.rows) * (d + 128)
+    if not levels or work < _MIN_WORK or n_worst.sum() > _MAX_WANTED * n:
         return bank.search(queries, k)
     squared, indices = np.zeros((n, k)), np.zeros((n, k), np.intp)
     values = np.full(n, -np.inf)  # exact mean distances, where they are known
@@ -78,7 +82,7 @@ def search_worst(
     starts = np.searchsorted(images, np.arange(len(n_worst) + 1))
     known = bank.upper_bounds(queries, k, levels[0])
     bounds = distance(known).mean(axis=1)
-    n_next = _FIRST_QUERIES + int(n_worst.max())
+    n_next = max(_FIRST_QUERIES, 2 ** int(2 * n_worst.max() - 1).bit_length())
     left, next_level = np.arange(n), 1
     while len(left):
         some = left[_rank(bounds[left], images[left]) < n_next]
@@ -88,7 +92,7 @@ def search_worst(
             own = values[starts[image] : starts[image + 1]]
             floor[image] = np.partition(own, -n_worst[image])[-n_worst[image]]
         left = _open(left, bounds, values, floor, images)
-        if len(left) > _MAX_SHARE * n:
+        if np.mean(values[some] >= floor[images[some]]) > _MAX_REACHING:
             n_next = n
         for level in levels[next_level:]:
             if len(left) <= _FEW_QUERIES or n_next == n:

@@ -10,6 +10,12 @@ from skad.neighbors._nearest import Bank
 from skad.neighbors._worst import search_worst
 
 
+@pytest.fixture(autouse=True)
+def small_searches_too(monkeypatch):
+    """Few queries and rows, which would be searched at once."""
+    monkeypatch.setattr("skad.neighbors._worst._MIN_WORK", 0)
+
+
 def clustered(n, d, rng):
     """Rows about some centres, some of them equal."""
     centres = rng.normal(size=(12, d)).astype(np.float32) * 3
@@ -56,6 +62,45 @@ def test_equal_distances_are_all_searched():
     full, full_indices = bank.search(queries, 1)
     np.testing.assert_array_equal(found, full)
     np.testing.assert_array_equal(indices, full_indices)
+
+
+def sizes_of_calls(monkeypatch, name):
+    """Numbers of queries that a method of `Bank` is called with from now on."""
+    sizes, method = [], getattr(Bank, name)
+
+    def noted(self, queries, *rest):
+        sizes.append(len(queries))
+        return method(self, queries, *rest)
+
+    monkeypatch.setattr(Bank, name, noted)
+    return sizes
+
+
+def test_where_nothing_prunes_the_rest_is_searched_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    bank = Bank(rng.normal(size=(9000, 32)).astype(np.float32))
+    queries = rng.normal(size=(600, 32)).astype(np.float32)
+    one_image = np.zeros(600, np.intp)
+
+    def worst(queries, n_worst):
+        n_worst = np.array([n_worst])
+        return search_worst(
+            bank, queries, one_image, n_worst, 1, np.sqrt, in_order=True
+        )
+
+    full = bank.search(queries)
+    searched = sizes_of_calls(monkeypatch, "search")
+    bounded = sizes_of_calls(monkeypatch, "upper_bounds")
+    known = bank.rows[8000:8600]  # all at a distance of 0
+    np.testing.assert_array_equal(worst(known, 1)[0], np.zeros((600, 1)))
+    assert (searched, bounded) == ([8, 592], [600])
+    np.testing.assert_array_equal(worst(queries, 60), full)
+    assert (searched[2:], bounded[1:]) == ([600], [])
+    found = worst(queries, 7)
+    np.testing.assert_array_equal(
+        np.sort(found[0][:, 0])[-7:], np.sort(full[0][:, 0])[-7:]
+    )
+    assert sum(searched[3:]) < 300
 
 
 @pytest.mark.parametrize(
