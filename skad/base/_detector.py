@@ -31,7 +31,6 @@ from skad.base._hooks import checked_hook
 from skad.base._memory_of_fit import learning, require_memory_to_learn
 from skad.base._threshold import RULES, conformal_p_values
 from skad.base._warnings import (
-    warn_of_collapse,
     warn_of_equal_images,
     warn_of_outlier,
 )
@@ -91,7 +90,9 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     _min_left_out = 2  # images that calibration="loo" needs
     _takes_views = False  # whether it can leave an image and its views out together
     _n_per_image = 1  # samples of each image: itself, and its augmented views
-    _held_out_sample = 0  # which of them a held-out score is of: 0 is the image
+    # Which of them a held-out score is of: 0 is the image, k its k-th view. Modulo the
+    # number of samples that are left out together, it is 0 where that is one.
+    _held_out_sample = 0
     _n_folds = 10  # of calibration="kfold"
     _required_parameters: tuple[str, ...] = (
         "contamination",
@@ -480,7 +481,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         with learning(self, shape, way):
             held_out = HOLD_OUT[way](self, samples, first=first)
         if not alike:
-            warn_of_collapse(self, held_out.scores)
+            self._check_held_out(held_out.scores)
         self._in_sample = way == "train" or (self._in_sample and not first)
         if first or guessed or (way == "loo" and self._keeps_left_out_scores):
             self._replace_held_out(
@@ -493,6 +494,9 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         n_together = n_left_out_together(self, len(samples), first)
         if way != "train" and n_together == self._n_per_image:
             warn_of_outlier(self, held_out.scores, positions, held_out.indices)
+
+    def _check_held_out(self, scores):
+        """Hook: look at held-out scores (m,), larger for more anomalous."""
 
     def _resolved_calibration(self):
         """`calibration`, or what "auto" stands for."""

@@ -57,14 +57,6 @@ def n_left_out_together(detector: Any, n_samples: int, first: bool) -> int:
     return 1 if first and n_samples == n else n
 
 
-def sample_to_score(detector: Any, n_together: int) -> int:
-    """Which of the samples that are left out together gives score and map.
-
-    0 is an image, and k its k-th view.
-    """
-    return detector._held_out_sample if n_together > 1 else 0
-
-
 def way_to_hold_out(detector: Any, n_samples: int, first: bool) -> str:
     """Key of `HOLD_OUT` for samples: `calibration`, where these are enough."""
     way = detector._resolved_calibration()
@@ -101,7 +93,7 @@ def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     before = copy.copy(detector)
     _learn(detector, samples, first)
     n_together = n_left_out_together(detector, len(samples), first)
-    scored = sample_to_score(detector, n_together)
+    scored = detector._held_out_sample % n_together
     n = len(samples) // n_together
     folds = detector._folds(n)
     scores, maps_of, rows_of = np.empty(n), [], []
@@ -126,7 +118,7 @@ def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
 def split(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     """Learn from four fifths of the samples, and score the last one."""
     n_together = n_left_out_together(detector, len(samples), first)
-    scored = sample_to_score(detector, n_together)
+    scored = detector._held_out_sample % n_together
     n = len(samples) // n_together
     order = check_random_state(detector.random_state).permutation(n)
     n_held_out = max(1, n // _SPLIT_PARTS)
@@ -145,7 +137,7 @@ def in_sample(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     n_together = detector._n_per_image
     images = np.arange(len(samples) // n_together)
     if n_together > 1:
-        samples = samples[images * n_together + sample_to_score(detector, n_together)]
+        samples = samples[images * n_together + detector._held_out_sample]
     scores, maps, rows = detector._score_for_calibration(samples)
     return HeldOut(scores, maps, images, rows)
 

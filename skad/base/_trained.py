@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval
 
 from skad import networks
 from skad._kept import prepared
+from skad.base._warnings import warn_of_collapse
 from skad.images._batches import ImageReader, n_threads, remembered
 from skad.networks._sampling import (
     combined_seed,
@@ -190,6 +191,9 @@ class TrainedDetector:
         )
 
     # -- hooks -------------------------------------------------------------------
+
+    def _check_held_out(self, scores):
+        warn_of_collapse(self, scores)
 
     def _fit_bytes(self, shape, itemsize, *, first):
         """Estimate for images: two batches.

@@ -63,14 +63,13 @@ def warn_of_equal_images(detector: Any, samples: Any) -> bool:
 
 def warn_of_collapse(detector: Any, scores: np.ndarray) -> None:
     """Say so where a network that was trained gives one score to different images."""
-    rate = getattr(detector, "learning_rate", None)
-    few = rate is None or len(scores) < _MIN_EQUAL_SCORES
-    if few or detector._is_part or not are_equal(scores):
+    if len(scores) < _MIN_EQUAL_SCORES or detector._is_part or not are_equal(scores):
         return
+    rate = getattr(detector, "learning_rate", "now")  # one of a user's own may lack it
     warn_user(
         f"training of {type(detector).__name__} has collapsed: all {len(scores)} "
         f"held-out scores are equal ({-scores[0]:.3g}), though the images differ. Fit "
-        f"again with a smaller learning_rate than {rate:g}."
+        f"again with a smaller learning_rate than {rate}."
     )
 
 

@@ -16,7 +16,6 @@ from skad._patches import image_scores
 from skad._progress import progress
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
-from skad.base._hold_out import sample_to_score
 from skad.base._memory_of_fit import require_memory_to_learn
 from skad.base._warnings import warn_of_equal_images, warn_of_outlier
 from skad.detectors._gaussians import Gaussians
@@ -320,7 +319,7 @@ class PaDiMDetector(PatchDetector):
         with progress(n_positions, "positions, images left out", self.verbose) as bar:
             # Views of one image alone are left out one by one.
             n_together = 1 if self.n_samples_seen_ == 1 else self._n_per_image
-            scored = sample_to_score(self, n_together)
+            scored = self._held_out_sample % n_together
             maps = self._gaussians.left_out(bar.update, n_together, scored)
             maps = maps.reshape(-1, *grid)
         return image_scores(maps), maps

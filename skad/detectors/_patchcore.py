@@ -17,7 +17,6 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skad._patches import patch_rows
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
-from skad.base._hold_out import sample_to_score
 from skad.detectors._held_out_pass import no_held_out
 from skad.detectors._left_out import LeftOutBank, n_rows_of_one_image
 from skad.detectors._streamed_fit import StreamingBankDetector
@@ -400,7 +399,7 @@ class PatchCoreDetector(StreamingBankDetector):
             self._searched, owner, queries, images, k, self._nearest, self.verbose
         )
 
-        k_scored = sample_to_score(self, n_together)
+        k_scored = self._held_out_sample % n_together
         X = X[k_scored::n_together]
         scored = np.zeros((n_images, n_together, n_patches), bool)
         scored[:, k_scored] = True

@@ -19,7 +19,6 @@ from skad._patches import filled, image_scores
 from skad._progress import progress
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
-from skad.base._hold_out import sample_to_score
 from skad.neighbors._distances import unit_rows
 from skad.neighbors._nearest import BLOCK_ENTRIES, search
 
@@ -241,7 +240,7 @@ class SPADEDetector(PatchDetector):
         """Compare each training image with all others, and with their views."""
         n_together = 1 if self.n_samples_seen_ == 1 else self._n_per_image
         owner = np.arange(len(X)) // n_together
-        images = X[sample_to_score(self, n_together) :: n_together]
+        images = X[self._held_out_sample % n_together :: n_together]
         return self._compare(
             images, *self._nearest_images(images, (owner[::n_together], owner))
         )
