@@ -3,15 +3,16 @@
 import numpy as np
 
 
-def inside_patches(X: np.ndarray) -> np.ndarray:
+def inside_patches(X: np.ndarray, squared: bool = True) -> np.ndarray:
     """Flag the patches (n, h, w) that are not NaN; refuse other values not finite.
 
-    A patch that is NaN in every channel lies outside the region of interest. Values are
-    refused, too, where squared distances between patches may exceed the range of the
-    dtype.
+    A patch that is NaN in every channel lies outside the region of interest. With
+    `squared`, values are refused, too, where squared distances between patches may
+    exceed the range of the dtype.
     """
     # The square of a distance is up to four times the larger squared length.
     largest = np.finfo(X.dtype).max / 16
+    limit = largest if squared else np.inf
     with np.errstate(over="ignore", invalid="ignore"):
         total = np.einsum("nhwd,nhwd->", X, X)
     if total <= largest:  # without an array of flags as large as X
@@ -25,8 +26,8 @@ def inside_patches(X: np.ndarray) -> np.ndarray:
                 "all channels of a patch to leave it out."
             )
         with np.errstate(over="ignore", invalid="ignore"):
-            squared = np.einsum("hwd,hwd->hw", image, image)
-        if (squared > largest).any():  # not where it is NaN
+            lengths = np.einsum("hwd,hwd->hw", image, image)
+        if (lengths > limit).any():  # not where it is NaN
             raise ValueError(
                 f"X[{i}] holds values up to {np.nanmax(np.abs(image)):.3g}: squared "
                 f"distances between such patches may exceed the range of {X.dtype}. "

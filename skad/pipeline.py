@@ -116,14 +116,15 @@ class Pipeline(sklearn.pipeline.Pipeline):
         """Give a step by its number or name, or a pipeline of a slice of the steps.
 
         As in scikit-learn, the pipeline shares the steps. It has the same parameters,
-        but no `augmentation` where it does not end in the detector, which would learn
-        from the views.
+        but `augmentation` only where it has the step that reads images and ends in the
+        detector, which learns from the views.
         """
         found = super().__getitem__(ind)
         if isinstance(ind, slice):
-            ends = self.steps[ind][-1:] == self.steps[-1:]
+            some = self.steps[ind]
+            learns = some[-1:] == self.steps[-1:] and path_to_images(found)
             for name, value in self.get_params(deep=False).items():
-                if name != "steps" and (name != "augmentation" or ends):
+                if name != "steps" and (name != "augmentation" or learns):
                     setattr(found, name, value)
         return found
 
@@ -289,6 +290,12 @@ class Pipeline(sklearn.pipeline.Pipeline):
             )
         if hasattr(final, "_check_holds_out_all"):
             final._check_holds_out_all()
+        if getattr(self.augmentation, "calibrate_on", "images") == "views":
+            raise ValueError(
+                "fit_predict judges each image by its own held-out score, but "
+                "augmentation has calibrate_on='views', so scores are those of views. "
+                "Use calibrate_on='images', or fit and then predict on other images."
+            )
         streams = self._can_stream() and not params
         if regions is None and not streams and self.augmentation is None:
             Chain(self).check_takes_images()

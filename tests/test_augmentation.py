@@ -354,3 +354,19 @@ def test_the_class_is_no_augmentation():
             [PatchFeatures("skad_small"), PatchCoreDetector()],
             augmentation=AugmentedViews,
         ).fit([np.zeros((64, 64), np.uint8)] * 2)
+
+
+def test_scores_of_views_are_not_those_of_images(images, features):
+    on_views = clone(VIEWS).set_params(calibrate_on="views")
+    model = Pipeline([features, PaDiMDetector()], augmentation=on_views)
+    with pytest.raises(ValueError, match=r"fit_predict judges .* of views"):
+        model.fit_predict(images[:4])
+    with pytest.raises(AttributeError, match=r"suspects judges .* of views"):
+        suspects(model.fit(images[:4]), images[:4])
+
+
+def test_views_saved_before_they_could_calibrate(images, features):
+    old = clone(VIEWS)
+    del old.calibrate_on
+    model = Pipeline([features, PaDiMDetector()], augmentation=old).fit(images[:4])
+    assert clone(model).augmentation.calibrate_on == "images"

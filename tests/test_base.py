@@ -77,6 +77,19 @@ def test_bad_features_are_explained(X, message):
         PatchCoreDetector().fit(X)
 
 
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (None, "X is None; pass patch features"),
+        ({"a": 1}, "X is a dict; pass one of its values"),
+        (iter([np.zeros((2, 2, 3))]), "which can be read only once"),
+    ],
+)
+def test_what_is_no_sequence_is_explained(X, message):
+    with pytest.raises(TypeError, match=message):
+        PatchCoreDetector().fit(X)
+
+
 def test_another_number_of_channels_is_refused(detector):
     with pytest.raises(ValueError, match="expecting 6 features"):
         detector.predict(features(2, shape=(4, 4, 5)))

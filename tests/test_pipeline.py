@@ -120,9 +120,11 @@ def test_a_slice_keeps_the_parameters():
         augmentation=AugmentedViews(2),
     )
     expected = model.get_params(deep=False)
-    for start in (0, 1, -1):
+    for start in (0, 1):
         found = model[start:].get_params(deep=False)
         assert found == {**expected, "steps": model.steps[start:]}
+    found = model[-1:].get_params(deep=False)  # no step reads images
+    assert found == {**expected, "steps": model.steps[-1:], "augmentation": None}
     for stop in (-1, 1, 0):  # without the detector, nothing learns from views
         found = model[:stop].get_params(deep=False)
         left_out = {"steps": model.steps[:stop], "augmentation": None}

@@ -550,11 +550,21 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
                 "then predict on other images."
             )
 
+    def _check_holds_out_images(self, caller):
+        """Refuse held-out scores that are of views of the images."""
+        if self._n_per_image > 1 and self._held_out_sample:
+            raise NotHeldOutError(
+                f"{caller} judges each image by its own held-out score, but "
+                "augmentation has calibrate_on='views', so scores are those of views. "
+                "Use calibrate_on='images', or fit and then predict on other images."
+            )
+
     def _labels_after_fit(self, X, y, decisions):
         """Labels of images right after `fit`, those learned from held out.
 
         `decisions` are those of the model, which has seen the images learned from.
         """
+        self._check_holds_out_images("fit_predict")
         if self._in_sample:
             return decide(decisions)
         learned = ~np.isnan(decisions) & self._not_anomalous(X, y)

@@ -460,7 +460,7 @@ def _stacked(X, owner):
         _refuse_images("a single path", owner)
     if hasattr(X, "getexif"):
         _refuse_images("a PIL image", owner)
-    refuse_no_sequence(X)
+    refuse_no_sequence(X, expected="patch features (n, h, w, d) or (n, d)")
     if not isinstance(X, (list, tuple)) and (len(shape) != 1 or dtype == ""):
         return X
     first = next(iter(X), None)

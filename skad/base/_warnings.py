@@ -68,8 +68,8 @@ def warn_of_collapse(detector: Any, scores: np.ndarray) -> None:
     rate = getattr(detector, "learning_rate", "now")  # one of a user's own may lack it
     warn_user(
         f"training of {type(detector).__name__} has collapsed: all {len(scores)} "
-        f"held-out scores are equal ({-scores[0]:.3g}), though the images differ. Fit "
-        f"again with a smaller learning_rate than {rate}."
+        f"calibration scores are equal ({-scores[0]:.3g}), though the images differ. "
+        f"Fit again with a smaller learning_rate than {rate}."
     )
 
 

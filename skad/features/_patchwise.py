@@ -139,7 +139,7 @@ class Patchwise(Portable, TransformerMixin, BaseEstimator):
             X = validate_data(self, X, dtype=_FLOATS, reset=reset)
             return X, np.ones(len(X), bool)
         X = check_array(X, dtype=_FLOATS, allow_nd=True, ensure_all_finite=False)
-        inside = inside_patches(X)
+        inside = inside_patches(X, squared=False)
         rows = X.reshape(-1, X.shape[3])
         validate_data(self, rows[:1], reset=reset, skip_check_array=True)
         return X, inside

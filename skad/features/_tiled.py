@@ -547,6 +547,7 @@ def _grid_before_fit(features: PatchFeatureTransformer) -> tuple[int, int] | Non
     if isinstance(features, SPDPatchFeatures):
         names = PatchFeatures._get_param_names()
         same = PatchFeatures(**{name: getattr(features, name) for name in names})
+        same.set_params(region=None, n_components=None, reduction="random")
         black = np.zeros((1, *same._input_size(), same._n_channels()), np.float32)
         return same.fit(black).grid_shape_
     return None

@@ -97,14 +97,15 @@ def _as_sequence(X: Any, name: str) -> Any:
     return X
 
 
-def refuse_no_sequence(X: Any, name: str = "X") -> None:
+def refuse_no_sequence(X: Any, name: str = "X", expected: str = _EXPECTED_X) -> None:
     """Refuse what is no sequence of samples: a path, one image, what has no length.
 
-    For those who count the samples before anyone reads them.
+    For those who count the samples before anyone reads them. `expected` is what to
+    pass instead.
     """
-    is_text = isinstance(X, str | bytes | bytearray)
-    if is_text or not any(hasattr(X, a) for a in ("__len__", "shape", "__array__")):
-        raise TypeError(f"{name} is {_container_problem(X)}.")
+    is_none = isinstance(X, str | bytes | bytearray | Mapping | Set)
+    if is_none or not any(hasattr(X, a) for a in ("__len__", "shape", "__array__")):
+        raise TypeError(f"{name} is {_container_problem(X, expected)}.")
 
 
 def images_or_folder(images: Any, name: str) -> Any:
@@ -124,7 +125,7 @@ def images_or_folder(images: Any, name: str) -> Any:
         ) from error
 
 
-def _container_problem(X: Any) -> str:
+def _container_problem(X: Any, expected: str = _EXPECTED_X) -> str:
     """Say what X is and what to do instead."""
     kind = type(X)
     if isinstance(X, str | os.PathLike):
@@ -137,14 +138,14 @@ def _container_problem(X: Any) -> str:
     if has_base(kind, "pandas", "DataFrame"):
         return "a DataFrame; pass its column of paths or images"
     if kind.__module__.startswith("scipy.sparse"):
-        return f"a sparse matrix; pass {_EXPECTED_X}"
+        return f"a sparse matrix; pass {expected}"
     if isinstance(X, Mapping):
         return f"a {kind.__name__}; pass one of its values, or a list of them"
     if isinstance(X, Set):
         return f"a {kind.__name__}, which has no order; pass it sorted, as a list"
     if isinstance(X, Iterator):
         return f"a {kind.__name__}, which can be read only once; pass a list of it"
-    return f"{'None' if X is None else f'of type {kind.__name__}'}; pass {_EXPECTED_X}"
+    return f"{'None' if X is None else f'of type {kind.__name__}'}; pass {expected}"
 
 
 def _empty(name: str) -> str:

@@ -94,6 +94,7 @@ def suspects(model: Any, X: Any, y: ArrayLike | None = None) -> Bunch:
     detector = chain.final
     check_detector_of_skad(detector, "suspects")
     check_is_fitted(detector, "offset_")
+    detector._check_holds_out_images("suspects")
     positions = held_out_positions(chain, X, y, "suspects")
     scores = detector.calibration_scores_
     order = np.argsort(scores, kind="stable")

@@ -208,7 +208,8 @@ class _Traversal:
         self.n_samples = n_samples
         self.scale = _scale_of(X)
         # Centring keeps norms, and with them the rounding of products, small.
-        self.origin = X.mean(axis=0, dtype=np.float64) * self.scale
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.origin = X.mean(axis=0, dtype=np.float64) * self.scale
         if not np.isfinite(self.origin).all():  # the sum of float64 rows overflows
             self.origin = np.zeros(X.shape[1])
         self.picked = np.empty(n_samples, np.intp)

@@ -30,7 +30,8 @@ def rounding_bound(left_norms, right_norms, n_features, dtype):
     doubled as the product is, plus the two additions.
     """
     eps = float(np.finfo(dtype).eps)
-    return eps * (n_features + 4) * (np.sqrt(left_norms * right_norms) * 2) + (
+    # Each root by itself: the product of squared lengths may leave the range.
+    return eps * (n_features + 4) * (np.sqrt(left_norms) * np.sqrt(right_norms) * 2) + (
         4 * eps * (left_norms + right_norms)
     )
 

@@ -23,9 +23,13 @@ _COVER_ROWS = 1024  # that give each query its first bound
 _GROWTH = 4  # of these rows, and of the queries searched at once
 _FIRST_QUERIES = 8  # of an image that are searched at once; a product likes powers of 2
 _FEW_QUERIES = 48  # are searched in less time than their bounds are lowered
-_MIN_WORK = 2**29  # multiplications, and so many more as if rows had 128 more columns
+# Queries times rows times columns, plus 128 for what a pair costs beside: with less, a
+# search of all queries takes no longer.
+_MIN_WORK = 2**29
 _MAX_WANTED = 1 / 16  # of the queries; to find more takes a search of nearly all
-_MAX_REACHING = 0.75  # of the queries searched; if more are worst ones, others are, too
+# Share of the queries searched that are as far as the worst one known. If it is larger,
+# many others are as far, too, and bounds rule out none.
+_MAX_REACHING = 0.75
 
 
 def search_worst(

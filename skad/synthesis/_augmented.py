@@ -106,10 +106,11 @@ class AugmentedViews(BaseEstimator):
         0.9 to 1.1. Values above 1 become 1.
 
     calibrate_on : {"images", "views"}, default="images"
-        What the held-out scores are of, and with them the thresholds: the images, or
-        one view of each. "images" is for views that help where there are few images,
-        of parts that will look as these images do. "views" is for parts that will
-        differ as the views do: moved, if the views are moved.
+        What the held-out scores are of, and with them the thresholds: each image, or
+        one view of each. Take "images" if parts will look as these images do, and
+        "views" if they will differ as the views do, such as be moved or turned. With
+        "views", `fit_predict` and `skad.inspection.suspects` have no held-out scores
+        of the images, and say so.
 
     random_state : int, RandomState instance or None, default=0
         Chooses the amounts.
@@ -142,6 +143,7 @@ class AugmentedViews(BaseEstimator):
     (5,)
     """
 
+    calibrate_on: str = "images"  # of objects that were saved before there was this
     _parameter_constraints: dict[str, Any] = {
         "n_views": [Interval(Integral, 1, None, closed="left")],
         "rotation": [Interval(Real, 0, 180, closed="both")],

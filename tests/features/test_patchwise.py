@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
-from sklearn.preprocessing import QuantileTransformer, StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, QuantileTransformer, StandardScaler
 
 from skad import Patchwise
 
@@ -21,6 +21,11 @@ def test_every_patch_is_transformed(transformer):
     assert found.shape == (12, 3, 4, step.n_features_out_)
     np.testing.assert_allclose(found.reshape(expected.shape), expected)
     np.testing.assert_allclose(step.transform(X.reshape(-1, 6)), expected)
+
+
+def test_values_too_large_for_a_detector_can_be_scaled():
+    found = Patchwise(MaxAbsScaler()).fit_transform(1e200 * grids())
+    assert np.abs(found).max() == 1
 
 
 def test_the_default_standardises_the_channels():

@@ -454,3 +454,21 @@ def test_what_cannot_be_is_told_before_anything_is_learned(features):
 def test_images_smaller_than_a_tile_are_told(images):
     with pytest.raises(ValueError, match=r"image_size of features=224 .* 72 x 104"):
         TiledFeatures().fit(images)
+
+
+def test_a_region_of_the_whole_image_is_none_of_a_tile(textures):
+    region = np.zeros((64, 96), bool)
+    region[40:48, 40:48] = True
+    tile = SPDPatchFeatures(
+        "resnet10t",
+        "auto",
+        weights=False,
+        image_size=32,
+        n_components=4,
+        reduction="pca",
+        region=region,
+        max_steps=1,
+        train_batch_size=2,
+    )
+    tiled = TiledFeatures(tile, (64, 96)).fit(textures.train[:2])
+    assert tiled.transform(textures.train[:1]).shape[-1] == 4
