@@ -290,12 +290,8 @@ class Pipeline(sklearn.pipeline.Pipeline):
             )
         if hasattr(final, "_check_holds_out_all"):
             final._check_holds_out_all()
-        if getattr(self.augmentation, "calibrate_on", "images") == "views":
-            raise ValueError(
-                "fit_predict judges each image by its own held-out score, but "
-                "augmentation has calibrate_on='views', so scores are those of views. "
-                "Use calibrate_on='images', or fit and then predict on other images."
-            )
+            if getattr(self.augmentation, "calibrate_on", "images") == "views":
+                final._refuse_scores_of_views("fit_predict")
         streams = self._can_stream() and not params
         if regions is None and not streams and self.augmentation is None:
             Chain(self).check_takes_images()

@@ -30,10 +30,7 @@ from skad.base._hold_out import HOLD_OUT, n_left_out_together, way_to_hold_out
 from skad.base._hooks import checked_hook
 from skad.base._memory_of_fit import learning, require_memory_to_learn
 from skad.base._threshold import RULES, conformal_p_values
-from skad.base._warnings import (
-    warn_of_equal_images,
-    warn_of_outlier,
-)
+from skad.base._warnings import warn_of_equal_images, warn_of_outlier
 from skad.networks._torch_state import own_torch_state
 
 
@@ -553,11 +550,14 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
     def _check_holds_out_images(self, caller):
         """Refuse held-out scores that are of views of the images."""
         if self._n_per_image > 1 and self._held_out_sample:
-            raise NotHeldOutError(
-                f"{caller} judges each image by its own held-out score, but "
-                "augmentation has calibrate_on='views', so scores are those of views. "
-                "Use calibrate_on='images', or fit and then predict on other images."
-            )
+            self._refuse_scores_of_views(caller)
+
+    def _refuse_scores_of_views(self, caller):
+        raise NotHeldOutError(
+            f"{caller} judges each image by its own held-out score, but augmentation "
+            "has calibrate_on='views', so scores are those of views. Use "
+            "calibrate_on='images', or fit and then predict on other images."
+        )
 
     def _labels_after_fit(self, X, y, decisions):
         """Labels of images right after `fit`, those learned from held out.
