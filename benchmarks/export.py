@@ -6,7 +6,8 @@ Raw images of 256 x 256 pixels go in, score and heat map come out. `skad` is the
 pipeline (`inspect`), "graph" the file of `to_onnx`, run by `OnnxDetector`. In the last
 row, the network is resnet18 with random weights, and the bank has 2,000 rows of 384
 channels. anomalib's `Patchcore` has the same; its graph gets images as float32, so that
-it need not convert anything. Where that graph takes no other batch than one of several
+it need not convert anything. "bare network" runs the pipeline's network in torch, on a
+batch that lies ready. Where that graph takes no other batch than one of several
 images, it gets as many, and its time is per image. The largest relative difference of
 scores between skad and its graph is in the same table.
 """
@@ -15,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from harness import limit_threads, optional, parser, publish, race, timing
+from harness import limit_threads, network_of, optional, parser, publish, race, timing
 from PIL import Image
 
 import skad
@@ -25,7 +26,8 @@ from skad.export import OnnxDetector, to_onnx
 SIZE = 256  # side of a raw image, pixels
 N_ROWS = 2000
 LAYERS = ("layer2", "layer3")  # of resnet18
-HEADER = ("model", "skad", "graph", "ratio", "file", "score difference", "anomalib")
+HEADER = ("model", "skad", "graph", "ratio", "bare network", "file")
+HEADER += ("score difference", "anomalib")
 
 
 def models(n_rows):
@@ -96,7 +98,9 @@ def main():
             file = Path(folder, "part.onnx")
             to_onnx(model, file, check=test)
             graph = OnnxDetector(file, n_threads=options.threads)
+            network = network_of(model[0], np.zeros((1, 3, 224, 224), np.float32))
             racers = {
+                "network": lambda network=network: [network() for _ in test],
                 "skad": lambda model=model: [
                     next(skad.inspect(model, [image])).score for image in test
                 ],
@@ -116,6 +120,7 @@ def main():
                     timing(per_image["skad"]),
                     timing(per_image["graph"]),
                     f"{per_image['skad'] / per_image['graph']:.2f}",
+                    timing(per_image["network"]),
                     f"{file.stat().st_size / 1e6:.1f} MB",
                     f"{difference:.0e}",
                     timing(per_image["anomalib"]) if "anomalib" in per_image else "",

@@ -198,6 +198,23 @@ def real_features(options, images, layers="auto", **parameters):
     ).fit_transform(images)
 
 
+def network_of(features, batch):
+    """Runs of a ready batch (n, C, H, W) through the network of fitted features."""
+    import torch
+
+    backbone, device = features._checked_backbone(), features._device()
+    batch = torch.as_tensor(batch, device=device)
+    batch = batch.to(memory_format=torch.channels_last)
+
+    def run():
+        with torch.inference_mode(), backbone.arithmetic(features.precision):
+            backbone.module(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
 def peak_memory(code):
     """Largest memory of a fresh process that runs some code, in bytes (Linux)."""
     status = "open('/proc/self/status').read().split('VmHWM:')[1].split()[0]"

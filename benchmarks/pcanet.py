@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import torch
-from harness import cost_row, limit_threads, parser, publish, timing
+from harness import cost_row, limit_threads, network_of, parser, publish, timing
 from PIL import Image
 
 from skad import (
@@ -42,18 +42,6 @@ def skad_small(size):
     return PatchFeatures("skad_small", embedding="concat", image_size=size)
 
 
-def bare_network(features, n):
-    """Runs of the network of fitted features on a ready batch."""
-    module = features._checked_backbone().module
-    batch = torch.rand(n, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
-
-    def run():
-        with torch.inference_mode():
-            module(batch)
-
-    return run
-
-
 def transforms(files, images, rounds):
     """One image, and a batch, through either features and the bare network."""
     small, filters = skad_small(SIZE).fit(files[:1]), PCANetFeatures(SIZE).fit(files)
@@ -65,7 +53,7 @@ def transforms(files, images, rounds):
             for run in (
                 lambda some=some: filters.transform(some),
                 lambda some=some: small.transform(some),
-                bare_network(small, n),
+                network_of(small, torch.rand(n, 3, SIZE, SIZE)),
             )
         )
         case = f"PCANet, {n} at once"
@@ -83,7 +71,7 @@ def fusion(files, images, rounds):
         for run in (
             lambda: [model.predict(image[None]) for image in images],
             lambda: [model[0].transform(image[None]) for image in images],
-            bare_network(model[0].first_, 1),
+            network_of(model[0].first_, torch.rand(1, 3, SIZE, SIZE)),
         )
     )
     n, case = len(images), "Fusion, predict"

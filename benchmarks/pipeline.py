@@ -5,12 +5,20 @@
 `Pipeline([PatchFeatures(), PatchCoreDetector()])` reads, resizes, extracts, searches
 and draws; the bare network gets a ready batch and runs to its end. anomalib's model
 gets the same batch and a bank of the same size. Ratios are costs: 1 is the network
-alone. mobilenetv2_100 has real weights; those of the others are random.
+alone. mobilenetv2_100 and skad_small have real weights; those of the others are random.
 """
 
 import numpy as np
 from features import BATCH, bare_network, repeated
-from harness import cost_row, limit_threads, optional, parser, publish, race
+from harness import (
+    cost_row,
+    limit_threads,
+    network_of,
+    optional,
+    parser,
+    publish,
+    race,
+)
 
 from skad import PatchCoreDetector, PatchFeatures, Pipeline
 from skad.datasets import load_mvtec
@@ -20,13 +28,16 @@ CASES = (
     ("wide_resnet50_2", 224, 10_000, 1.15, 1.25),
     ("resnet18", 224, 10_000, 1.3, None),
     ("mobilenetv2_100", 224, 10_000, None, None),
+    ("skad_small", 224, 10_000, None, None),
     ("wide_resnet50_2", 256, 20_000, 1.3, None),
 )
 
 
 def fitted(options, name, size, n_rows, train):
     parameters = {"layers": ("layer2", "layer3"), "weights": False}
-    if name == "mobilenetv2_100":
+    if name == "skad_small":
+        parameters = {"layers": "auto"}
+    elif name == "mobilenetv2_100":
         parameters = {"layers": "auto", "weights": options.weights}
         parameters["backbone_kwargs"] = {"pad_type": "same"}
     features = PatchFeatures(name, image_size=size, **parameters)
@@ -59,14 +70,17 @@ def compare(options, name, size, n_rows, decision, rendered, data):
     model = fitted(options, name, size, n_rows, data.train)
     files = data.test[:BATCH] if options.small else data.test[: 4 * BATCH]
     n = len(files) // BATCH
-    whole, _ = bare_network(name, model[0].layers_[-1], size)
+    if name == "skad_small":
+        whole = network_of(model[0], np.zeros((BATCH, 3, size, size), np.float32))
+    else:
+        whole, _ = bare_network(name, model[0].layers_[-1], size)
 
     racers = {
         "decision_function": lambda: model.decision_function(files),
         "anomaly_map": lambda: model.anomaly_map(files),
         "bare network": repeated(whole, n),
     }
-    if name != "mobilenetv2_100" and optional("anomalib") is not None:
+    if name in ("resnet18", "wide_resnet50_2") and optional("anomalib") is not None:
         racers["anomalib"] = repeated(anomalib_model(name, size, model[1].bank_), n)
     for _ in range(2):
         model.decision_function(files)  # the bank prepares more for a second call

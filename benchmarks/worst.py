@@ -6,12 +6,21 @@ Each set's test images are scored one at a time, by banks of about 16,000 rows o
 `skad_small`, or of the 1,024 channels of MobileNetV2. Both ways give the same bits,
 which is checked. In "random", no patch is much worse than the others; of "known" ones,
 all are rows of the bank, and none can be ruled out. The last rows are from
-arrays of pixels: `predict` beside its features alone, and `skad.inspect` with all of
-its answers beside `anomaly_map` alone.
+arrays of pixels: `predict` beside its features alone, `skad.inspect` with all of its
+answers beside `anomaly_map` alone, and both beside the network on a batch that lies
+ready.
 """
 
 import numpy as np
-from harness import cost_row, limit_threads, parser, publish, race, row
+from harness import (
+    cost_row,
+    limit_threads,
+    network_of,
+    parser,
+    publish,
+    race,
+    row,
+)
 from PIL import Image
 
 from skad import PatchCoreDetector, PatchFeatures, Pipeline, inspect
@@ -60,6 +69,7 @@ def from_pixels(features, detector, files, rounds):
     """A decision beside its features, and all answers beside the map alone."""
     images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     model = Pipeline([features, detector])
+    network = network_of(features, np.zeros((1, 3, 224, 224), np.float32))
 
     def each(function):
         return lambda: [function([image]) for image in images]
@@ -69,17 +79,20 @@ def from_pixels(features, detector, files, rounds):
         "features": each(features.transform),
         "inspect": each(lambda image: list(inspect(model, image))),
         "anomaly_map": each(model.anomaly_map),
+        "network": lambda: [network() for _ in images],
     }
     seconds, _ = race(racers, rounds)
     per_image = {name: total / len(images) for name, total in seconds.items()}
     case = f"skad_small, {len(detector.bank_):,} rows"
-    decision, all_of_it = per_image["predict"], per_image["inspect"]
-    predict, answers = f"predict, {case}", f"inspect, all answers, {case}"
+    cases = (
+        ("predict", "predict", "its features alone", "features", 1.5),
+        ("predict", "predict", "bare network", "network", None),
+        ("inspect", "inspect, all answers", "anomaly_map alone", "anomaly_map", 1.1),
+        ("inspect", "inspect, all answers", "bare network", "network", None),
+    )
     return [
-        cost_row(predict, decision, "its features alone", per_image["features"], 1.5),
-        cost_row(
-            answers, all_of_it, "anomaly_map alone", per_image["anomaly_map"], 1.1
-        ),
+        cost_row(f"{title}, {case}", per_image[name], peer, per_image[bare], at_most)
+        for name, title, peer, bare, at_most in cases
     ]
 
 
