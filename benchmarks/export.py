@@ -39,6 +39,12 @@ def models(n_rows):
     return {
         "PatchCore, skad_small": (small, patchcore),
         "Subspace, skad_small": (small, skad.SubspaceDetector()),
+        "PaDiM, skad_small, 50 channels": (
+            skad.PatchFeatures(
+                "skad_small", layers="auto", image_size=224, n_components=50
+            ),
+            skad.PaDiMDetector(),
+        ),
         "PatchCore, resnet18": (large, patchcore),
     }
 

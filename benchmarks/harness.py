@@ -45,12 +45,12 @@ def parser(doc):
 
 
 def limit_threads(n):
-    """Let every library that is loaded use so many threads."""
+    """Let torch, and every other library that is loaded, use so many threads."""
+    import torch  # it asks the machine when it is loaded, and skad loads it late
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(n)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(n)
+    torch.set_num_threads(n)
 
 
 def race(contestants, rounds, patience=20.0):

@@ -130,7 +130,6 @@ def measure(way, detector, paths, n_threads):
     limit_threads(n_threads)
     noise = np.random.default_rng(0).random((8, BLOCK, BLOCK, 3), np.float32)
     PatchFeatures("skad_small", image_size=BLOCK).fit_transform(noise)
-    limit_threads(n_threads)  # torch is loaded by now
     before = memory("VmRSS")
     start = time.perf_counter()
     model = fitted(way, detector, paths["train"])

@@ -81,7 +81,6 @@ def measure(paths, side, bank_size, n_threads):
     some = paths[:: max(1, len(paths) // 500)]
     plain = PatchFeatures("skad_small", image_size=side)
     plain.fit(some[:8])
-    limit_threads(n_threads)  # torch is loaded by now
     before = bare(plain, some)
     passes = []
     detector = PatchCoreDetector(bank_size=bank_size)

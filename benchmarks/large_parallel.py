@@ -159,7 +159,6 @@ def parallel(options):
     with tempfile.TemporaryDirectory() as folder:
         paths = image_files(options, folder, n, side)
         features.fit_transform(paths[:4])  # imports and builds what it needs
-        limit_threads(1)
         for name, detector in detectors(options).items():
             model = make_pipeline(features, detector)
             found = measured(model, paths, part_size)

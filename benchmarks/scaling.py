@@ -42,7 +42,7 @@ LARGE_COLUMNS = ("Rows", "Search", "Seconds", "Bytes", "Found")
 
 
 def search_times(options, features, sizes):
-    """Milliseconds to score one image, by rows of the bank."""
+    """Seconds to search all patches of one image, by rows of the bank."""
     rows, queries = features[:-1], features[-1]
     rows = rows.reshape(-1, rows.shape[-1])
     queries = np.ascontiguousarray(queries.reshape(-1, rows.shape[-1]))
@@ -275,7 +275,7 @@ def main():
     images = photographs(options)[: sizes[-1] + 1]
     features = real_features(options, images)
     curves = {
-        ("score an image", "rows of the bank"): search_times(options, features, banks),
+        ("all patches of an image", "rows of the bank"): search_times(options, features, banks),
         ("coreset of a tenth", "images"): coreset_times(options, features, sizes),
         ("PRO", "images"): pro_times(options, [4, 8] if small else [16, 64, 256]),
     }
