@@ -45,12 +45,12 @@ def parser(doc):
 
 
 def limit_threads(n):
-    """Let every library that is loaded use so many threads."""
+    """Let torch, and every other library that is loaded, use so many threads."""
+    import torch  # it asks the machine when it is loaded, and skad loads it late
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(n)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(n)
+    torch.set_num_threads(n)
 
 
 def race(contestants, rounds, patience=20.0):
@@ -196,6 +196,23 @@ def real_features(options, images, layers="auto", **parameters):
         backbone_kwargs={"pad_type": "same"},
         **parameters,
     ).fit_transform(images)
+
+
+def network_of(features, batch):
+    """Runs of a ready batch (n, C, H, W) through the network of fitted features."""
+    import torch
+
+    backbone, device = features._checked_backbone(), features._device()
+    batch = torch.as_tensor(batch, device=device)
+    batch = batch.to(memory_format=torch.channels_last)
+
+    def run():
+        with torch.inference_mode(), backbone.arithmetic(features.precision):
+            backbone.module(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
 
 
 def peak_memory(code):
