@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from skad._frame import WHOLE, Window
 from skad._kept import byte_bounded
+from skad._matrices import product
 from skad._memory import require_memory
-from skad._products import product
 
 
 def render(

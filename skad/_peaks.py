@@ -7,7 +7,7 @@ import numpy as np
 
 from skad._kept import ByteBounded
 from skad._maps import WHOLE, Window, axis_operators
-from skad._products import product
+from skad._matrices import product
 
 _ROWS_AT_ONCE = 8  # pixel rows of a map that are rendered together
 _known = ByteBounded(2**20)

@@ -13,8 +13,8 @@ from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods
 
+from skad._matrices import product
 from skad._patch_array import PatchArray
-from skad._products import product
 from skad._training_images import TrainingImages
 from skad._user_warning import warn_user
 from skad.base import ImageDetector, PatchDetector

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from sklearn.utils._param_validation import Interval, RealNotInt
 
+from skad._matrices import product
 from skad._moments import BLOCK_ENTRIES, Moments
 from skad._patches import image_scores, patch_maps, patch_rows
-from skad._products import product
 from skad.base import PatchDetector
 
 _CHUNK_ENTRIES = 2**22  # of a temporary array

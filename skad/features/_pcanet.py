@@ -18,8 +18,8 @@ from sklearn.utils._param_validation import Interval
 
 from skad import networks
 from skad._checks import normal_positions
+from skad._matrices import product
 from skad._moments import Moments, RunningMoments
-from skad._products import product
 from skad._progress import progress
 from skad.features._base import Extract, PatchFeatureTransformer
 from skad.features._passes import Passes

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from skad._products import product
+from skad._matrices import product
 from skad.networks._modules import generator, rebuilt
 
 _LEAKY_SLOPE = 0.2  # of the discriminator's leaky ReLU below zero
