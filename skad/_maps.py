@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from skad._frame import WHOLE, Window
 from skad._kept import byte_bounded
+from skad._matrices import product
 from skad._memory import require_memory
 
 
@@ -64,12 +65,12 @@ def render(
     (rows, top), (cols, left) = _operators(
         grids.shape[1:], size, sigma, window, interpolation
     )
-    covered = rows @ np.asarray(grids, np.float32) @ cols.T
-    if covered.shape[1:] == (height, width):
-        return covered
     maps = np.empty((len(grids), height, width), np.float32)
-    maps[:] = grids.min(axis=(1, 2))[:, None, None]
-    maps[:, top : top + covered.shape[1], left : left + covered.shape[2]] = covered
+    if len(rows) < height or len(cols) < width:
+        maps[:] = grids.min(axis=(1, 2))[:, None, None]
+    covered = maps[:, top : top + len(rows), left : left + len(cols)]
+    for covered_one, grid in zip(covered, np.asarray(grids, np.float32), strict=True):
+        covered_one[...] = product(product(rows, grid), cols.T)
     return maps
 
 

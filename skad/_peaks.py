@@ -7,6 +7,7 @@ import numpy as np
 
 from skad._kept import ByteBounded
 from skad._maps import WHOLE, Window, axis_operators
+from skad._matrices import product
 
 _ROWS_AT_ONCE = 8  # pixel rows of a map that are rendered together
 _known = ByteBounded(2**20)
@@ -55,7 +56,7 @@ def _peaks(
     rows, cols = axis_operators(grids.shape[1:], size, sigma, window, interpolation)
     found = np.empty(len(grids), np.float32)
     for i, grid in enumerate(grids):
-        found[i] = _peak(grid @ cols.T, rows)
+        found[i] = _peak(product(grid, cols.T), rows)
     if rows.shape[0] < size[0] or cols.shape[0] < size[1]:
         # Outside of the window, maps take the smallest value of their grid.
         found = np.maximum(found, grids.min(axis=(1, 2)))
@@ -68,9 +69,9 @@ def _peak(stretched: np.ndarray, rows: Any) -> float:
     An entry is a sum of products r s. Over all columns, that is at most max(s) where
     r > 0 and min(s) where r < 0, which bounds each row.
     """
-    above = np.maximum(rows, 0) @ stretched.max(axis=1)
-    below = np.minimum(rows, 0) @ stretched.min(axis=1)
-    bound = above + below
+    above = product(np.maximum(rows, 0), stretched.max(axis=1)[:, None])
+    below = product(np.minimum(rows, 0), stretched.min(axis=1)[:, None])
+    bound = (above + below)[:, 0]
     order = np.argsort(-bound)
     slack = 1e-5 * np.abs(bound).max()  # of rounding
     best = -np.inf
@@ -78,5 +79,5 @@ def _peak(stretched: np.ndarray, rows: Any) -> float:
         some = order[lo : lo + _ROWS_AT_ONCE]
         if bound[some[0]] + slack < best:
             break
-        best = max(best, (rows[some] @ stretched).max())
+        best = max(best, product(rows[some], stretched).max())
     return best

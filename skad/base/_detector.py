@@ -478,7 +478,7 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         with learning(self, shape, way):
             held_out = HOLD_OUT[way](self, samples, first=first)
         if not alike:
-            self._check_held_out(held_out.scores)
+            self._check_held_out(held_out)
         self._in_sample = way == "train" or (self._in_sample and not first)
         if first or guessed or (way == "loo" and self._keeps_left_out_scores):
             self._replace_held_out(
@@ -492,8 +492,8 @@ class BaseDetector(CalibratedThreshold, Portable, OutlierMixin, BaseEstimator):
         if way != "train" and n_together == self._n_per_image:
             warn_of_outlier(self, held_out.scores, positions, held_out.indices)
 
-    def _check_held_out(self, scores):
-        """Hook: look at held-out scores (m,), larger for more anomalous."""
+    def _check_held_out(self, held_out):
+        """Hook: look at the scores of a `HeldOut`."""
 
     def _resolved_calibration(self):
         """`calibration`, or what "auto" stands for."""

@@ -40,12 +40,16 @@ class HeldOut(NamedTuple):
 
     rows : ndarray of shape (k,), int, or None
         Ascending places of the scores that have maps; None for all of them.
+
+    folds : list of ndarray of int, or None
+        Places of the scores of each fold; None where they are of one model.
     """
 
     scores: np.ndarray
     maps: np.ndarray
     indices: np.ndarray
     rows: np.ndarray | None = None
+    folds: list[np.ndarray] | None = None
 
 
 def n_left_out_together(detector: Any, n_samples: int, first: bool) -> int:
@@ -112,7 +116,7 @@ def k_fold(detector: Any, samples: Any, *, first: bool) -> HeldOut:
     rows = np.concatenate(rows_of)
     order = np.argsort(rows)
     maps = np.concatenate(maps_of)[order]
-    return HeldOut(scores, maps, np.arange(n), rows[order])
+    return HeldOut(scores, maps, np.arange(n), rows[order], folds)
 
 
 def split(detector: Any, samples: Any, *, first: bool) -> HeldOut:

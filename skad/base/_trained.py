@@ -192,8 +192,8 @@ class TrainedDetector:
 
     # -- hooks -------------------------------------------------------------------
 
-    def _check_held_out(self, scores):
-        warn_of_collapse(self, scores)
+    def _check_held_out(self, held_out):
+        warn_of_collapse(self, held_out.scores, held_out.folds)
 
     def _fit_bytes(self, shape, itemsize, *, first):
         """Estimate for images: two batches.

@@ -61,15 +61,32 @@ def warn_of_equal_images(detector: Any, samples: Any) -> bool:
     return True
 
 
-def warn_of_collapse(detector: Any, scores: np.ndarray) -> None:
-    """Say so where a network that was trained gives one score to different images."""
-    if len(scores) < _MIN_EQUAL_SCORES or detector._is_part or not are_equal(scores):
+def warn_of_collapse(
+    detector: Any, scores: np.ndarray, folds: list[np.ndarray] | None = None
+) -> None:
+    """Say so where a network that was trained gives one score to different images.
+
+    Parameters
+    ----------
+    detector : BaseDetector
+
+    scores : ndarray of shape (m,)
+        Held-out scores, larger is more anomalous.
+
+    folds : list of ndarray of int, optional
+        Places of the scores of each fold, which has a network of its own.
+    """
+    parts = [scores] if folds is None else [scores[fold] for fold in folds]
+    equal = [s for s in parts if len(s) >= _MIN_EQUAL_SCORES and are_equal(s)]
+    if detector._is_part or not equal:
         return
+    where = "" if folds is None else f" in {len(equal)} of {len(folds)} folds"
+    of_which = "" if folds is None else " of a fold"
     rate = getattr(detector, "learning_rate", "now")  # one of a user's own may lack it
     warn_user(
-        f"training of {type(detector).__name__} has collapsed: all {len(scores)} "
-        f"calibration scores are equal ({-scores[0]:.3g}), though the images differ. "
-        f"Fit again with a smaller learning_rate than {rate}."
+        f"training of {type(detector).__name__} has collapsed{where}: all "
+        f"{len(equal[0])} calibration scores{of_which} are equal ({-equal[0][0]:.3g}), "
+        f"though the images differ. Fit again with a smaller learning_rate than {rate}."
     )
 
 

@@ -8,10 +8,10 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from sklearn.utils import check_random_state
 
+from skad._matrices import direct, unit_rows
 from skad._patches import image_scores, n_top, patch_maps, patch_rows
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
-from skad.neighbors._distances import direct, unit_rows
 from skad.neighbors._nearest import Bank
 from skad.neighbors._worst import search_worst
 

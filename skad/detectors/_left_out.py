@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from skad._matrices import join_own_group, nearest_of_own_group
 from skad._progress import progress
-from skad.neighbors._distances import join_own_group, nearest_of_own_group
 
 
 class LeftOutBank:

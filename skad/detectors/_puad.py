@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods
 
+from skad._matrices import product
 from skad._patch_array import PatchArray
 from skad._training_images import TrainingImages
 from skad._user_warning import warn_user
@@ -123,7 +124,7 @@ class _TwoScores:
         if present.any():
             means = self._mean_patches(X if present.all() else X[present])
             centred = means - self.location_
-            squared = np.einsum("ij,ij->i", centred @ self.precision_, centred)
+            squared = np.einsum("ij,ij->i", product(centred, self.precision_), centred)
             distances[present] = np.sqrt(np.maximum(squared, 0))
         return np.column_stack([scores, distances])
 

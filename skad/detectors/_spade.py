@@ -14,12 +14,12 @@ import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skad._maps import render
+from skad._matrices import unit_rows
 from skad._patch_array import PatchArray
 from skad._patches import filled, image_scores
 from skad._progress import progress
 from skad._user_warning import warn_user
 from skad.base import PatchDetector
-from skad.neighbors._distances import unit_rows
 from skad.neighbors._nearest import BLOCK_ENTRIES, search
 
 

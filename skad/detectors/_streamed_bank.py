@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from skad.detectors._left_out import cover, n_rows_of_one_image
-from skad.detectors._rows_of_images import RowsOfImages
-from skad.neighbors import greedy_coreset
-from skad.neighbors._coreset import far_apart
-from skad.neighbors._distances import (
+from skad._matrices import (
     join_own_group,
     nearest_of_own_group,
     squared_distances,
 )
+from skad.detectors._left_out import cover, n_rows_of_one_image
+from skad.detectors._rows_of_images import RowsOfImages
+from skad.neighbors import greedy_coreset
+from skad.neighbors._coreset import far_apart
 from skad.neighbors._nearest import Bank
 
 _PART_ROWS = 2048  # of the rows added since a reduction that are searched at once

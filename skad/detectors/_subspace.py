@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils._param_validation import Interval, RealNotInt
 
+from skad._matrices import product
 from skad._moments import BLOCK_ENTRIES, Moments
 from skad._patches import image_scores, patch_maps, patch_rows
 from skad.base import PatchDetector
@@ -200,11 +201,11 @@ class SubspaceDetector(PatchDetector):
         step = max(1, _CHUNK_ENTRIES // rows.shape[1])
         for lo in range(0, len(rows), step):
             residual = rows[lo : lo + step] - self.mean_.astype(rows.dtype)
-            along = residual @ self._axes
+            along = product(residual, self._axes)
             if self._spans_residual:
                 residual = along
             else:
-                residual -= along @ self._axes.T
+                residual -= product(along, self._axes.T)
             squared = np.einsum("ij,ij->i", residual, residual)
             squared[squared <= floor] = 0
             length[lo : lo + step] = np.sqrt(squared)

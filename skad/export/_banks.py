@@ -105,7 +105,7 @@ class PatchCore(PatchScores):
 
 
 def unit_rows(rows: torch.Tensor) -> torch.Tensor:
-    """As `skad.neighbors._distances.unit_rows`."""
+    """As `skad._matrices.unit_rows`."""
     length = (rows * rows).sum(dim=-1, keepdim=True).sqrt()
     return rows / length.clamp(min=torch.finfo(rows.dtype).tiny)
 

@@ -18,6 +18,7 @@ from sklearn.utils._param_validation import Interval
 
 from skad import networks
 from skad._checks import normal_positions
+from skad._matrices import product
 from skad._moments import Moments, RunningMoments
 from skad._progress import progress
 from skad.features._base import Extract, PatchFeatureTransformer
@@ -307,7 +308,7 @@ class PCANetFeatures(PatchFeatureTransformer):
     def _whiten(self, standardised: Iterable[np.ndarray]) -> np.ndarray:
         """Features of images; one product per image, the same bits in any batch."""
         rows = [one.reshape(-1, one.shape[-1]) for one in standardised]
-        features = np.stack([one @ self.whitening_ for one in rows])
+        features = np.stack([product(one, self.whitening_) for one in rows])
         return features.reshape(len(rows), *self.grid_shape_, -1)
 
     def _standardise(self, responses: np.ndarray) -> np.ndarray:

@@ -38,6 +38,8 @@ from typing import Any
 
 import numpy as np
 
+from skad._matrices import product
+
 _MIN_BFLOAT16_WORK = 2**26  # multiplications from which bfloat16 pays
 _DIRECTION_SAMPLE = 4096  # rows that the directions are computed from
 _KEPT_VARIANCE = 0.96  # share of the variance along the kept directions
@@ -215,11 +217,13 @@ class Bounds:
         """
         n_kept, n = self._directions.shape
         inside = sum(
-            points[:, lo : lo + _PRODUCT_COLUMNS]
-            @ self._directions[:, lo : lo + _PRODUCT_COLUMNS].T
+            _times(
+                points[:, lo : lo + _PRODUCT_COLUMNS],
+                self._directions[:, lo : lo + _PRODUCT_COLUMNS].T,
+            )
             for lo in range(0, n, _PRODUCT_COLUMNS)
         )
-        rest = _lengths(points - inside @ self._directions)
+        rest = _lengths(points - _times(inside, self._directions))
         n_terms = 2 * (_PRODUCT_COLUMNS + n / _PRODUCT_COLUMNS + 4) + n_kept
         slack = _ROUNDING_SHARE * (n_kept**0.5 * n_terms + n + 4)
         return self._with_rest(inside, rest), slack
@@ -259,6 +263,15 @@ class Bounds:
         return ((bits >> 16) + 1).astype(np.int16) if self._half else bits + 1
 
 
+def _times(left, right):
+    """The product of two arrays or of two tensors, in float32."""
+    if isinstance(left, np.ndarray):
+        return product(left, right)
+    import torch
+
+    return torch.from_numpy(product(left.numpy(), right.numpy()))
+
+
 def _product(points, rows):
     """All products of points and rows, of arrays or of tensors.
 
@@ -268,7 +281,7 @@ def _product(points, rows):
     rows does, so that the last points are filled up to one piece.
     """
     if isinstance(points, np.ndarray):
-        return points @ rows.T
+        return product(points, rows.T)
     import torch
 
     n = len(points)
@@ -333,7 +346,7 @@ def half_pays():
         runs = []
         for _ in range(5):
             start = time.perf_counter()
-            matrix @ matrix.T
+            _product(matrix, matrix)
             runs.append(time.perf_counter() - start)
         return min(runs)
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import check_array
 
+from skad._matrices import squared_distances, upper_bounds
 from skad._progress import progress
 from skad._user_warning import warn_user
-from skad.neighbors._distances import squared_distances, upper_bounds
 
 _CANDIDATE_ROWS = 256, 2048  # fewest and most that a round looks at
 _CANDIDATE_BYTES = 1.2e7  # for these and their distances, or a tenth of X

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import check_array
 
+from skad._matrices import direct
 from skad.neighbors._bounds import Bounds, plan
-from skad.neighbors._distances import direct
 
 BLOCK_ENTRIES = 2**23  # of one block of bounds
 _GROUP_ROWS = 16  # of these, only the one with the smallest bound is looked at

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from skad._matrices import product
 from skad.networks._modules import generator, rebuilt
 
 _LEAKY_SLOPE = 0.2  # of the discriminator's leaky ReLU below zero
@@ -309,10 +310,10 @@ def outputs_of(rows: Any, layers: Any, output: Any) -> Any:
     for first in range(0, len(rows), n_at_once):
         hidden = rows[first : first + n_at_once]
         for weight, offset in layers:
-            hidden = hidden @ weight.T
+            hidden = product(hidden, weight.T)
             hidden += offset
             np.maximum(hidden, hidden * slope, out=hidden)
-        outputs[first : first + n_at_once] = hidden @ output
+        outputs[first : first + n_at_once] = product(hidden, output[:, None])[:, 0]
     return outputs
 
 

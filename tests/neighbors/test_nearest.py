@@ -121,7 +121,7 @@ def test_blocks_do_not_change_the_answer(monkeypatch):
     queries, bank = rng.normal(size=(50, 8)), rng.normal(size=(70, 8))
     whole = nearest(queries, bank, 3)
     monkeypatch.setattr("skad.neighbors._nearest.BLOCK_ENTRIES", 140)
-    monkeypatch.setattr("skad.neighbors._distances._CHUNK_ENTRIES", 64)
+    monkeypatch.setattr("skad._matrices._CHUNK_ENTRIES", 64)
     parts = nearest(queries, bank, 3)
     np.testing.assert_array_equal(parts[0], whole[0])
     np.testing.assert_array_equal(parts[1], whole[1])

@@ -215,3 +215,20 @@ def test_training_that_collapsed():
     with pytest.warns(UserWarning, match=DO_NOT_DIFFER) as found:
         OneScore(1).fit(np.repeat(patches(1), 20, axis=0))
     assert not any("collapsed" in str(one.message) for one in found)
+
+
+class OneFoldFails(SimpleNetDetector):
+    """Gives the images of a fold one score if it has not learned from image 0."""
+
+    def _fit(self, X):
+        self.knows_first_ = bool((patches(20)[0] == X).all(axis=(1, 2, 3)).any())
+
+    def _score(self, X):
+        scores = X.mean(axis=(1, 2, 3)) if self.knows_first_ else np.full(len(X), 0.25)
+        return scores, np.full(X.shape[:3], 0.25)
+
+
+def test_training_that_collapsed_in_a_fold():
+    message = r"collapsed in 1 of 5 folds: all 4 .* of a fold .* \(-0.25\)"
+    with pytest.warns(UserWarning, match=message):
+        OneFoldFails(1, calibration="kfold").fit(patches(20))

@@ -1,14 +1,68 @@
-"""Squared Euclidean distances at matrix-product speed, without its cancellation.
+"""Products of matrices, and squared Euclidean distances at their speed.
 
-Written as ``|a|^2 + |b|^2 - 2 a.b`` a distance is one entry of a matrix
-product, but close rows cancel: in float32 two identical rows of length 320 end
-up 0.2 apart. The expansion is therefore only used to tell far from near;
-wherever its rounding could matter the difference itself is taken, in float64.
+After a product, the threads of NumPy's BLAS wait for the next one by spinning, for some
+20 ms, and take the cores from the network, which has threads of its own: scored one by
+one, images took up to twice as long. So what is multiplied between two runs of a
+network is multiplied by PyTorch, whose threads those are.
+
+Written as ``|a|^2 + |b|^2 - 2 a.b`` a distance is one entry of a matrix product, but
+close rows cancel: in float32 two identical rows of length 320 end up 0.2 apart. The
+expansion is therefore only used to tell far from near; wherever its rounding could
+matter the difference itself is taken, in float64.
 """
+
+from typing import Any
 
 import numpy as np
 
 _CHUNK_ENTRIES = 2**16  # entries of a float64 temporary: it stays in the cache
+
+
+def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Multiply two matrices as ``left @ right`` does.
+
+    The bits do not depend on where in memory the matrices lie. Where torch has been
+    told to multiply float32 with fewer digits, NumPy multiplies.
+
+    Parameters
+    ----------
+    left : ndarray of shape (m, k), float32 or float64
+    right : ndarray of shape (k, n), float32 or float64
+
+    Returns
+    -------
+    result : ndarray of shape (m, n)
+    """
+    import torch
+
+    if right.shape[1] == 1:  # there, a BLAS adds up in an order that depends on it
+        return np.einsum("ij,j->i", left, right[:, 0])[:, None]
+    if not _multiplies_float32(torch):
+        return left @ right
+    result = np.empty((len(left), right.shape[1]), np.result_type(left, right))
+    both = (_shared(torch, matrix, result.dtype) for matrix in (left, right))
+    # With `out`, the caller's autocast has no say.
+    torch.mm(*both, out=torch.from_numpy(result))
+    return result
+
+
+def _multiplies_float32(torch: Any) -> bool:
+    """Whether torch keeps all digits of float32 in a product, by settings of its user.
+
+    Bounds of distances count on them.
+    """
+    product = getattr(torch.backends.mkldnn, "matmul", None)
+    if product is not None:
+        return product.fp32_precision in ("none", "ieee")
+    return torch.get_float32_matmul_precision() == "highest"  # before torch 2.9
+
+
+def _shared(torch: Any, matrix: np.ndarray, dtype: Any) -> Any:
+    """A tensor of the memory of a matrix, or of a copy where torch cannot share it."""
+    matrix = matrix.astype(dtype, copy=False)
+    if not matrix.flags.writeable or min(matrix.strides) < 0:
+        matrix = matrix.copy()
+    return torch.from_numpy(np.asarray(matrix))
 
 
 def squared_norms(rows):
@@ -57,7 +111,7 @@ def squared_distances(left, right):
     Returns an array of shape (len(left), len(right)) in the dtype of `left`.
     """
     left_norms, right_norms = squared_norms(left), squared_norms(right)
-    result = left @ right.T
+    result = product(left, right.T)
     result *= -2
     result += left_norms[:, None]
     result += right_norms
@@ -74,7 +128,7 @@ def upper_bounds(rows, centres):
     Computed in the dtype of the rows, with room for its rounding; float64.
     """
     norms, centre_norms = squared_norms(rows), squared_norms(centres)
-    screen = rows @ centres.T
+    screen = product(rows, centres.T)
     screen *= -2
     screen += centre_norms
     noise = rounding_bound(norms, centre_norms.max(), rows.shape[1], rows.dtype)
