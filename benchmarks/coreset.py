@@ -110,13 +110,14 @@ def compare(options, case, X, n_samples, targets):
 def memory(n, d, n_samples):
     """Memory beside the input, as a share of it.
 
-    BLAS keeps some megabytes from its first large products on, whoever asks for them:
-    they are there before.
+    Each BLAS, NumPy's and that of torch, keeps some megabytes from its first large
+    products on, whoever asks for them: they are there before.
     """
     make = (
         "import numpy as np; from skad.neighbors import greedy_coreset\n"
         "some = np.ones((1000, 400), 'f'); some @ some.T\n"
-        "some = some.astype('d'); some @ some.T; del some\n"
+        "from skad._matrices import product; product(some, some.T)\n"
+        "some = some.astype('d'); some @ some.T; product(some, some.T); del some\n"
         "greedy_coreset(np.eye(3, dtype='f'), 2)\n"
         f"X = np.random.default_rng(0).standard_normal(({n}, {d}), np.float32)\n"
     )

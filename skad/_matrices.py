@@ -11,11 +11,13 @@ expansion is therefore only used to tell far from near; wherever its rounding co
 matter the difference itself is taken, in float64.
 """
 
+import os
 from typing import Any
 
 import numpy as np
 
 _CHUNK_ENTRIES = 2**16  # entries of a float64 temporary: it stays in the cache
+_first_process = os.getpid()
 
 
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -39,11 +41,24 @@ def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return np.einsum("ij,j->i", left, right[:, 0])[:, None]
     if not _multiplies_float32(torch):
         return left @ right
+    use_one_thread_after_fork(torch)
     result = np.empty((len(left), right.shape[1]), np.result_type(left, right))
     both = (_shared(torch, matrix, result.dtype) for matrix in (left, right))
     # With `out`, the caller's autocast has no say.
     torch.mm(*both, out=torch.from_numpy(result))
     return result
+
+
+def use_one_thread_after_fork(torch: Any) -> None:
+    """Have torch use one thread in a process that was forked.
+
+    The threads of OpenMP do not survive a fork; a child that wants to share work with
+    them waits for ever.
+    """
+    global _first_process
+    if os.getpid() != _first_process:
+        torch.set_num_threads(1)
+        _first_process = os.getpid()
 
 
 def _multiplies_float32(torch: Any) -> bool:

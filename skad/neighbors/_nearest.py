@@ -15,6 +15,7 @@ from sklearn.utils import check_array
 
 from skad._matrices import direct
 from skad.neighbors._bounds import Bounds, plan
+from skad.networks._torch_state import in_own_torch_state
 
 BLOCK_ENTRIES = 2**23  # of one block of bounds
 _GROUP_ROWS = 16  # of these, only the one with the smallest bound is looked at
@@ -26,6 +27,7 @@ _UNDERFLOW_MARGIN = 1e-30  # above all that underflow takes from a squared dista
 _PREPARED: WeakKeyDictionary[Any, tuple] = WeakKeyDictionary()
 
 
+@in_own_torch_state
 def nearest(
     queries: ArrayLike, bank: ArrayLike, k: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,10 @@ from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
+from skad._matrices import use_one_thread_after_fork
+
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
-_first_process = os.getpid()
+_process = os.getpid()
 
 # Held while a network runs. Hooks sit on modules that threads share, and a process that
 # forked in the middle of a run would find them there: a fork waits for its end.
@@ -40,7 +42,8 @@ def own_torch_state() -> Iterator[None]:
     if torch is None:  # nobody has set anything
         yield
         return
-    _after_fork(torch)
+    if os.getpid() != _process:
+        use_one_thread_after_fork(torch)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -74,18 +77,6 @@ def in_own_torch_state(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     return guarded
-
-
-def _after_fork(torch: Any) -> None:
-    """Use one thread in a process that was forked.
-
-    The threads of OpenMP do not survive a fork; a child that wants to share work with
-    them waits for ever.
-    """
-    global _first_process
-    if os.getpid() != _first_process:
-        torch.set_num_threads(1)
-        _first_process = os.getpid()
 
 
 def torch_device(name: Any) -> Any:

@@ -402,3 +402,32 @@ assert torch.get_num_threads() == 2
 assert np.array_equal(model.score_samples(X), expected)
 """
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "greedy_coreset(rows, 200)",
+        "nearest(rows, rows[::5])",
+        "model.pixel_threshold((300, 500))",
+    ],
+)
+def test_fork_before_a_product_of_matrices(call, new_process):
+    """Without a network, which would find out that it was forked."""
+    new_process(
+        code=FORK
+        + f"""
+from skad.neighbors import greedy_coreset, nearest
+rows = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32)
+rows[:5000] @ rows[:64].T
+torch.ones(2000, 2000) @ torch.ones(2000, 2000)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    {call}
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+"""
+    )
