@@ -275,7 +275,9 @@ def main():
     images = photographs(options)[: sizes[-1] + 1]
     features = real_features(options, images)
     curves = {
-        ("all patches of an image", "rows of the bank"): search_times(options, features, banks),
+        ("all patches of an image", "rows of the bank"): search_times(
+            options, features, banks
+        ),
         ("coreset of a tenth", "images"): coreset_times(options, features, sizes),
         ("PRO", "images"): pro_times(options, [4, 8] if small else [16, 64, 256]),
     }
