@@ -69,8 +69,8 @@ def render(
     if len(rows) < height or len(cols) < width:
         maps[:] = grids.min(axis=(1, 2))[:, None, None]
     covered = maps[:, top : top + len(rows), left : left + len(cols)]
-    for covered_one, grid in zip(covered, np.asarray(grids, np.float32), strict=True):
-        covered_one[...] = product(product(rows, grid), cols.T)
+    for pixels, grid in zip(covered, np.asarray(grids, np.float32), strict=True):
+        pixels[...] = product(product(rows, grid), cols.T)
     return maps
 
 

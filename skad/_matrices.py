@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 _CHUNK_ENTRIES = 2**16  # entries of a float64 temporary: it stays in the cache
-_first_process = os.getpid()
+_process = os.getpid()  # whose threads torch has
 
 
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -35,10 +35,10 @@ def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     -------
     result : ndarray of shape (m, n)
     """
-    import torch
-
     if right.shape[1] == 1:  # there, a BLAS adds up in an order that depends on it
         return np.einsum("ij,j->i", left, right[:, 0])[:, None]
+    import torch
+
     if not _multiplies_float32(torch):
         return left @ right
     use_one_thread_after_fork(torch)
@@ -55,10 +55,10 @@ def use_one_thread_after_fork(torch: Any) -> None:
     The threads of OpenMP do not survive a fork; a child that wants to share work with
     them waits for ever.
     """
-    global _first_process
-    if os.getpid() != _first_process:
+    global _process
+    if os.getpid() != _process:
         torch.set_num_threads(1)
-        _first_process = os.getpid()
+        _process = os.getpid()
 
 
 def _multiplies_float32(torch: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from skad._matrices import use_one_thread_after_fork
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
-_process = os.getpid()
+_process = os.getpid()  # that imported skad, not a fork of it
 
 # Held while a network runs. Hooks sit on modules that threads share, and a process that
 # forked in the middle of a run would find them there: a fork waits for its end.
